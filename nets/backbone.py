@@ -1,0 +1,96 @@
+"""A name to a feature extractor: IRNet, or any timm model with feature maps."""
+import difflib
+
+import timm
+import timm.utils
+import torch
+
+from nets.irnet import IRNet
+from utils.errors import UserError
+
+IRNETS = {"irnet18": 18, "irnet50": 50, "irnet100": 100}
+NECK_CHANNELS = 256
+
+
+class Backbone(torch.nn.Module):
+    """Images to one feature map of the wanted output stride.
+
+    At stride 32 that is the last feature map. At stride 16 the stride-16 and the (upsampled)
+    stride-32 maps are added and smoothed, so that the finer grid keeps the whole view.
+    `channels` is the width of the result.
+    """
+
+    def __init__(self, trunk, last, second_last, channels, stride):
+        super().__init__()
+        self.trunk = trunk
+        self.last, self.second_last = last, second_last
+        self.neck = None if stride == 32 else Neck(channels[second_last], channels[last])
+        self.channels = channels[last] if self.neck is None else NECK_CHANNELS
+
+    def forward(self, images):
+        """(N, 3, S, S) normalised to (N, channels, S / stride, S / stride)."""
+        features = self.trunk(images)
+        if self.neck is None:
+            return features[self.last]
+        return self.neck(features[self.second_last], features[self.last])
+
+
+class Neck(torch.nn.Module):
+    """Stride-16 plus upsampled stride-32 features, smoothed by one 3x3 convolution."""
+
+    def __init__(self, fine, coarse, channels=NECK_CHANNELS):
+        super().__init__()
+        self.fine = torch.nn.Conv2d(fine, channels, 1)
+        self.coarse = torch.nn.Conv2d(coarse, channels, 1)
+        self.smooth = torch.nn.Sequential(
+            torch.nn.BatchNorm2d(channels), torch.nn.ReLU(inplace=True),
+            torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            torch.nn.BatchNorm2d(channels), torch.nn.ReLU(inplace=True))
+
+    def forward(self, fine, coarse):
+        """(N, fine, 2H, 2W) and (N, coarse, H, W) to (N, channels, 2H, 2W)."""
+        coarse = torch.nn.functional.interpolate(self.coarse(coarse), scale_factor=2.0)
+        return self.smooth(self.fine(fine) + coarse)
+
+
+def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
+    """The feature extractor called `name` at output stride 16 or 32.
+
+    activation: `prelu` or `relu`, for IRNets only. timm_weights: load timm's pretrained weights,
+    which need the network or timm's cache. Raises UserError for unknown names and strides.
+    """
+    if stride not in (16, 32):
+        raise UserError(f"stride must be 16 or 32, found {stride}")
+    if name in IRNETS:
+        trunk = IRNet(IRNETS[name], activation)
+        channels, strides = trunk.channels, trunk.strides
+    else:
+        trunk = _timm_trunk(name, timm_weights)
+        channels, strides = trunk.feature_info.channels(), trunk.feature_info.reduction()
+    if 32 not in strides or 16 not in strides:
+        raise UserError(f"backbone {name} has feature maps at strides {list(strides)}; strides 16 "
+                        f"and 32 are needed")
+    places = {s: i for i, s in enumerate(strides)}
+    return Backbone(trunk, places[32], places[16], channels, stride)
+
+
+def _timm_trunk(name, pretrained):
+    if not timm.is_model(name):
+        known = [*IRNETS, *timm.list_models()]
+        near = difflib.get_close_matches(name, known, 4, 0.5)
+        raise UserError(f"unknown backbone {name!r}; near: {', '.join(near) or 'none'}; known: "
+                        f"{', '.join(IRNETS)} and timm's models (timm.list_models())")
+    try:
+        return timm.create_model(name, pretrained=pretrained, features_only=True)
+    except Exception as error:
+        # timm and its hub client raise a dozen kinds here; each means the same to the user.
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if pretrained:
+            raise UserError(f"pretrained: timm: the weights of {name} could not be had (no network, "
+                            f"or none exist): {what}; use pretrained: none or a path") from None
+        raise UserError(f"backbone {name} gives no feature maps: {what}") from None
+
+
+def reparameterise(model):
+    """Fuse the training-time branches of MobileOne-like blocks into single convolutions, in place."""
+    return timm.utils.reparameterize_model(model, inplace=True)

@@ -1,0 +1,57 @@
+"""Normalisation, backbone and head in one module that trains, predicts and exports."""
+import torch
+
+from nets.backbone import build_backbone
+from nets.head import PIPHead, RegressionHead
+from utils.errors import UserError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class LandmarkNet(torch.nn.Module):
+    """uint8 RGB crops to landmarks.
+
+    scheme: landmarks.Scheme with K points. backbone: see build_backbone. head: `pip` or
+    `regression`. num_nb, merge: of the PIP head. stride: 16 or 32. neighbour_face: the mean face
+    (K, 2) that decides who is whose neighbour, else the scheme's. Raises UserError.
+    """
+
+    def __init__(self, scheme, backbone="irnet18", head="pip", num_nb=10, stride=32, merge="plain",
+                 activation="prelu", timm_weights=False, neighbour_face=None):
+        super().__init__()
+        if head not in ("pip", "regression"):
+            raise UserError(f"head must be pip or regression, found {head!r}")
+        self.scheme, self.stride = scheme, stride
+        self.backbone = build_backbone(backbone, stride, activation, timm_weights)
+        if head == "pip":
+            self.head = PIPHead(self.backbone.channels, scheme if neighbour_face is None
+                                else scheme.with_mean_face(neighbour_face), num_nb, merge)
+        else:
+            self.head = RegressionHead(self.backbone.channels, scheme)
+        # The constants of ImageNet, which timm's weights expect, for pixels of 0..255.
+        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images):
+        """(N, 3, S, S) uint8 or 0..255 floats to what the head predicts: Maps, or (N, K, 2)."""
+        return self.head(self.backbone((images.to(self.mean.dtype) - self.mean) / self.std))
+
+    def predict(self, images):
+        """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
+        return self.head.decode(self(images))
+
+
+def check_size(input_size, stride):
+    """Raises UserError where the backbone's stride does not divide the input size.
+
+    Also for output stride 16 the trunk goes down to 32, and its maps must line up.
+    """
+    if input_size < 32 or input_size % 32:
+        raise UserError(f"input size {input_size} is not a multiple of the backbone's total stride "
+                        f"32 (output stride {stride}); nearest: {max(32, round(input_size / 32) * 32)}")
+
+
+def parameters(model):
+    """Number of learnable parameters."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,111 @@
+"""Boxes of the three detectors on real faces, and what is no detector."""
+import cv2
+import numpy
+import pytest
+
+from utils import detector
+from utils.errors import UserError
+
+FILES = {"haar": "haar", "yunet": "models/yunet_n_640_640.onnx", "scrfd": "models/scrfd_500m.onnx"}
+
+
+def make(name, shared):
+    return detector.get_detector("haar" if name == "haar" else shared / FILES[name])
+
+
+def faces(shared, step):
+    """(image, landmarks' box) of every step-th LFPW test photo."""
+    for path in sorted((shared / "data/300W/lfpw/testset").glob("*.pts"))[::step]:
+        points = numpy.array(path.read_text().split("{")[1].split("}")[0].split(), float) - 1
+        points = points.reshape(-1, 2)
+        photo = next(p for p in path.parent.glob(path.stem + ".*") if p.suffix != ".pts")
+        image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+        yield image, numpy.concatenate([points.min(0), points.max(0)])
+
+
+def score(found, shared, step):
+    """Share of faces found, and median shift and side ratio of the start crop against the truth."""
+    hits, relation, count = 0, [], 0
+    for image, truth in faces(shared, step):
+        boxes, count = found(image), count + 1
+        shared_area = detector.overlap(boxes, truth[None])[:, 0]
+        if not len(boxes) or shared_area.max() < 0.3:
+            continue
+        hits += 1
+        start = found.to_crop(boxes[shared_area.argmax()][None], 1.0)[0]
+        side = (truth[2:] - truth[:2]).max()
+        relation.append([*((start[:2] + start[2:] - truth[:2] - truth[2:]) / 2 / side),
+                         (start[2] - start[0]) / side])
+    return hits / count, numpy.median(relation, 0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_faces_are_found_where_they_are(name, shared):
+    found, relation = score(make(name, shared), shared, 12)
+    assert found >= 0.9
+    assert numpy.allclose(relation, [0, 0, 1], atol=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, least", [("haar", 0.97), ("yunet", 0.99), ("scrfd", 0.99)])
+def test_recall_on_all_test_photos(name, least, shared):
+    found, relation = score(make(name, shared), shared, 1)
+    assert found >= least
+    assert numpy.allclose(relation, [0, 0, 1], atol=0.05)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_boxes_follow_the_image_shape_and_scale(name, shared):
+    found = make(name, shared)
+    image, truth = next(faces(shared, 1))
+    canvas = numpy.zeros((700, 1300, 3), numpy.uint8)
+    canvas[100:100 + image.shape[0], 700:700 + image.shape[1]] = image
+    for frame, scale in ((canvas, 1.0), (cv2.resize(canvas, None, fx=2, fy=2), 2.0)):
+        boxes = found(frame)
+        assert detector.overlap(boxes, [truth + [700, 100, 700, 100]] * numpy.array(scale))[0] > 0.45
+        assert boxes.shape[1] == 5 and (numpy.diff(boxes[:, 4]) <= 0).all()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 900), (900, 3), (37, 53)])
+def test_frames_without_a_face(name, shape, shared):
+    assert make(name, shared)(numpy.full((*shape, 3), 128, numpy.uint8)).shape == (0, 5)
+
+
+def test_start_crop_is_square_and_moved_by_the_relation():
+    found = detector.Detector("test", lambda image: [], (0.0, 0.25, 0.5))
+    assert numpy.allclose(found.to_crop([[10, 20, 50, 60, 0.9]], 2.0), [[10, 30, 50, 70]])
+    assert found.to_crop(found(None), 1.2).shape == (0, 4)
+
+
+def test_broken_boxes_are_dropped_and_the_best_comes_first():
+    rows = [[0, 0, 9, 9, 0.2], [5, 5, 5, 9, 1], [0, 0, numpy.nan, 9, 1], [1, 1, 9, 9, 0.8]]
+    found = detector.Detector("test", lambda image: rows, (0, 0, 1))(None)
+    assert found.tolist() == [rows[3], rows[0]]
+
+
+def test_overlap():
+    table = detector.overlap([[0, 0, 2, 2], [5, 5, 6, 6]], [[1, 0, 3, 2], [0, 0, 2, 2]])
+    assert numpy.allclose(table, [[1 / 3, 1], [0, 0]])
+
+
+def test_what_is_no_detector(tmp_path, shared):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    for name, words in (("dlib", "no such file"), (tmp_path, "a folder"), (broken, "not a readable")):
+        with pytest.raises(UserError, match=words) as error:
+            detector.get_detector(name)
+        assert "\n" not in str(error.value) and "haar" in str(error.value)
+
+
+def test_another_model_is_told_by_its_outputs(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    kind = onnx.TensorProto.FLOAT
+    sides = [onnx.helper.make_tensor_value_info(name, kind, [1]) for name in ("image", "landmarks")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["image"], ["landmarks"])], "g",
+                                   sides[:1], sides[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)],
+                                   ir_version=8)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match="outputs landmarks is neither"):
+        detector.get_detector(tmp_path / "other.onnx")

@@ -1,0 +1,111 @@
+"""Against the numbers that the authors' implementation gives (pipnet_golden.npz)."""
+import pathlib
+
+import numpy
+import pytest
+import torch
+
+from nets.head import Maps, PIPHead
+from utils import landmarks, loss, metrics
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return numpy.load(pathlib.Path(__file__).parent / "pipnet_golden.npz")
+
+
+@pytest.fixture(scope="module")
+def scheme(golden):
+    return landmarks.SCHEMES["300W"].with_mean_face(golden["mean_face"])
+
+
+def _maps(golden):
+    return Maps(*(torch.from_numpy(golden[k]) for k in Maps._fields))
+
+
+def test_neighbour_table(golden, scheme):
+    table = landmarks.neighbours(scheme.mean_face, 10)
+    assert (table == golden["neighbour_index"]).all()
+
+
+def test_reverse_table_holds_the_published_padding(golden):
+    predictors, slots, mask = landmarks.reverse_neighbours(golden["neighbour_index"])
+    assert predictors.shape[1] == golden["reverse_len"] == mask.sum(1).max()
+    assert (predictors.flatten() == golden["reverse_index1"]).all()
+    assert (slots.flatten() == golden["reverse_index2"]).all()
+
+
+def test_published_mean_face_gives_the_same_neighbours(golden):
+    table = landmarks.neighbours(landmarks.SCHEMES["300W"].mean_face, 10)
+    assert (table == golden["neighbour_index"]).mean() > 0.99
+
+
+def test_targets(golden):
+    truth = torch.from_numpy(golden["labels"])
+    table = torch.from_numpy(golden["neighbour_index"])
+    cell, offset, neighbour = loss.encode(truth, table, 8)
+    assert (cell.numpy() == golden["target_cell"]).all()
+    numpy.testing.assert_allclose(offset.numpy(), golden["target_offset"], atol=1e-6)
+    numpy.testing.assert_allclose(neighbour.numpy(), golden["target_neighbour"], atol=1e-6)
+    assert (golden["labels"] < 0).any() and (golden["labels"] > 1).any(), "outside the crop"
+    assert (golden["labels"] * 8 % 1 == 0).any(), "on a cell border"
+
+
+def test_loss_terms(golden):
+    maps = _maps(golden)
+    table = torch.from_numpy(golden["neighbour_index"])
+    truth = torch.from_numpy(golden["labels"][:len(maps.score)])
+    terms = loss.PIPLoss(table).terms(maps, truth)
+    numpy.testing.assert_allclose([float(t) for t in terms], golden["loss_terms"], atol=1e-5)
+    total = loss.PIPLoss(table, cls=10, reg=1)(maps, truth)
+    expected = 10 * golden["loss_terms"][0] + golden["loss_terms"][1:].sum()
+    numpy.testing.assert_allclose(float(total), expected, atol=1e-4)
+
+
+def test_decode_by_the_padded_rule(golden, scheme):
+    points, confidence = PIPHead(4, scheme, 10, "padded").decode(_maps(golden))
+    numpy.testing.assert_allclose(points.numpy(), golden["decoded_merged"], atol=1e-5)
+    numpy.testing.assert_allclose(confidence.numpy(), golden["decoded_score"].clip(0, 1), atol=1e-6)
+
+
+def test_decode_without_neighbours(golden, scheme):
+    maps = _maps(golden)
+    points, _ = PIPHead(4, scheme, 0).decode(maps)
+    numpy.testing.assert_allclose(points.numpy(), golden["decoded_own"], atol=1e-5)
+
+
+def test_plain_merge_is_the_mean_over_the_real_predictors(golden, scheme):
+    maps = _maps(golden)
+    points, _ = PIPHead(4, scheme, 10).decode(maps)
+    table = golden["neighbour_index"]
+    score = maps.score.flatten(2).numpy()
+    for n, i in ((0, 0), (1, 30), (1, 67)):
+        said = []
+        for j in range(68):
+            cell = score[n, j].argmax()
+            row, column = divmod(cell, 8)
+            if j == i:
+                said.append(((column + golden["offset_x"][n, j, row, column]) / 8,
+                             (row + golden["offset_y"][n, j, row, column]) / 8))
+            for slot in numpy.flatnonzero(table[j] == i):
+                c = j * 10 + slot
+                said.append(((column + golden["neighbour_x"][n, c, row, column]) / 8,
+                             (row + golden["neighbour_y"][n, c, row, column]) / 8))
+        numpy.testing.assert_allclose(points[n, i].numpy(), numpy.mean(said, 0), atol=1e-5)
+
+
+def test_nme(golden):
+    truth = golden["labels"]
+    norm = metrics.divisors(truth, (36, 45), None)
+    numpy.testing.assert_allclose(metrics.nme(golden["nme_pred"], truth, norm), golden["nme"],
+                                  atol=1e-9)
+
+
+@pytest.mark.parametrize("percent", [8, 10])
+def test_fr_auc(golden, percent):
+    found = metrics.fr_auc(golden["nmes"], percent / 100)
+    numpy.testing.assert_allclose(found, golden[f"fr_auc_{percent}"], atol=1e-9)
+    summary = metrics.summary(golden["nmes"])
+    assert summary["faces"] == 500
+    numpy.testing.assert_allclose(summary[f"fr{percent}"], 100 * golden[f"fr_auc_{percent}"][0],
+                                  atol=1e-7)

@@ -1,0 +1,263 @@
+"""Landmark schemes: flip tables, mean faces, neighbours, subsets, 98 to 68 points, YAML schemes."""
+import numpy
+import pytest
+import scipy.optimize
+
+from utils import landmarks
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+
+ALL = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+POINTS = {"300W": 68, "WFLW": 98, "COFW": 29, "AFLW": 19, "LaPa": 106, "eyes": 12}
+
+
+def mirrored(scheme):
+    """The mean face in a mirror, its points renamed by the flip table."""
+    face = scheme.mean_face[scheme.flip].copy()
+    face[:, 0] = scheme.mean_face[:, 0].min() + scheme.mean_face[:, 0].max() - face[:, 0]
+    return face
+
+
+@ALL
+def test_flip_is_its_own_inverse(scheme):
+    assert scheme.points == POINTS[scheme.name]
+    assert scheme.flip[scheme.flip].tolist() == list(range(scheme.points))
+
+
+@ALL
+def test_flip_maps_the_mean_face_onto_itself(scheme):
+    assert abs(mirrored(scheme) - scheme.mean_face).max() < 0.08
+
+
+@ALL
+def test_no_other_flip_table_fits_better(scheme):
+    # The corners of WFLW's lips and the pupils of LaPa lie closer to one another than the mean face
+    # is symmetric, so the best pairing of all points is asked for, not each point's nearest.
+    distance = numpy.linalg.norm(mirrored(scheme)[:, None] - scheme.mean_face[None], axis=-1)
+    assert scipy.optimize.linear_sum_assignment(distance)[1].tolist() == list(range(scheme.points))
+    if scheme.name not in ("WFLW", "LaPa"):
+        assert distance.argmin(1).tolist() == list(range(scheme.points))
+
+
+@ALL
+def test_right_is_left_in_the_photo_and_regions_are_in_range(scheme):
+    for name, points in scheme.regions.items():
+        assert all(0 <= i < scheme.points for i in points), name
+        if name.startswith("right"):
+            left = scheme.regions[name.replace("right", "left")]
+            assert scheme.mean_face[points, 0].max() < scheme.mean_face[left, 0].min()
+            assert sorted(scheme.flip[points]) == sorted(left)
+    if scheme.base is None:
+        assert sorted(i for points in scheme.regions.values() for i in points) \
+            == list(range(scheme.points))
+
+
+@ALL
+def test_divisor_is_a_pair_of_mirror_partners(scheme):
+    if scheme.name == "AFLW":
+        assert scheme.divisor is None
+    else:
+        first, second = scheme.divisor
+        assert scheme.flip[first] == second
+        assert scheme.mean_face[first, 0] < scheme.mean_face[second, 0]
+
+
+@pytest.mark.parametrize("name, first", [("300W", 36), ("WFLW", 60), ("eyes", 0), ("COFW", 8)])
+def test_eyes_are_contours_that_start_at_a_corner(name, first):
+    scheme = SCHEMES[name]
+    right, left = scheme.eyes
+    assert right[0] == first
+    for eye in (right, left):
+        contour = scheme.mean_face[eye]
+        ends = contour[0], contour[len(eye) // 2]
+        assert sorted([ends[0][0], ends[1][0]]) == [contour[:, 0].min(), contour[:, 0].max()]
+        upper, lower = contour[1:len(eye) // 2], contour[len(eye) // 2 + 1:]
+        assert upper[:, 1].max() < lower[:, 1].min()
+
+
+def test_eyes_scheme_is_points_36_to_47_of_300w():
+    eyes = SCHEMES["eyes"]
+    assert (eyes.base, eyes.indices, eyes.divisor) == ("300W", tuple(range(36, 48)), (0, 9))
+    assert eyes.flip.tolist() == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]  # FACTS.md, from 0
+
+
+def test_mean_faces_are_the_published_ones(shared):
+    for name in ("300W", "WFLW", "COFW", "AFLW", "LaPa"):
+        published = numpy.loadtxt(shared / "reference" / "mean_faces" / f"{name}.txt")
+        assert numpy.allclose(SCHEMES[name].mean_face.ravel(), published.ravel(), atol=1e-5)
+
+
+def test_neighbours_are_nearest_first():
+    face = [[0, 0], [1, 0], [3, 0], [7, 0]]
+    assert landmarks.neighbours(face, 2).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert landmarks.neighbours(face, 0).shape == (4, 0)
+
+
+@pytest.mark.parametrize("num_nb", [-1, 4, 10])
+def test_neighbours_need_as_many_points(num_nb):
+    with pytest.raises(UserError, match="0..3"):
+        landmarks.neighbours(numpy.zeros((4, 2)), num_nb)
+
+
+def test_neighbours_need_a_mean_face():
+    with pytest.raises(UserError, match="mean face"):
+        landmarks.neighbours(numpy.full((4, 2), numpy.nan), 2)
+
+
+def test_reverse_neighbours():
+    table = numpy.array([[1, 2], [0, 2], [1, 0], [2, 1]])
+    predictors, slots, mask = landmarks.reverse_neighbours(table)
+    # Point 1 is the neighbour of 0 (slot 0), 2 (slot 0) and 3 (slot 1); nobody predicts point 3.
+    assert (predictors[1].tolist(), slots[1].tolist()) == ([0, 2, 3], [0, 0, 1])
+    assert mask.sum(1).tolist() == [2, 3, 3, 0]
+    # Point 0 has two predictors: the third is the first again.
+    assert (predictors[0].tolist(), mask[0].tolist()) == ([1, 2, 1], [True, True, False])
+
+
+def test_reverse_neighbours_of_300w_cover_the_table_once():
+    table = landmarks.neighbours(SCHEMES["300W"].mean_face, 10)
+    predictors, slots, mask = landmarks.reverse_neighbours(table)
+    assert predictors.shape == (68, 22)  # FACTS.md: the longest list for M = 10
+    assert mask.sum() == 680
+    target = numpy.broadcast_to(numpy.arange(68)[:, None], mask.shape)
+    assert (table[predictors, slots] == target)[mask.any(1)].all()
+    assert len(set(zip(predictors[mask].tolist(), slots[mask].tolist()))) == 680
+
+
+def test_no_neighbours_have_no_reverse():
+    predictors, slots, mask = landmarks.reverse_neighbours(numpy.zeros((5, 0), int))
+    assert predictors.shape == slots.shape == mask.shape == (5, 0)
+
+
+def test_subset_keeps_order_partners_and_regions():
+    scheme = SCHEMES["300W"].subset([45, 30, 36], "three")
+    assert (scheme.name, scheme.base, scheme.indices) == ("three", "300W", (45, 30, 36))
+    assert scheme.flip.tolist() == [2, 1, 0]
+    assert scheme.divisor == (2, 0)
+    assert scheme.regions == {"nose bridge": [1], "right eye": [2], "left eye": [0]}
+    assert (scheme.mean_face == SCHEMES["300W"].mean_face[[45, 30, 36]]).all()
+    assert SCHEMES["300W"].subset([30, 33]).divisor is None
+
+
+@pytest.mark.parametrize("indices, message", [
+    ([36], "partner 45"), ([68], "0..67, not 68"), ([-1], "not -1"), ([30, 30], "different"),
+    ([], "different")])
+def test_bad_subsets(indices, message):
+    with pytest.raises(UserError, match=message):
+        SCHEMES["300W"].subset(indices)
+
+
+def test_get_scheme():
+    assert landmarks.get_scheme("WFLW") is SCHEMES["WFLW"]
+    assert landmarks.get_scheme(SCHEMES["COFW"]) is SCHEMES["COFW"]
+    assert landmarks.get_scheme("36-41, 42-47").indices == tuple(range(36, 48))
+    assert landmarks.get_scheme([60, 72], SCHEMES["WFLW"]).divisor == (0, 1)
+    with pytest.raises(UserError, match="nearest: WFLW"):
+        landmarks.get_scheme("WLFW")
+    with pytest.raises(UserError, match="written as"):
+        landmarks.get_scheme("1-2-3")
+
+
+@ALL
+def test_state_round_trip(scheme):
+    again = landmarks.Scheme.from_state(scheme.state())
+    assert again.state() == scheme.state()
+    assert again.eyes == scheme.eyes
+
+
+def test_broken_state():
+    state = SCHEMES["AFLW"].state()
+    with pytest.raises(UserError, match="mean_face"):
+        landmarks.Scheme.from_state({k: v for k, v in state.items() if k != "mean_face"})
+    with pytest.raises(UserError, match="permutation"):
+        landmarks.Scheme.from_state({**state, "flip": [0] * 19})
+
+
+def test_wflw_to_300w_of_the_mean_faces():
+    mapped, face = (landmarks.wflw_to_300w(SCHEMES["WFLW"].mean_face), SCHEMES["300W"].mean_face)
+    mapped, face = ((f - f[17:].min(0)) / (f[17:].max(0) - f[17:].min(0)) for f in (mapped, face))
+    assert abs(mapped - face).max() < 0.1
+    distance = numpy.linalg.norm(mapped[:, None] - face[None], axis=-1)
+    assert scipy.optimize.linear_sum_assignment(distance)[1].tolist() == list(range(68))
+
+
+def test_wflw_to_300w_commutes_with_the_flips_and_keeps_the_origin_out():
+    generator = numpy.random.default_rng(0)
+    faces = generator.uniform(0, 500, (3, 98, 2))
+    mirror = [-1, 1]
+    assert numpy.allclose(landmarks.wflw_to_300w(faces[:, SCHEMES["WFLW"].flip] * mirror),
+                          landmarks.wflw_to_300w(faces)[:, SCHEMES["300W"].flip] * mirror)
+    # Weights that do not sum to one would pull a far face towards the origin.
+    assert numpy.allclose(landmarks.wflw_to_300w(faces + 1e4), landmarks.wflw_to_300w(faces) + 1e4)
+
+
+GOOD = """
+name: five
+names: [right eye, left eye, nose, right mouth, left mouth]
+flip: [[right eye, left eye], [3, 4]]
+divisor: [0, left eye]
+regions: {mouth: [right mouth, 4]}
+mean_face: [[0.2, 0.3], [0.8, 0.3], [0.5, 0.5], [0.3, 0.8], [0.7, 0.8]]
+"""
+
+
+def test_read_scheme(tmp_path):
+    (tmp_path / "five.yaml").write_text(GOOD)
+    scheme = landmarks.get_scheme(tmp_path / "five.yaml")
+    assert (scheme.name, scheme.points, scheme.divisor) == ("five", 5, (0, 1))
+    assert scheme.flip.tolist() == [1, 0, 2, 4, 3]
+    assert scheme.regions == {"mouth": [3, 4]}
+    assert scheme.mean_face[4].tolist() == [0.7, 0.8]
+    assert scheme.eyes is None
+
+
+def test_read_scheme_with_the_least(tmp_path):
+    (tmp_path / "least.yaml").write_text("points: 3\n")
+    scheme = landmarks.read_scheme(tmp_path / "least.yaml")
+    assert (scheme.points, scheme.divisor, scheme.flip.tolist()) == (3, None, [0, 1, 2])
+    with pytest.raises(UserError, match="mean face"):
+        landmarks.neighbours(scheme.mean_face, 2)
+    given = scheme.with_mean_face([[0, 0], [1, 0], [3, 0]])
+    assert landmarks.neighbours(given.mean_face, 1).tolist() == [[1], [0], [1]]
+    with pytest.raises(UserError, match="2 points"):
+        scheme.with_mean_face([[0, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "expected keys"),
+    ("just words", "expected keys"),
+    ("points: [", "cannot be read"),
+    ("\x00\x01", "cannot be read"),
+    ("flip: [[0, 1]]", "needs names"),
+    ("points: 0", "found 0"),
+    ("points: true", "found True"),
+    ("points: many", "found 'many'"),
+    ("points: 3\nnames: [a, b]", "3 different names"),
+    ("names: [a, a]", "2 different names"),
+    ("points: 3\nflips: []", "unknown key 'flips'.*nearest: flip"),
+    ("points: 3\nflip: [[0, 3]]", "no point 3"),
+    ("points: 3\nflip: [[0, nose]]", "no point 'nose'"),
+    ("points: 3\nflip: [0, 1]", "list of pairs"),
+    ("points: 3\nflip: 5", "list of pairs"),
+    ("points: 999999999999", "1..10000"),
+    ("points: 2\nmean_face: [[.nan, 1], [1, 1]]", "finite"),
+    ("points: 3\nflip: [[0, 1], [1, 2]]", "names a point twice"),
+    ("points: 3\nflip: [[1, 1]]", "names a point twice"),
+    ("points: 3\ndivisor: 1", "divisor is two points"),
+    ("points: 3\ndivisor: [1, 1]", "same point"),
+    ("points: 3\nregions: [1, 2]", "regions maps"),
+    ("points: 3\nregions: {a: [9]}", "no point 9"),
+    ("points: 3\nmean_face: [[0, 1], [2, 3]]", "3 pairs"),
+    ("points: 2\nmean_face: [[0, 1], [2, x]]", "2 pairs"),
+])
+def test_bad_scheme_files(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        landmarks.read_scheme(path)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_absent_scheme_file(tmp_path):
+    with pytest.raises(UserError, match="absent.yaml"):
+        landmarks.get_scheme(str(tmp_path / "absent.yaml"))

@@ -1,0 +1,209 @@
+"""Crops laid by the training rule, tracks through frames, and the filter."""
+import numpy
+import painted_faces
+import pytest
+
+from utils import crop, tracker
+from utils.detector import Detector
+from utils.landmarks import SCHEMES
+
+RATE = 30
+MEAN = SCHEMES["300W"].mean_face
+
+
+def make(predictor=None, **settings):
+    settings = {"filter_min_cutoff": 0, **settings}
+    predictor = predictor or painted_faces.Painted()
+    return tracker.Tracker(predictor, painted_faces.detector(), **settings)
+
+
+def play(faces_of, frames, **settings):
+    """Tracks of each frame of a film; faces_of(frame) gives its painted faces."""
+    made, ground = make(**settings), painted_faces.background()
+    return [made.update(painted_faces.paint(ground, *faces_of(i)), i / RATE) for i in range(frames)]
+
+
+def middle(track):
+    return (track.box[:2] + track.box[2:]) / 2
+
+
+@pytest.mark.parametrize("rule", ["square", "stretch"])
+def test_crops_follow_the_training_rule(rule):
+    faces = numpy.random.default_rng(0).uniform(10, 200, (5, 68, 2)) * [1, 0.7]
+    found = tracker.training_crops(painted_faces.Painted(rule=rule), faces)
+    expected = [crop.face_box(face, rule, 1.2) for face in faces]
+    assert numpy.allclose(found, expected)
+
+
+@pytest.mark.parametrize("predictor", [painted_faces.Painted(SCHEMES["eyes"]),
+                                       painted_faces.Painted(rule="box")])
+def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
+    box = numpy.array([20.0, 30.0, 120.0, 130.0])
+    points = crop.to_photo(predictor.scheme.mean_face, box)
+    assert numpy.allclose(tracker.training_crops(predictor, points[None])[0], box)
+    # Turned about the crop's centre by 30 degrees the crop stays where it is.
+    turn = numpy.array([[0.75 ** 0.5, 0.5], [-0.5, 0.75 ** 0.5]])
+    turned = (points - [70, 80]) @ turn + [70, 80]
+    assert numpy.allclose(tracker.training_crops(predictor, turned[None])[0], box)
+
+
+def test_refine_lays_the_crop_again():
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
+    rough = [[105, 90, 180, 165], [35, 30, 95, 90]]
+    predictor = painted_faces.Painted()
+    points, confidence, boxes = tracker.refine(predictor, image, rough)
+    assert predictor.batches == [2, 2]
+    assert points.shape == (2, 68, 2) and confidence.shape == (2, 68)
+    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
+    assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
+
+
+def test_no_boxes_no_call():
+    predictor = painted_faces.Painted()
+    points, confidence, boxes = tracker.refine(predictor, painted_faces.background(), [])
+    assert points.shape == (0, 68, 2) and confidence.shape == (0, 68) and boxes.shape == (0, 4)
+    assert predictor.batches == []
+
+
+def test_a_steady_face_costs_one_pass_and_a_leap_two():
+    predictor = painted_faces.Painted()
+    made, ground = make(predictor, every=100), painted_faces.background()
+    made.update(painted_faces.paint(ground, (1, 100, 120, 60)), 0)
+    assert predictor.batches == [1, 1]
+    for i in range(1, 6):
+        made.update(painted_faces.paint(ground, (1, 100 + 2 * i, 120, 60)), i / RATE)
+    assert predictor.batches == [1] * 7
+    tracks = made.update(painted_faces.paint(ground, (1, 130, 120, 60)), 0.2)
+    assert predictor.batches == [1] * 9
+    assert abs(middle(tracks[0])[0] - 130) < 1.5
+
+
+def test_detector_runs_every_nth_frame_and_when_a_face_is_lost():
+    made, ground, calls = make(every=10), painted_faces.background(), []
+    made.detector = Detector("counting", lambda image: calls.append(made.frame) or
+                             painted_faces.find(image), (0, 0, 1))
+    for i in range(35):
+        faces = [(1, 100, 120, 60)] if i < 25 else []
+        made.update(painted_faces.paint(ground, *faces), i / RATE)
+    assert calls[:3] == [0, 10, 20] and 25 in calls
+    assert len([i for i in calls if i > 25]) >= 2
+
+
+def test_twenty_faces_are_one_batch_and_keep_their_ids():
+    predictor = painted_faces.Painted()
+    made, ground = make(predictor), painted_faces.background(0, 480, 640)
+    for i in range(12):
+        faces = [(n + 1, 60 + 125 * (n % 5) + i, 60 + 115 * (n // 5), 60) for n in range(20)]
+        tracks = made.update(painted_faces.paint(ground, *faces), i / RATE)
+        assert [track.id for track in tracks] == list(range(1, 21))
+    assert set(predictor.batches) == {20}
+
+
+def test_two_faces_swap_places():
+    def faces(i):
+        return (1, 60 + 4 * i, 110, 50), (2, 260 - 4 * i, 130, 50)
+
+    films = play(faces, 50, every=5)
+    first = {track.id: middle(track) for track in films[0]}
+    last = {track.id: middle(track) for track in films[-1]}
+    assert set(first) == set(last) == {1, 2}
+    left = min(first, key=lambda i: first[i][0])
+    assert abs(first[left][0] - 60) < 3 and abs(last[left][0] - 256) < 3
+    assert abs(last[3 - left][0] - 64) < 3
+
+
+def test_a_face_that_leaves_and_returns():
+    def faces(away):
+        return lambda i: [] if 20 <= i < 20 + away else [(1, 150, 120, 60)]
+
+    brief, long = play(faces(8), 60), play(faces(40), 80)
+    assert all(not tracks for tracks in brief[20:28] + long[20:60])
+    assert [track.id for track in brief[-1]] == [1]
+    assert [track.id for track in long[-1]] == [2]
+
+
+def test_two_boxes_on_one_face_become_one_track():
+    twice = Detector("twice", lambda image: numpy.concatenate([painted_faces.find(image)] * 2)
+                     + [[0, 0, 0, 0, 0], [9, -9, 12, -6, -0.1]], (0, 0, 1))
+    made = tracker.Tracker(painted_faces.Painted(), twice, every=2)
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    for i in range(6):
+        assert [track.id for track in made.update(image, i / RATE)] == [1]
+
+
+def test_low_confidence_ends_a_track():
+    predictor = painted_faces.Painted()
+    made = make(predictor, min_confidence=0.5)
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    assert len(made.update(image, 0)) == 1
+    predictor.confidence = 0.45
+    assert made.update(image, 1 / RATE) == []
+
+
+def test_no_track_survives_a_cut_to_a_faceless_shot():
+    # This network believes in a face wherever it looks.
+    made = make(painted_faces.Painted(blind=0.9), every=100)
+    image = painted_faces.paint(painted_faces.background(0), (1, 150, 120, 60))
+    assert len(made.update(image, 0)) == 1
+    assert made.update(painted_faces.background(1), 1 / RATE) == []
+    assert made.update(painted_faces.background(1), 2 / RATE) == []
+
+
+def test_a_flash_is_no_cut():
+    made = make()
+    dark = painted_faces.background() // 2
+    assert not made._is_cut(dark) and not made._is_cut(painted_faces.background())
+    assert made._is_cut(painted_faces.background(1))
+
+
+def test_a_face_that_walks_out_of_the_frame_is_gone():
+    films = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
+    assert len(films[5]) == 1 and films[-1] == []
+
+
+def noisy(velocity, frames=300, side=200.0):
+    """True and measured landmarks of a face that moves at velocity (face sides a second)."""
+    random, seconds = numpy.random.default_rng(0), numpy.arange(frames)[:, None, None] / RATE
+    true = (MEAN - 0.5) * side / 1.2 + seconds * side * numpy.array([velocity, 0.3 * velocity])
+    # Each point on its own, and the face as a whole, in sides of the face.
+    return true, true + random.normal(0, 0.004, true.shape) * side \
+        + random.normal(0, 0.0015, (frames, 1, 2)) * side
+
+
+def jitter(points):
+    return numpy.linalg.norm(numpy.diff(points, axis=0), axis=-1).mean()
+
+
+@pytest.mark.parametrize("velocity", [0, 0.1, 0.3, 1, 3])
+def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
+    true, measured = noisy(velocity)
+    settings = make(filter_min_cutoff=1.0).filter_settings
+    steady = tracker.FaceFilter(*settings)
+    found = numpy.stack([steady(points, 200.0, 1 / RATE) for points in measured])
+    error, before = (found - true)[30:], (measured - true)[30:]
+    assert jitter(error) <= 0.4 * jitter(before)
+    if velocity:
+        step = (true[1] - true[0]).mean(0)
+        assert -(error.mean((0, 1)) @ step) / (step @ step) < 1
+
+
+def test_filter_does_not_depend_on_the_size_of_the_frame():
+    _, measured = noisy(0.5, 40)
+    small, large = tracker.FaceFilter(1, 5), tracker.FaceFilter(1, 5)
+    for points in measured:
+        assert numpy.allclose(2 * small(points, 200, 1 / RATE), large(2 * points, 400, 1 / RATE))
+
+
+def test_tracks_are_steadied_and_raw_points_kept():
+    predictor = painted_faces.Painted()
+    predictor.noise = 0.004
+    made = make(predictor, filter_min_cutoff=1.0)
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    films = [made.update(image, i / RATE)[0] for i in range(3)]
+    points, raw = [], []
+    for i in range(3, 60):
+        track = made.update(image, i / RATE)[0]
+        points.append(track.points_px)
+        raw.append(track.raw_px)
+    assert films[0].id == track.id
+    assert jitter(numpy.array(points)) < 0.4 * jitter(numpy.array(raw))

@@ -1,0 +1,88 @@
+"""The one crop rule that the prepared set, the test, ONNX and the demo share."""
+import cv2
+import numpy
+
+from utils.errors import UserError
+
+RULES = ("square", "stretch", "box")
+
+
+def face_box(points_px, rule="square", scale=1.2, box=None):
+    """The nominal crop (x_min, y_min, x_max, y_max) in pixels around landmarks (K, 2) in pixels.
+
+    rule: `square`, side = the larger side of the landmarks' box, grown by scale (keeps the aspect);
+    `stretch`, each side of the landmarks' box grown by scale (as published for 300W); `box`, the
+    publisher's box grown by scale. Raises UserError for `box` without a box and for a flat face.
+    """
+    if rule == "box":
+        if box is None:
+            raise UserError("crop rule box: the annotation has no face box; use square or stretch")
+        x_min, y_min, x_max, y_max = (float(v) for v in box)
+    else:
+        x_min, y_min = (float(v) for v in points_px.min(0))
+        x_max, y_max = (float(v) for v in points_px.max(0))
+    width, height = x_max - x_min, y_max - y_min
+    if rule == "square":
+        width = height = max(width, height)
+    elif rule not in RULES:
+        raise UserError(f"unknown crop rule {rule!r}; known: {', '.join(RULES)}")
+    if not (width > 0 and height > 0):
+        raise UserError(f"the face is {width:g} x {height:g} pixels: no crop can be laid round it")
+    centre_x, centre_y = (x_min + x_max) / 2, (y_min + y_max) / 2
+    half_w, half_h = width * scale / 2, height * scale / 2
+    return numpy.array([centre_x - half_w, centre_y - half_h,
+                        centre_x + half_w, centre_y + half_h])
+
+
+def grow(box, factor):
+    """Boxes (..., 4) with the same centres, sides times factor."""
+    box = numpy.asarray(box, numpy.float64)
+    centre = (box[..., :2] + box[..., 2:]) / 2
+    half = (box[..., 2:] - box[..., :2]) / 2 * factor
+    return numpy.concatenate([centre - half, centre + half], -1)
+
+
+def to_crop(points_px, box):
+    """Photo pixels (..., K, 2) to crop units of box (..., 4)."""
+    box = numpy.asarray(box)[..., None, :]
+    return (numpy.asarray(points_px) - box[..., :2]) / (box[..., 2:] - box[..., :2])
+
+
+def to_photo(points, box):
+    """Crop units (..., K, 2) to photo pixels; the inverse of to_crop."""
+    box = numpy.asarray(box)[..., None, :]
+    return numpy.asarray(points) * (box[..., 2:] - box[..., :2]) + box[..., :2]
+
+
+def crop_matrix(box, size):
+    """The 2 x 3 affine map from photo pixels to pixels of a size x size crop of box.
+
+    Crop unit u lies at pixel u * size - 0.5: pixel centres are at whole numbers in both images, and
+    a landmark's cell is floor(u * grid) without a shift between scales.
+    """
+    scale_x, scale_y = size / (box[2] - box[0]), size / (box[3] - box[1])
+    return numpy.array([[scale_x, 0, -box[0] * scale_x - 0.5],
+                        [0, scale_y, -box[1] * scale_y - 0.5]])
+
+
+def cut(photo, box, size):
+    """The size x size crop of box from a photo (H, W, 3) uint8; black outside the photo.
+
+    One resampling; where the crop is less than half as large as the box the photo is averaged down
+    first (pixel area), so that large faces do not alias.
+    """
+    shrink = min((box[2] - box[0]), (box[3] - box[1])) / size
+    if shrink > 2:
+        x_min, y_min = (max(int(v), 0) for v in numpy.floor(box[:2]))
+        x_max, y_max = int(numpy.ceil(box[2])) + 1, int(numpy.ceil(box[3])) + 1
+        part = photo[y_min:y_max, x_min:x_max]
+        if part.size:
+            height, width = part.shape[:2]
+            new = max(1, round(width / shrink)), max(1, round(height / shrink))
+            part = cv2.resize(part, new, interpolation=cv2.INTER_AREA)
+            ratio = numpy.array([new[0] / width, new[1] / height] * 2)
+            offset = numpy.array([x_min, y_min, x_min, y_min])
+            # Pixel centres: x lies (x - offset + 0.5) * ratio - 0.5 in the smaller image.
+            box = (numpy.asarray(box) - offset + 0.5) * ratio - 0.5
+            photo = part
+    return cv2.warpAffine(photo, crop_matrix(box, size), (size, size), flags=cv2.INTER_LINEAR)

@@ -1,0 +1,184 @@
+"""Face detectors: frames in, boxes out. They only start a face; the landmarks take over."""
+import dataclasses
+import functools
+import pathlib
+
+import cv2
+import numpy
+
+from utils.errors import UserError
+
+SIDE = 640  # The longer side at which every detector looks at a photo.
+HINT = ("use haar (built in), or the path of a YuNet or SCRFD .onnx file (the README says where to "
+        "get them)")
+# Where the square around a face's 68 landmarks (its side: the larger side of their box) lies against
+# the detector's box: shift of the centre, and side, in sides of the detector's box. Medians over the
+# 2012 training photos of ../shared/data/300W (afw, helen, lfpw) where the face was found (overlap of
+# at least 0.3: haar 1891, yunet and scrfd 2012); dx, at most 0.006, is 0 by symmetry. Measure again
+# after a change to a detector's settings.
+RELATIONS = {"haar": (0, 0.147, 0.871), "yunet": (0, 0.123, 0.779), "scrfd": (0, 0.130, 0.776)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """A face detector: `detector(image)` for RGB uint8 (H, W, 3) gives (n, 5) float64 rows x_min,
+    y_min, x_max, y_max in pixels and score, best first.
+
+    relation: (dx, dy, ratio) of the landmarks' square to the box; see RELATIONS.
+    """
+    name: str
+    find: object
+    relation: tuple
+
+    def __call__(self, image):
+        boxes = numpy.asarray(self.find(image), numpy.float64).reshape(-1, 5)
+        whole = (boxes[:, 2:4] > boxes[:, :2]).all(1) & numpy.isfinite(boxes).all(1)
+        boxes = boxes[whole]
+        return boxes[numpy.argsort(-boxes[:, 4], kind="stable")]
+
+    def to_crop(self, boxes, scale=1.2):
+        """The square (n, 4) in which a face's landmarks are expected, grown by scale: the nominal
+        crop to start with. boxes: (n, 4) or (n, 5) of this detector."""
+        boxes = numpy.asarray(boxes, numpy.float64)[..., :4].reshape(-1, 4)
+        shift_x, shift_y, ratio = self.relation
+        side = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)
+        centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + side * (shift_x, shift_y)
+        half = side * ratio * scale / 2
+        return numpy.concatenate([centre - half, centre + half], 1)
+
+
+def get_detector(name):
+    """The Detector for `haar` or for a YuNet or SCRFD .onnx file, told apart by their outputs.
+
+    Raises UserError for an unknown name, a missing file and a model of another kind.
+    """
+    if str(name) == "haar":
+        return _haar()
+    path = pathlib.Path(name)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"detector {name}: {found}; {HINT}")
+    import onnxruntime  # Haar alone must not pay for this import.
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base class.
+        raise UserError(f"detector {name}: not a readable ONNX model "
+                        f"({str(error).strip().splitlines()[0][:80]}); {HINT}") from None
+    outputs = [output.name for output in session.get_outputs()]
+    steps = (8, 16, 32)
+    if set(outputs) == {f"{kind}_{s}" for kind in ("cls", "obj", "bbox", "kps") for s in steps}:
+        return _yunet(path, session)
+    if set(outputs) >= {f"{kind}_{s}" for kind in ("score", "bbox") for s in steps}:
+        return Detector("scrfd", functools.partial(_find_scrfd, session), RELATIONS["scrfd"])
+    raise UserError(f"detector {name}: a model with outputs {', '.join(outputs[:4])} is neither "
+                    f"YuNet (cls_8, obj_8 ...) nor SCRFD (score_8, bbox_8 ...); {HINT}")
+
+
+def overlap(boxes, other):
+    """Intersection over union (n, m) of boxes (n, 4+) and other (m, 4+)."""
+    boxes = numpy.asarray(boxes, numpy.float64)[:, None, :4]
+    other = numpy.asarray(other, numpy.float64)[None, :, :4]
+    shared = (numpy.minimum(boxes[..., 2:], other[..., 2:])
+              - numpy.maximum(boxes[..., :2], other[..., :2])).clip(0).prod(-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1)
+    return shared / numpy.maximum(area - shared, 1e-9)
+
+
+def _haar():
+    if not hasattr(cv2, "CascadeClassifier"):
+        raise UserError(f"detector haar: OpenCV {cv2.__version__} has no Haar cascades; install "
+                        f"'opencv-python<5' or give a YuNet or SCRFD .onnx file")
+    path = pathlib.Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
+    cascade = cv2.CascadeClassifier(str(path))
+    if cascade.empty():
+        raise UserError(f"detector haar: {path.name} is missing from OpenCV; reinstall "
+                        f"'opencv-python<5'")
+    return Detector("haar", functools.partial(_find_haar, cascade), RELATIONS["haar"])
+
+
+def _find_haar(cascade, image):
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = min(1.0, SIDE / max(grey.shape))
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    # The window is 24 px; a flat image makes equalizeHist noise, never a face.
+    boxes, count = cascade.detectMultiScale2(grey, 1.1, 3, minSize=(24, 24))
+    if not len(boxes):
+        return []
+    boxes = numpy.asarray(boxes, numpy.float64)
+    # Pixel centres: x lies (x + 0.5) / scale - 0.5 in the photo.
+    corner = numpy.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    count = numpy.asarray(count, numpy.float64).reshape(-1, 1)
+    return numpy.concatenate([(corner + 0.5) / scale - 0.5, count / (count + 10)], 1)
+
+
+def _letterbox(image, height, width):
+    """The image, scaled to fit, at the top left of a black height x width one; and the scale."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    size = [max(1, min(limit, round(side * scale)))
+            for side, limit in zip(image.shape[1::-1], (width, height))]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = numpy.zeros((height, width, 3), numpy.uint8)
+    canvas[:size[1], :size[0]] = cv2.resize(image, size, interpolation=method)
+    return canvas, scale
+
+
+def _yunet(path, session):
+    height, width = session.get_inputs()[0].shape[2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        height = width = SIDE
+    try:
+        net = cv2.FaceDetectorYN.create(str(path), "", (width, height), 0.6, 0.3, 100)
+    except cv2.error:
+        raise UserError(f"detector {path}: OpenCV {cv2.__version__} cannot load it as YuNet; "
+                        f"{HINT}") from None
+    return Detector("yunet", functools.partial(_find_yunet, net, height, width),
+                    RELATIONS["yunet"])
+
+
+def _find_yunet(net, height, width, image):
+    canvas, scale = _letterbox(image, height, width)
+    faces = net.detect(canvas[..., ::-1].copy())[1]
+    if faces is None:
+        return []
+    corner = numpy.concatenate([faces[:, :2], faces[:, :2] + faces[:, 2:4]], 1)
+    return numpy.concatenate([(corner + 0.5) / scale - 0.5, faces[:, -1:]], 1)
+
+
+def _find_scrfd(session, image, min_score=0.5, max_overlap=0.4):
+    height, width = session.get_inputs()[0].shape[2:]
+    if isinstance(height, int) and isinstance(width, int):
+        sizes = [(height, width)]
+    else:
+        # Any multiple of 32 will do: nothing is computed on a letterbox's black half. The half size
+        # finds the large faces that the small model loses (92.7 to 100 % of 301 training photos).
+        fits = [side / max(image.shape[:2]) for side in (SIDE, SIDE // 2)]
+        sizes = [[max(32, -(-round(side * fit) // 32) * 32) for side in image.shape[:2]]
+                 for fit in fits]
+    boxes = numpy.concatenate([_scrfd_boxes(session, image, *size, min_score) for size in sizes])
+    order = numpy.argsort(-boxes[:, 4], kind="stable")
+    kept = []
+    while len(order):
+        kept.append(order[0])
+        order = order[1:][overlap(boxes[order[:1]], boxes[order[1:]])[0] <= max_overlap]
+    return boxes[kept]
+
+
+def _scrfd_boxes(session, image, height, width, min_score):
+    canvas, scale = _letterbox(image, height, width)
+    # Normalisation, centres and distances in strides as in insightface's SCRFD.
+    batch = (canvas.transpose(2, 0, 1)[None].astype(numpy.float32) - 127.5) / 128
+    steps = (8, 16, 32)
+    names = [f"{kind}_{step}" for step in steps for kind in ("score", "bbox")]
+    outputs = session.run(names, {session.get_inputs()[0].name: batch})
+    found = []
+    for step, score, distance in zip(steps, outputs[::2], outputs[1::2]):
+        score, distance = score.reshape(-1), distance.reshape(-1, 4) * step
+        columns = width // step
+        kept = numpy.flatnonzero(score >= min_score)
+        cell = kept // 2  # Two anchors a cell, one after the other.
+        centre = numpy.stack([cell % columns, cell // columns], 1) * step
+        corners = numpy.concatenate([centre - distance[kept, :2], centre + distance[kept, 2:]], 1)
+        found.append(numpy.concatenate([(corners + 0.5) / scale - 0.5, score[kept, None]], 1))
+    return numpy.concatenate(found)

@@ -1,0 +1,17 @@
+"""The one exception that means: the user can mend this, so show the text and no traceback."""
+import sys
+
+
+class UserError(Exception):
+    """A mistake in the input. The message names the file, what was found and what to do."""
+
+
+def run(main):
+    """Call main(); a UserError is printed on stderr and ends the process with exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

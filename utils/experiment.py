@@ -1,0 +1,182 @@
+"""weights/<exp>/: names, result tables and plots of experiments."""
+import csv
+import os
+import pathlib
+import re
+
+from utils.args import ROOT
+from utils.errors import UserError
+
+WEIGHTS = ROOT / "weights"
+EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds")
+RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
+              "gmacs", "nme", "onnx_nme")
+
+
+def new_experiment(name="none", folder=WEIGHTS):
+    """Make and return the folder of a new experiment: `name`, or the next free number from 000.
+
+    Raises UserError where the name is taken or is no plain folder name.
+    """
+    if name != "none":
+        if not re.fullmatch(r"[\w][\w.+-]*", name) or name.endswith((".pt", ".onnx")):
+            raise UserError(f"--exp {name}: an experiment is named by letters, digits, . _ + - only")
+        try:
+            (folder / name).mkdir(parents=True)
+        except FileExistsError:
+            if any((folder / name).iterdir()):
+                raise UserError(f"{folder / name}: the experiment exists; add --resume to go on with "
+                                f"it, or choose another --exp") from None
+        return folder / name
+    number = 0
+    while True:
+        try:
+            (folder / f"{number:03d}").mkdir(parents=True)
+            return folder / f"{number:03d}"
+        except FileExistsError:
+            number += 1
+
+
+def find_experiment(name, folder=WEIGHTS):
+    """The folder of an existing experiment. Raises UserError listing those that exist."""
+    if name != "none" and (folder / name).is_dir():
+        return folder / name
+    known = sorted(p.parent.name for p in folder.glob("*/*.pt"))
+    what = "give --exp" if name == "none" else f"--exp {name}: no such experiment"
+    raise UserError(f"{what}; there are: {', '.join(sorted(set(known))) or 'none yet'}")
+
+
+def find_weights(name, suffix=".pt", folder=WEIGHTS):
+    """The file that --exp means: a path, the best of an experiment, or (none) the shipped one.
+
+    suffix: the kind that is wanted first, .pt or .onnx. Raises UserError.
+    """
+    if name == "none":
+        shipped = folder / f"fast{suffix}"
+        if shipped.is_file():
+            return shipped
+        newest = sorted(folder.glob(f"*/best{suffix}"), key=lambda p: p.stat().st_mtime)
+        if newest:
+            return newest[-1]
+        raise UserError(f"no weights in {folder}: train some with `python main.py --train --data "
+                        f"samples`, or give their path")
+    path = pathlib.Path(name)
+    if name.endswith((".pt", ".onnx")) or path.is_file():
+        if not path.exists():
+            raise UserError(f"{name}: no such file")
+        return path
+    found = find_experiment(name, folder)
+    for path in (found / f"best{suffix}", found / "best.pt"):
+        if path.is_file():
+            return path
+    raise UserError(f"{found}: has no best{suffix} yet; train it first")
+
+
+def append_epoch(folder, row):
+    """Add a row (dict of EPOCH_FIELDS) to the experiment's results.csv."""
+    rows = [r for r in read_epochs(folder) if r["epoch"] < row["epoch"]]
+    _write(folder / "results.csv", EPOCH_FIELDS, [*rows, row])
+
+
+def read_epochs(folder):
+    """The rows of the experiment's results.csv as dicts of numbers; [] if there is none yet."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)]
+
+
+def record(row, folder=WEIGHTS):
+    """Add or update the line of row["exp"] in weights/results.csv; absent fields stay as they are."""
+    path = folder / "results.csv"
+    rows = read_records(folder)
+    old = next((r for r in rows if r["exp"] == row["exp"]), None)
+    if old is None:
+        old = dict.fromkeys(RUN_FIELDS, "")
+        rows.append(old)
+    old.update({k: v for k, v in row.items() if k in RUN_FIELDS})
+    _write(path, RUN_FIELDS, rows)
+
+
+def record_score(weights, report):
+    """Add the NMEs of a test's report to the line of the experiment that the weights belong to."""
+    name = weights.parent.name
+    if not any(row["exp"] == name for row in read_records(weights.parent.parent)):
+        return
+    scores = {column: f"{next(iter(report[way].values()))['nme']:.3f}"
+              for way, column in (("pytorch", "nme"), ("onnx", "onnx_nme")) if way in report}
+    record({"exp": name, **scores}, weights.parent.parent)
+
+
+def read_records(folder=WEIGHTS):
+    """The rows of weights/results.csv, as dicts of strings. Raises UserError if it is damaged."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{k: row.get(k) or "" for k in RUN_FIELDS} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); move it away") from None
+
+
+def _write(path, fields, rows):
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def compare(folder=WEIGHTS):
+    """All experiments as a Markdown table; also written to weights/results.md."""
+    rows = read_records(folder)
+    if not rows:
+        raise UserError(f"{folder / 'results.csv'}: no experiment is recorded yet")
+    lines = ["| " + " | ".join(RUN_FIELDS) + " |", "|" + " --- |" * len(RUN_FIELDS)]
+    lines += ["| " + " | ".join(row[k] for k in RUN_FIELDS) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def plot_curves(folder):
+    """Draw results.csv as curves.png: loss, validation NME and learning rate against epochs."""
+    pyplot = _pyplot()
+    rows = read_epochs(folder)
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    for axis, (key, title) in zip(axes, (("loss", "training loss"), ("val_nme", "validation NME, %"),
+                                         ("lr", "learning rate"))):
+        axis.plot([r["epoch"] for r in rows], [r[key] for r in rows], marker=".")
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    figure.savefig(folder / "curves.png", dpi=90)
+    pyplot.close(figure)
+
+
+def plot_ced(errors, path):
+    """Draw cumulative error distributions. errors: label to NMEs (N,) as fractions."""
+    import numpy
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)
+    for label, values in errors.items():
+        values = 100 * numpy.sort(values)
+        share = numpy.arange(1, len(values) + 1) / len(values)
+        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {values.mean():.2f}")
+    axis.set(xlim=(0, 10), ylim=(0, 1), xlabel="NME, %", ylabel="share of faces",
+             title="cumulative error distribution")
+    axis.grid(alpha=0.3)
+    axis.legend(title="list: mean NME, %", loc="lower right")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot

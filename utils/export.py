@@ -1,0 +1,60 @@
+"""ONNX: decoding inside the graph, dynamic batch, and metadata that says how to crop."""
+import json
+import os
+import pathlib
+
+import torch
+
+from utils.errors import UserError
+
+OPSET = 18
+
+
+class _Predict(torch.nn.Module):
+    """The graph that is exported: uint8 crops to landmarks and confidence."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        """(N, 3, S, S) uint8 to (N, K, 2) and (N, K)."""
+        return self.model.predict(images)
+
+
+def export(model, path):
+    """Write a model of checkpoint.load_model as ONNX; returns the path.
+
+    Input `images` (N, 3, S, S) uint8 RGB, outputs `landmarks` (N, K, 2) in crop units and
+    `confidence` (N, K); N is dynamic. Metadata: see metadata(). Raises UserError.
+    """
+    import onnx
+    import onnxsim
+    path = pathlib.Path(path)
+    images = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
+    program = torch.onnx.export(
+        _Predict(model.cpu().eval()).eval(), (images,), dynamo=True, opset_version=OPSET,
+        input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
+    graph, _ = onnxsim.simplify(program.model_proto)
+    onnx.helper.set_model_props(graph, metadata(model))
+    onnx.checker.check_model(graph, full_check=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        onnx.save(graph, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error.strerror})") from None
+    return path
+
+
+def metadata(model):
+    """What a consumer needs, as strings: input_size, scheme and crop as JSON, format.
+
+    scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
+    (square, stretch or box) and `scale`: how the landmarks' box becomes the crop.
+    """
+    return {"format": "pipnet-1", "input_size": str(model.input_size),
+            "scheme": json.dumps(model.scheme.state()), "crop": json.dumps(model.crop),
+            "backbone": model.args.backbone}

@@ -1,0 +1,92 @@
+"""A .pt or .onnx file as one function: crops in, landmarks and confidence out."""
+import json
+import pathlib
+
+import numpy
+
+from utils.errors import UserError
+from utils.landmarks import Scheme
+
+
+class Predictor:
+    """Landmarks of crops, from a checkpoint or an ONNX file of this repository.
+
+    device: auto, cpu or cuda. threads: of the CPU, else all. `input_size`, `scheme` (a Scheme) and
+    `crop` ({"rule", "scale"}) come from the file. Raises UserError for a file that is neither.
+    """
+
+    def __init__(self, path, device="cpu", threads=None):
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{path}: no such file" if not self.path.exists() else
+                            f"{path}: is no file")
+        load = self._load_onnx if self.path.suffix == ".onnx" else self._load_torch
+        load(device, threads)
+
+    def __call__(self, images):
+        """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
+        if not len(images):
+            points = self.scheme.points
+            return numpy.zeros((0, points, 2), numpy.float32), numpy.zeros((0, points), numpy.float32)
+        return self._run(numpy.ascontiguousarray(numpy.asarray(images).transpose(0, 3, 1, 2)))
+
+    def _load_onnx(self, device, threads):
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(str(self.path), options,
+                                                   providers=_providers(device))
+        except UserError:
+            raise
+        except Exception as error:
+            # ONNX Runtime raises its own kinds, which are not exported by name.
+            raise UserError(f"{self.path}: cannot be used as an ONNX model: "
+                            f"{' '.join(str(error).split())[:160]}") from None
+        described = session.get_modelmeta().custom_metadata_map
+        try:
+            self.input_size = int(described["input_size"])
+            self.scheme = Scheme.from_state(json.loads(described["scheme"]))
+            crop = json.loads(described["crop"])
+            self.crop = {"rule": str(crop["rule"]), "scale": float(crop["scale"])}
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: an ONNX model, but not of this repository (metadata: "
+                            f"{error!r}); export it with main.py --export") from None
+        images, outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
+        if images.type != "tensor(uint8)" or outputs != ["landmarks", "confidence"]:
+            raise UserError(f"{self.path}: takes {images.type} and gives {', '.join(outputs)}; "
+                            f"expected uint8 and landmarks, confidence")
+        self.session, name = session, images.name
+        self._run = lambda images: session.run(None, {name: images})
+
+    def _load_torch(self, device, threads):
+        import torch
+        from utils.checkpoint import load_model
+        from utils.distributed import choose_device
+        if threads:
+            torch.set_num_threads(threads)
+        device = choose_device(device)
+        model = load_model(self.path, device)
+        self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
+
+        def predict(images):
+            with torch.inference_mode():
+                landmarks, confidence = model.predict(torch.from_numpy(images).to(device))
+            return landmarks.cpu().numpy(), confidence.cpu().numpy()
+
+        self._run = predict
+
+
+def _providers(device):
+    """ONNX Runtime's providers; CUDA is listed by its package even where there is no GPU."""
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    import torch
+    from utils.distributed import choose_device
+    chosen = choose_device(device)
+    if chosen.type == "cpu":
+        return ["CPUExecutionProvider"]
+    assert torch.cuda.is_available()
+    return [("CUDAExecutionProvider", {"device_id": chosen.index or 0}), "CPUExecutionProvider"]

@@ -1,0 +1,25 @@
+"""One annotated face, as every reader returns it."""
+import dataclasses
+import pathlib
+
+import numpy
+
+
+@dataclasses.dataclass
+class Face:
+    """A face of a photo with its landmarks.
+
+    photo: the image file. points (K, 2): pixels, 0-based, x then y. lists: the lists it belongs to,
+    "train" or "test" and e.g. "test_common". subset: its row in the count table. group: the photo
+    it is from, which the validation split keeps together. name: unique stem for its crop.
+    box: the publisher's face box (x_min, y_min, x_max, y_max) in pixels, or None. image: RGB uint8
+    (H, W, 3) where the photo is inside a container file (.mat) or was drawn, else None.
+    """
+    photo: pathlib.Path
+    points: numpy.ndarray
+    lists: tuple
+    subset: str
+    group: str
+    name: str
+    box: numpy.ndarray | None = None
+    image: numpy.ndarray | None = None
