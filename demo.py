@@ -48,7 +48,7 @@ def parse(argv=None):
     parser.add_argument("--eyes", action="store_true",
                         help="eye aspect ratio, blinks a minute and PERCLOS of each face")
     parser.add_argument("--device", metavar="DEVICE",
-                        help="cpu or cuda [.onnx: cpu; .pt: cuda if there is one]")
+                        help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
     for name in SETTINGS:
         parser.add_argument("--" + name.replace("_", "-"), metavar="N", help="see args.yaml")
     return parser.parse_args(argv)
@@ -81,12 +81,8 @@ def get_predictor(weights, device=None):
     if path.suffix not in (".pt", ".onnx") or not path.is_file():
         found = "no such file" if not path.is_file() else f"found {path.suffix or 'no suffix'}"
         raise UserError(f"weights {path}: {found}, expected a .pt or .onnx file of main.py")
-    if device is None:
-        device = "cpu"
-        if path.suffix == ".pt":
-            import torch
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Predictor(path, device)
+    # Looking for a GPU means importing torch, which an .onnx does not need.
+    return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
 
 
 def read_image(path):
@@ -124,8 +120,8 @@ def find_source(source):
                             f"({', '.join(sorted(IMAGES))})")
         return "folder", paths
     if not path.is_file():
-        raise UserError(f"source {source}: no such file or folder; give a camera's number, a video, "
-                        f"an image, a folder or sample")
+        raise UserError(f"source {source}: no such file or folder; give the number of a camera, a "
+                        f"video, an image, a folder or sample")
     return ("image" if path.suffix.lower() in IMAGES else "video"), path
 
 

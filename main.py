@@ -170,7 +170,8 @@ def _finish_epoch(run, epoch, nme, loss, averaged):
 
 def test(args, actions):
     """Score the test lists with PyTorch, ONNX Runtime or both; print, plot, report."""
-    from utils import checkpoint, dataset, distributed, evaluation, experiment
+    from utils import boxes, checkpoint, dataset, distributed, evaluation, experiment
+    from utils.detector import get_detector
     from utils.predictor import Predictor
 
     prepared = dataset.PreparedSet(set_folder(args))
@@ -179,11 +180,15 @@ def test(args, actions):
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     ways = {}
     if "test" in actions:
-        if path.suffix == ".onnx":
-            raise UserError(f"{path}: --test needs a .pt; for an ONNX file give --test-onnx")
-        device = distributed.choose_device(args.device)
-        model = checkpoint.load_model(path, device)
-        ways["pytorch"] = model, evaluation.torch_predict(model, device, args.flip_test)
+        weights = path.with_suffix(".pt")
+        if not weights.is_file():
+            raise UserError(f"{weights}: no such file; for an ONNX file alone give --test-onnx")
+        if args.boxes == "none":
+            device = distributed.choose_device(args.device)
+            model = checkpoint.load_model(weights, device)
+            ways["pytorch"] = model, evaluation.torch_predict(model, device, args.flip_test)
+        else:
+            ways["pytorch"] = Predictor(weights, args.device), None
     if "test_onnx" in actions:
         onnx = path.with_suffix(".onnx")
         predictor = Predictor(onnx if onnx.is_file() else export(path), args.device)
@@ -193,13 +198,17 @@ def test(args, actions):
         evaluation.fit_scheme(model.scheme, prepared.scheme, str(path))
         if model.crop != prepared.crop:
             print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
-        report[way], found[way] = evaluation.score(predict, model, prepared, args.workers)
+        if args.boxes == "none":
+            report[way], found[way] = evaluation.score(predict, model, prepared, args.workers)
+        else:
+            report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
         evaluation.print_table(way, report[way])
     if len(ways) == 2:
         report["max_abs_diff_px"] = evaluation.largest_difference(*found.values(), prepared)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
     evaluation.draw_errors(next(iter(found.values())), model.scheme, prepared, path)
-    experiment.record_score(path, report)
+    if args.boxes == "none":
+        experiment.record_score(path, report)
     if args.report != "none":
         pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
 

@@ -19,3 +19,45 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (real faces and detectors), which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def drawn_set(tmp_path_factory):
+    """A small prepared set of drawn faces at 64 px: 38 train, 2 val, 8 test."""
+    from utils.generator import DataGenerator
+    from utils.readers import samples
+    folder = tmp_path_factory.mktemp("drawn") / "set"
+    counts, samples.COUNTS = samples.COUNTS, {"train": 40, "test": 8}
+    try:
+        DataGenerator("samples", 64, folder, layout="samples", workers=1).run()
+    finally:
+        samples.COUNTS = counts
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(drawn_set, tmp_path_factory):
+    """weights/<exp>/best.pt of an untrained tiny net with lively batch norms, on the drawn set."""
+    import torch
+
+    from utils import checkpoint
+    from utils.args import load_args
+    from utils.dataset import PreparedSet
+    prepared = PreparedSet(drawn_set)
+    torch.manual_seed(0)
+    args = load_args({"backbone": "mobilenetv3_small_050", "input_size": 64,
+                      "data_dir": str(drawn_set)})
+    model = checkpoint.build_model(args, prepared.scheme)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            # A fresh net has branches that are zero; nothing would be compared there.
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    torch.nn.init.normal_(model.head.score.weight, std=0.05)
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    folder.mkdir()
+    checkpoint.save({**checkpoint.describe(args, prepared.scheme, prepared.crop),
+                     "weights": model.state_dict(), "epoch": 1, "val_nme": 50.0},
+                    folder / "best.pt")
+    return folder / "best.pt"

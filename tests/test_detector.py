@@ -62,7 +62,8 @@ def test_boxes_follow_the_image_shape_and_scale(name, shared):
     canvas[100:100 + image.shape[0], 700:700 + image.shape[1]] = image
     for frame, scale in ((canvas, 1.0), (cv2.resize(canvas, None, fx=2, fy=2), 2.0)):
         boxes = found(frame)
-        assert detector.overlap(boxes, [truth + [700, 100, 700, 100]] * numpy.array(scale))[0] > 0.45
+        there = (truth + [700, 100, 700, 100]) * scale
+        assert detector.overlap(boxes, [there])[0] > 0.45
         assert boxes.shape[1] == 5 and (numpy.diff(boxes[:, 4]) <= 0).all()
 
 
@@ -92,7 +93,8 @@ def test_overlap():
 def test_what_is_no_detector(tmp_path, shared):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
-    for name, words in (("dlib", "no such file"), (tmp_path, "a folder"), (broken, "not a readable")):
+    for name, words in (("dlib", "no such file"), (tmp_path, "a folder"),
+                        (broken, "not a readable")):
         with pytest.raises(UserError, match=words) as error:
             detector.get_detector(name)
         assert "\n" not in str(error.value) and "haar" in str(error.value)

@@ -85,5 +85,5 @@ def test_sleep_does_not_become_the_norm():
 def test_time_out_of_sight_does_not_count():
     state = eyes.Drowsiness()
     for i in range(300):
-        state.update((0.06, 0.06) if i < 30 else (0.32, 0.32), i / RATE if i < 30 else 20 + i / RATE)
+        state.update((0.06,) * 2 if i < 30 else (0.32,) * 2, i / RATE + (0 if i < 30 else 20))
     assert state.perclos == pytest.approx(0.1, abs=0.01)

@@ -11,11 +11,11 @@ from utils.errors import UserError
 SIDE = 640  # The longer side at which every detector looks at a photo.
 HINT = ("use haar (built in), or the path of a YuNet or SCRFD .onnx file (the README says where to "
         "get them)")
-# Where the square around a face's 68 landmarks (its side: the larger side of their box) lies against
-# the detector's box: shift of the centre, and side, in sides of the detector's box. Medians over the
-# 2012 training photos of ../shared/data/300W (afw, helen, lfpw) where the face was found (overlap of
-# at least 0.3: haar 1891, yunet and scrfd 2012); dx, at most 0.006, is 0 by symmetry. Measure again
-# after a change to a detector's settings.
+# Where the square around a face's 68 landmarks (its side: the larger side of their box) lies in the
+# detector's box: shift of the centre, and side, in sides of the detector's box. Medians over the
+# 2012 training photos of ../shared/data/300W (afw, helen, lfpw) where the face was found (overlap
+# of 0.3 or more: haar 1891, yunet and scrfd 2012); dx, at most 0.006, is 0 by symmetry. Measure
+# again after a change to a detector's settings.
 RELATIONS = {"haar": (0, 0.147, 0.871), "yunet": (0, 0.123, 0.779), "scrfd": (0, 0.130, 0.776)}
 
 

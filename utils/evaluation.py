@@ -102,6 +102,8 @@ def print_table(way, numbers):
     columns = f"{'NME %':>8}{'FR8 %':>8}{'AUC8':>8}{'FR10 %':>8}{'AUC10':>8}"
     print(f"{'list':<12}{'faces':>7} |{columns}      |{columns}")
     for name, n in numbers.items():
+        if "found" in n:
+            print(f"{name:<12}{n['found']:>6.2f} % of the faces were found; of these:")
         cells = ["".join(f"{n[k + unit]:>8.{d}f}" for k, d in
                          (("nme", 3), ("fr8", 2), ("auc8", 4), ("fr10", 2), ("auc10", 4)))
                  for unit in ("", "_crop")]

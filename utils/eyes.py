@@ -48,6 +48,7 @@ class Drowsiness:
         self.perclos = self.blinks_per_minute = 0.0
         self._frames = collections.deque()  # (time, seconds since the last frame, ratio, is closed)
         self._blink_times = collections.deque()
+        self._seen = self._closed = 0.0  # Seconds, summed over _frames.
         self._shut_since = None
         self._next_look = None  # When this person's open eyes are measured again, each second.
 
@@ -68,18 +69,22 @@ class Drowsiness:
             self.open_ratio = min(max(typical, 0.16), 0.465)
         # 0: shut, 1: as open as this person's eyes mostly are.
         opened = min(max((ratio - SHUT) / (self.open_ratio - SHUT), 0.0), 1.0)
+        self._add(1, step, opened <= CLOSED)
         self._frames.append((time, step, ratio, opened <= CLOSED))
         while self._frames[0][0] < time - WINDOW:
-            self._frames.popleft()
+            _, old, _, closed = self._frames.popleft()
+            self._add(-1, old, closed)
         while self._blink_times and self._blink_times[0] < time - WINDOW:
             self._blink_times.popleft()
         self._watch_blink(opened, time)
-        seen = sum(frame[1] for frame in self._frames)
-        closed = sum(frame[1] for frame in self._frames if frame[3])
-        self.perclos = closed / seen if seen > 0 else 0.0
+        self.perclos = min(max(self._closed / self._seen, 0.0), 1.0) if self._seen > 0 else 0.0
         # The first seconds say little about a minute.
-        self.blinks_per_minute = len(self._blink_times) * 60 / max(seen, 10.0)
+        self.blinks_per_minute = len(self._blink_times) * 60 / max(self._seen, 10.0)
         return self
+
+    def _add(self, sign, step, closed):
+        self._seen += sign * step
+        self._closed += sign * step * closed
 
     def _watch_blink(self, opened, time):
         if self._shut_since is None and opened < BLINK_BELOW:

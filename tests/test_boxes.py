@@ -1,0 +1,69 @@
+"""The test from detected boxes."""
+import numpy
+import pytest
+
+from utils import boxes, crop
+from utils.dataset import PreparedSet
+from utils.detector import Detector
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+
+
+class Oracle:
+    """A predictor that answers every crop with the mean face, so that only the crop matters."""
+    input_size, crop = 64, {"rule": "square", "scale": 1.2}
+
+    def __init__(self, scheme):
+        self.scheme = scheme
+
+    def __call__(self, images):
+        points = numpy.repeat(self.scheme.mean_face[None], len(images), 0).astype(numpy.float32)
+        return points, numpy.ones(points.shape[:2], numpy.float32)
+
+
+@pytest.fixture
+def photo_set(tmp_path, shared):
+    from utils.generator import DataGenerator
+    source = tmp_path / "300W" / "lfpw" / "testset"
+    source.mkdir(parents=True)
+    for name in ("image_0001", "image_0002", "image_0003"):
+        for suffix in (".jpg", ".pts"):
+            found = shared / "data/300W/lfpw/testset" / (name + suffix)
+            (source / (name + suffix)).write_bytes(found.read_bytes())
+    return PreparedSet(DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=1).run())
+
+
+def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
+    faces = photo_set.tests["test"]
+    truth_px = crop.to_photo(faces.points, faces.boxes)
+    order = iter(range(3))
+
+    def find(image):
+        i = next(order)
+        box = numpy.concatenate([truth_px[i].min(0), truth_px[i].max(0)])
+        far = numpy.array([0, 0, 12, 12, 0.9])
+        # The second face is missed; the others come second after a false box.
+        return [far] if i == 1 else [far, [*box, 0.5]]
+
+    predictor = Oracle(photo_set.scheme)
+    photo_set.lists.pop("test_common")
+    numbers, details = boxes.score(predictor, Detector("test", find, (0, 0, 1)), photo_set)
+    assert numbers["test"]["faces"] == 2
+    assert numbers["test"]["found"] == pytest.approx(200 / 3)
+    predicted, nme = details["test"]
+    assert numpy.isnan(nme).tolist() == [False, True, False]
+    # Two passes of the mean face inside the face's own box: about where the face is.
+    assert nme[0] < 0.5 and numbers["test"]["nme"] == pytest.approx(100 * numpy.nanmean(nme))
+    assert abs(predicted[0].mean(0) - photo_set.scheme.mean_face.mean(0)).max() < 0.1
+
+
+def test_no_face_at_all_is_an_error(photo_set):
+    nothing = Detector("blind", lambda image: numpy.zeros((0, 5)), (0, 0, 1))
+    with pytest.raises(UserError, match="blind finds no face"):
+        boxes.score(Oracle(photo_set.scheme), nothing, photo_set)
+
+
+def test_a_set_without_photos_is_an_error(drawn_set):
+    with pytest.raises(UserError, match="photos"):
+        boxes.score(Oracle(SCHEMES["300W"]), Detector("d", lambda i: [], (0, 0, 1)),
+                    PreparedSet(drawn_set))

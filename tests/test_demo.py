@@ -1,0 +1,232 @@
+"""The demo's command line: sources, outputs, landmark files and what goes wrong."""
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy
+import painted_faces
+import pytest
+
+import demo
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+
+ROOT = pathlib.Path(demo.__file__).parent
+SHIPPED = ROOT / "weights/fast.onnx"
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch, tmp_path):
+    """No window, and what is written goes to a folder of its own."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """The demo on painted faces, with a network and a detector that know them."""
+    predictor = painted_faces.Painted()
+    monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
+    monkeypatch.setattr(demo, "get_detector", lambda name: painted_faces.detector())
+    return predictor
+
+
+def frame(i=0):
+    return painted_faces.paint(painted_faces.background(), (1, 80 + 2 * i, 120, 60),
+                               (2, 240 - 2 * i, 60, 50))
+
+
+def write_image(path, image):
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+
+
+def write_video(path, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (320, 240))
+    for image in frames:
+        writer.write(numpy.ascontiguousarray(image[..., ::-1]))
+    writer.release()
+
+
+def count_frames(path):
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        count += 1
+    return count
+
+
+def test_image(painted, capsys):
+    write_image("two.png", frame())
+    demo.main(["--source", "two.png", "--landmarks", "two.json"])
+    assert "1 frames, 2 faces: demo_two.png, two.json" in capsys.readouterr().out
+    drawn = cv2.imread("demo_two.png")[..., ::-1]
+    assert drawn.shape == (240, 320, 3) and (drawn != frame()).any()
+    content = json.loads(pathlib.Path("two.json").read_text())
+    assert content["scheme"] == "300W" and len(content["frames"]) == 1
+    face = content["frames"][0]["faces"][0]
+    assert set(face) == {"id", "box", "points", "confidence"} and len(face["points"]) == 68
+    assert face["box"] == pytest.approx([44, 84, 116, 156], abs=3)
+    assert face["confidence"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_video(painted, capsys):
+    write_video("two.avi", [frame(i) for i in range(15)])
+    demo.main(["--source", "two.avi", "--output", "out/drawn.mp4", "--landmarks", "two.csv",
+               "--eyes"])
+    assert "15 frames, 30 faces" in capsys.readouterr().out
+    assert count_frames("out/drawn.mp4") == 15
+    rows = list(csv.DictReader(open("two.csv", encoding="utf-8")))
+    assert len(rows) == 30 and {row["id"] for row in rows} == {"1", "2"}
+    assert [row["frame"] for row in rows[:4]] == ["0", "0", "1", "1"]
+    assert float(rows[-1]["time"]) == pytest.approx(14 / 30, abs=1e-3)
+    assert 0.1 < float(rows[-1]["eye_right"]) < 0.6
+    assert {"blinks_per_minute", "perclos", "x0", "y67"} <= set(rows[0])
+    xs = [float(row["x30"]) for row in rows if row["id"] == "1"]
+    assert xs[-1] - xs[0] == pytest.approx(28, abs=3)
+
+
+def test_folder_leaves_out_what_is_no_image(painted, capsys):
+    pathlib.Path("in").mkdir()
+    for name in ("a.png", "b.jpg"):
+        write_image(f"in/{name}", frame())
+    pathlib.Path("in/c.png").write_bytes(b"")
+    pathlib.Path("in/notes.txt").write_text("no image")
+    demo.main(["--source", "in", "--output", "out", "--landmarks", "faces.json"])
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in pathlib.Path("out").iterdir()) == ["a.png", "b.png"]
+    assert "c.png" in printed.err and "2 frames" in printed.out
+    frames = json.loads(pathlib.Path("faces.json").read_text())["frames"]
+    assert [entry["source"] for entry in frames] == ["a.png", "b.jpg"]
+    # Images of a folder are no film: ids start anew in each.
+    assert [face["id"] for face in frames[1]["faces"]] == [1, 2]
+
+
+def image_kinds():
+    image = frame()
+    return {"one.png": numpy.zeros((1, 1, 3), numpy.uint8), "grey.png": image[..., 0],
+            "alpha.png": numpy.dstack([image[..., ::-1], image[..., :1]])[..., [2, 1, 0, 3]],
+            "deep.png": image.astype(numpy.uint16) * 257,
+            "deep_grey.png": image[..., 0].astype(numpy.uint16) * 257}
+
+
+@pytest.mark.parametrize("name", image_kinds())
+def test_kinds_of_images(name, painted):
+    image = image_kinds()[name]
+    if name == "alpha.png":
+        assert cv2.imwrite(name, image)
+    else:
+        write_image(name, image)
+    demo.main(["--source", name])
+    drawn = cv2.imread(f"demo_{name}")
+    assert drawn.shape == (*image.shape[:2], 3) and drawn.dtype == numpy.uint8
+    if name == "deep.png":
+        assert (demo.read_image(name) == frame()).all()
+
+
+def test_truncated_video_is_played_to_its_end(painted, capsys):
+    write_video("whole.avi", [frame(i) for i in range(30)])
+    content = pathlib.Path("whole.avi").read_bytes()
+    pathlib.Path("cut.avi").write_bytes(content[:len(content) // 2])
+    demo.main(["--source", "cut.avi"])
+    printed = capsys.readouterr()
+    played = count_frames("demo_cut.mp4")
+    assert 5 < played < 30 and f"{played} frames" in printed.out
+
+
+def test_unreadable_videos(painted, shared):
+    pathlib.Path("empty.mp4").write_bytes(b"")
+    clip = (shared / "data/video/clip.mp4").read_bytes()
+    pathlib.Path("cut.mp4").write_bytes(clip[:len(clip) // 2])
+    pathlib.Path("notes.txt").write_text("neither image nor video\n")
+    for name in ("empty.mp4", "notes.txt"):
+        with pytest.raises(UserError, match="neither an image nor a video"):
+            demo.main(["--source", name])
+    try:
+        demo.main(["--source", "cut.mp4"])
+    except UserError as error:
+        assert "cut.mp4" in str(error)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--source", "nowhere.mp4"], "no such file"), (["--source", "empty"], "no images"),
+    (["--source", "77"], "camera 77: cannot be opened"),
+    (["--source", "two.png", "--output", "two.mp4"], "written as"),
+    (["--source", "two.png", "--output", "two.png"], "this is the source"),
+    (["--source", "two.png", "--landmarks", "two.txt"], "as .csv or .json"),
+    (["--source", "two.png", "--min-confidence", "high"], "min-confidence: expected float"),
+    (["--source", "two.png", "--min-confidence", "2"], "min-confidence: must be"),
+    (["--source", "broken.png"], "not an image"), (["--sourse", "0"], "unknown flag --sourse"),
+])
+def test_mistakes(arguments, words, painted):
+    write_image("two.png", frame())
+    pathlib.Path("empty").mkdir()
+    pathlib.Path("broken.png").write_bytes(pathlib.Path("two.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=words) as error:
+        demo.main(arguments)
+    assert str(error.value).count("\n") <= 1
+
+
+def test_eyes_need_eyes(painted):
+    painted.scheme = SCHEMES["300W"].subset(range(48, 68))
+    write_image("two.png", frame())
+    with pytest.raises(UserError, match="contours"):
+        demo.main(["--source", "two.png", "--eyes"])
+
+
+def test_weights(tmp_path):
+    (tmp_path / "000").mkdir()
+    with pytest.raises(UserError, match="bash main.sh 1 --train"):
+        demo.find_weights(tmp_path)
+    for name in ("000/best.pt", "000/best.onnx"):
+        (tmp_path / name).touch()
+        assert demo.find_weights(tmp_path) == tmp_path / name
+    (tmp_path / "001").mkdir()
+    (tmp_path / "001/best.pt").touch()
+    os.utime(tmp_path / "001", (2e9, 2e9))
+    assert demo.find_weights(tmp_path) == tmp_path / "001/best.pt"
+    (tmp_path / "fast.pt").touch()
+    assert demo.find_weights(tmp_path) == tmp_path / "fast.pt"
+    for path, words in (("lost.onnx", "no such file"), (__file__, "found .py")):
+        with pytest.raises(UserError, match=words):
+            demo.get_predictor(path)
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, str(ROOT / "demo.py"), *map(str, arguments)],
+                          capture_output=True, text=True, timeout=120)
+
+
+def test_mistakes_end_with_one_line_and_code_2():
+    done = run("--source", "77")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("camera 77") and done.stderr.count("\n") == 1
+
+
+needs_weights = pytest.mark.skipif(not SHIPPED.is_file(), reason="needs weights/fast.onnx")
+
+
+@needs_weights
+def test_sample_with_shipped_weights(capsys):
+    pytest.importorskip("matplotlib")
+    demo.main(["--source", "sample", "--landmarks", "sample.json", "--weights", str(SHIPPED)])
+    face, = json.loads(pathlib.Path("sample.json").read_text())["frames"][0]["faces"]
+    points = numpy.array(face["points"])
+    # Her eyes, to a few pixels of the portrait's 512 x 600.
+    assert face["confidence"] > 0.5 and (points.min(0) > [150, 90]).all()
+    assert (points.max(0) < [390, 360]).all()
+
+
+@needs_weights
+def test_clip_with_shipped_weights(shared):
+    """Every frame is processed, faceless shots have no track, ids are stable within a shot."""
+    demo.main(["--source", str(shared / "data/video/clip.mp4"), "--landmarks", "clip.json",
+               "--weights", str(SHIPPED),
+               "--detector", str(shared / "models/yunet_n_640_640.onnx")])
+    frames = json.loads(pathlib.Path("clip.json").read_text())["frames"]
+    assert len(frames) == 275 and count_frames("demo_clip.mp4") == 275
+    singer = [{face["id"] for face in entry["faces"]} for entry in frames[85:208]]
+    assert all(ids == singer[0] and len(ids) == 1 for ids in singer)

@@ -1,0 +1,43 @@
+"""Weights to ship."""
+import shutil
+
+import numpy
+import torch
+
+from utils import checkpoint, publish
+from utils.predictor import Predictor
+
+
+def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weights, tmp_path):
+    target = tmp_path / "fast.pt"
+    publish.publish(tiny_weights, target)
+    state = checkpoint.read(target)
+    assert set(state) >= {"weights", "scheme", "crop", "args"} and "optimizer" not in state
+    floats = [v for v in state["weights"].values() if v.is_floating_point()]
+    assert floats and all(v.dtype == torch.float16 for v in floats)
+    assert "/" not in state["args"]["data_dir"] and state["args"]["exp"] == "none"
+    images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
+    ours, onnx = Predictor(target), Predictor(target.with_suffix(".onnx"))
+    for first, second in zip(ours(images), onnx(images)):
+        numpy.testing.assert_allclose(first, second, atol=1e-4)
+    assert onnx.crop == ours.crop and onnx.input_size == 64
+    assert (onnx.scheme.flip == ours.scheme.flip).all()
+
+
+def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
+    second = tmp_path / "weights" / "second"
+    second.mkdir(parents=True)
+    state = checkpoint.read(tiny_weights)
+    state["args"] = {**state["args"], "pretrained": str(tiny_weights), "epochs": 7,
+                     "data_dir": "/somewhere/300W-64"}
+    checkpoint.save(state, second / "best.pt")
+    first, last = publish.commands(second / "best.pt")
+    assert "--exp tiny" in first and "--backbone mobilenetv3_small_050" in first
+    assert "--exp second" in last and "--epochs 7" in last
+    assert "--pretrained weights/tiny/best.pt" in last
+    assert "somewhere" not in last and "--input-size 64" in last
+    numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
+               "nme_crop": 51.0}
+    text = publish.card(second / "best.pt", {"pytorch": {"test": numbers}}, "fast", 600)
+    assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
+    shutil.rmtree(second)

@@ -1,0 +1,117 @@
+"""An experiment's best weights as files to ship: fp16 .pt, .onnx of the same numbers, card."""
+import argparse
+import json
+import pathlib
+import shlex
+
+import yaml
+
+from utils import checkpoint, experiment, export
+from utils.args import DEFAULTS, KNOBS, load_args
+from utils.errors import UserError, run
+
+# Knobs of where and how a run was started, which say nothing of the model.
+PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test")
+
+
+def publish(source, target, with_onnx=True):
+    """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
+
+    The ONNX file comes from the rounded weights, so both score the same. Paths of the machine that
+    trained are cut to their last part. Raises UserError.
+    """
+    state = checkpoint.read(source)
+    args = {**state["args"], **dict.fromkeys(("exp", "report", "boxes"), "none")}
+    args["data_dir"], args["pretrained"] = _set_name(args), _weights_name(args["pretrained"])
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in state["weights"].items()}
+    checkpoint.save({**state, "args": args, "weights": weights}, target)
+    if with_onnx:
+        export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
+
+
+def commands(source):
+    """The commands that train a checkpoint, oldest first: those of the weights it began with too."""
+    source = pathlib.Path(source)
+    args = checkpoint.read(source)["args"]
+    shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+    before, typed = [], {}
+    for name, value in args.items():
+        if name in KNOBS and name not in PLACES and value != shipped.get(name):
+            typed[name] = value
+    if args["pretrained"] not in ("none", "timm"):
+        start = pathlib.Path(args["pretrained"])
+        if start.is_file():
+            before = commands(start)
+        typed["pretrained"] = _weights_name(start)
+    if "data_dir" in typed:
+        typed["data_dir"] = _set_name(args)
+    flags = " ".join(f"--{k.replace('_', '-')} {shlex.quote(str(v))}"
+                     for k, v in typed.items() if (k, v) != ("data_dir", shipped["data_dir"]))
+    return [*before, f"bash main.sh 1 --train --exp {source.parent.name} {flags}".strip()]
+
+
+def _set_name(args):
+    """The publisher's folder of a prepared set named FOLDER-SIZE."""
+    return pathlib.Path(args["data_dir"]).name.removesuffix(f"-{args['input_size']}")
+
+
+def _weights_name(path):
+    """weights/EXP/best.pt of any path that ends so; `none` and `timm` as they are."""
+    parts = pathlib.Path(path).parts[-2:]
+    return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
+
+
+def card(source, report, title, seconds):
+    """A model card as Markdown. report: of `main.py --test --report`; seconds: of the training."""
+    state = checkpoint.read(source)
+    args, scheme = state["args"], state["scheme"]
+    lines = [
+        f"# {title}", "",
+        f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
+        f"head, stride {args['stride']}, input {args['input_size']} px, crop "
+        f"{state['crop']['rule']} x {state['crop']['scale']}",
+        f"* data: {_set_name(args)}, training list; epoch {state['epoch']} of {args['epochs']} "
+        f"was best on the validation list (NME {state['val_nme']:.3f} %); seed {args['seed']}",
+        f"* training time: {seconds / 60:.0f} minutes on the CPU it was trained on",
+        "* licence: trained on 300W, whose photos may be used for research only; so may these "
+        "weights", "", "```", *commands(source), "```", "",
+        "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name, n in report["pytorch"].items():
+        lines.append(f"| {name} | {n['faces']} | {n['nme']:.3f} | {n['fr8']:.2f} | "
+                     f"{n['auc8']:.4f} | {n['fr10']:.2f} | {n['auc10']:.4f} | {n['nme_crop']:.3f} |")
+    if "onnx" in report:
+        difference = max(abs(report["onnx"][k]["nme"] - n["nme"])
+                         for k, n in report["pytorch"].items())
+        lines += ["", f"The ONNX file differs by {difference:.4f} NME at most, "
+                      f"{report['max_abs_diff_px']:.4f} px in a coordinate."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None):
+    """python -m utils.publish EXP NAME --data-dir SET"""
+    parser = argparse.ArgumentParser(prog="python -m utils.publish", description=__doc__)
+    parser.add_argument("exp", help="the experiment whose best.pt is shipped")
+    parser.add_argument("name", help="its name in weights/, such as fast")
+    parser.add_argument("--data-dir", default="300W", help="set to score on [300W]")
+    parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
+    given = parser.parse_args(argv)
+    import main as commands_of_main
+    source = experiment.find_weights(given.exp)
+    target = experiment.WEIGHTS / f"{given.name}.pt"
+    if target == source:
+        raise UserError(f"{target}: is what it would be made from")
+    publish(source, target, not given.no_onnx)
+    report = target.with_suffix(".json")
+    actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
+    commands_of_main.test(load_args({"exp": str(target), "data_dir": given.data_dir,
+                                     "report": str(report)}), actions)
+    seconds = experiment.read_epochs(source.parent)[-1]["seconds"]
+    text = card(source, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
+    target.with_suffix(".md").write_text(text, encoding="utf-8")
+    report.unlink()
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)
