@@ -134,5 +134,5 @@ def draw_errors(found, scheme, prepared, weights):
     worst = numpy.argsort(-nme)[:16]
     images = [draw.landmarks(dataset[int(i)][0].numpy(), predicted[i] * size - 0.5, scheme)
               for i in worst]
-    captions = [f"{faces.images[i].stem} {100 * nme[i]:.1f} %" for i in worst]
+    captions = [f"{100 * nme[i]:.1f} % {faces.images[i].stem}" for i in worst]
     draw.save(weights.with_name(f"{prefix}worst.png"), draw.sheet(images, 4, 256, captions))

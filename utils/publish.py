@@ -30,7 +30,7 @@ def publish(source, target, with_onnx=True):
 
 
 def commands(source):
-    """The commands that train a checkpoint, oldest first: those of the weights it began with too."""
+    """The commands that train a checkpoint, oldest first: also those of what it began with."""
     source = pathlib.Path(source)
     args = checkpoint.read(source)["args"]
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
@@ -79,7 +79,8 @@ def card(source, report, title, seconds):
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
         lines.append(f"| {name} | {n['faces']} | {n['nme']:.3f} | {n['fr8']:.2f} | "
-                     f"{n['auc8']:.4f} | {n['fr10']:.2f} | {n['auc10']:.4f} | {n['nme_crop']:.3f} |")
+                     f"{n['auc8']:.4f} | {n['fr10']:.2f} | {n['auc10']:.4f} | "
+                     f"{n['nme_crop']:.3f} |")
     if "onnx" in report:
         difference = max(abs(report["onnx"][k]["nme"] - n["nme"])
                          for k, n in report["pytorch"].items())
