@@ -5,14 +5,17 @@ Four GPUs:              bash main.sh 4 --train --test --test-onnx
 Score and compare:      python main.py --test --test-onnx --exp NAME
 Several machines:       see main.sh
 """
+import glob
 import json
 import os
 import pathlib
-import time
+import sys
 
+from utils import experiment, launch, memory
 from utils.args import parse, save_args
 from utils.errors import UserError
 from utils.errors import run as guarded
+from utils.landmarks import model_scheme
 
 
 def set_folder(args):
@@ -21,51 +24,108 @@ def set_folder(args):
         from utils.generator import prepare_samples
         return prepare_samples(args.input_size)
     folder = pathlib.Path(args.data_dir)
-    beside = folder.with_name(f"{folder.name}-{args.input_size}")
-    return beside if beside.is_dir() and not any(folder.glob("t*.txt")) else folder
+    if any(folder.glob("t*.txt")):
+        return folder
+    beside = {int(path.name.rpartition("-")[2]): path for path in
+              folder.parent.glob(f"{glob.escape(folder.name)}-*")
+              if path.name.removeprefix(f"{folder.name}-").isdecimal()}
+    # Rather reduce larger crops than blow up smaller ones.
+    enough = [size for size in beside if size >= args.input_size]
+    return beside[min(enough) if enough else max(beside)] if beside else folder
 
 
-def train(args, resume=False):
+def train(args, resume=False, stop=None):
     """Train an experiment: best.pt, last.pt, best.onnx, results.csv, curves.png, args.yaml.
 
-    Returns its folder, or None where a signal stopped it (saved, to be resumed).
+    resume: go on from last.pt. stop: a launch.Stop, looked at after each step. Returns the
+    experiment's folder, or None where it was stopped (saved, to be resumed). Raises UserError.
     """
+    from nets.model import gmacs, parameters
+    from utils import checkpoint, distributed, gssl
+
+    ranks = distributed.start(args.device)
+    say = print if ranks.first else lambda *_: None
+    stop = stop or launch.Stop()
+    folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
+                         else experiment.new_experiment(args.exp))
+    state = ranks.share(lambda: checkpoint.read(folder / "last.pt")
+                        if resume and (folder / "last.pt").exists() else None)
+    if state is not None:
+        for name, old, new in checkpoint.changed(state.get("args"), args):
+            say(f"resume: {name} changed from {old} to {new}")
+    rounds = gssl.plan(args)
+    if resume and state is None:
+        say(f"resume: {folder.name}: nothing is saved yet, it begins anew")
+    for part in rounds[0 if state is None else state.get("round", 0):]:
+        run = None  # The round before goes, with its loader's processes and memory.
+        run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state)
+        if run is None:
+            if not launch.stopped():
+                print(f"stopped and saved; go on with: python main.py --resume --exp {folder.name}")
+            return None
+        state = None
+    distributed.stop()
+    if ranks.first:
+        experiment.plot_curves(folder)
+        export(folder / "best.pt")
+        deployed = checkpoint.load_model(folder / "best.pt")
+        experiment.record({
+            "exp": folder.name, "data": args.data if args.data != "none" else set_folder(args).name,
+            "scheme": run.model.scheme.name, "backbone": args.backbone, "head": args.head,
+            "lr": args.lr, "epochs": part.first + part.epochs, "batch": run.measure[1],
+            "parameters": parameters(deployed),
+            "gmacs": f"{gmacs(deployed, args.input_size):.2f}"}, folder.parent)
+    return folder
+
+
+def _train_round(whole, part, last, folder, ranks, stop, state):
+    """Train one gssl.Round (the only one, without --gssl) and return its Run; None: stopped.
+
+    whole: the knobs of all rounds. last: whether no round follows. state: of last.pt, or None.
+    """
+    import timm.layers
     import timm.optim
     import timm.scheduler
     import timm.utils
     import torch
 
     from nets.model import parameters
-    from utils import checkpoint, dataset, distributed, engine, evaluation, experiment, loss
-    from utils.landmarks import SCHEMES
+    from utils import checkpoint, dataset, engine, evaluation, gssl, loss, unlabelled
     from utils.run import Run
 
-    ranks = distributed.start(args.device)
     say = print if ranks.first else lambda *_: None
-    # torchrun starts all ranks again when one has died; they go on from the last save.
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
-                         else experiment.new_experiment(args.exp))
+    args = part.args(whole)
     torch.manual_seed(args.seed)
-    prepared = dataset.PreparedSet(ranks.share(lambda: set_folder(args)))
-    scheme = prepared.scheme
-    if args.scheme not in ("auto", scheme.name):
-        scheme = _model_scheme(args.scheme, scheme)
+    source = ranks.share(set_folder, args)
+    prepared = ranks.together(dataset.PreparedSet, source)
+    scheme = model_scheme(args.scheme, prepared.scheme)
     if "train" not in prepared.lists:
         raise UserError(f"{prepared.folder}: has no train.txt; it can only be tested on")
     faces, val = prepared.lists["train"], prepared.lists["val"]
-    neighbour_face = None
-    if args.mean_face == "published":
-        if scheme.name not in SCHEMES:
-            raise UserError(f"mean_face: published: there is none for {scheme.name}")
-        neighbour_face = SCHEMES[scheme.name].mean_face
-    elif args.mean_face != "data":
-        neighbour_face = dataset.read_mean_face(args.mean_face)
-    model = checkpoint.build_model(args, scheme, neighbour_face, args.pretrained == "timm")
-    if args.pretrained not in ("none", "timm"):
-        left_out = checkpoint.load_pretrained(model, args.pretrained)
-        say(f"{args.pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))
+    neighbour_face = dataset.neighbour_face(args.mean_face, scheme)
+    pretrained = args.pretrained if state is None else "none"
+    model = checkpoint.build_model(args, scheme, neighbour_face, pretrained == "timm")
+    if pretrained not in ("none", "timm"):
+        left_out = ranks.together(checkpoint.load_pretrained, model, pretrained)
+        say(f"{pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))
     model.to(ranks.device, memory_format=torch.channels_last)
+    criterion, extra = loss.build_loss(model, args.cls, args.reg, args.offset_loss), None
+    if args.gssl:
+        extra = ranks.together(unlabelled.read, args.unlabelled_dir, prepared)
+    if part.number:
+        teacher = None
+        if state is None:
+            teacher = checkpoint.build_model(args, scheme, neighbour_face)
+            teacher.load_state_dict(ranks.share(
+                lambda: checkpoint.weights_of(checkpoint.read(folder / "best.pt"))))
+            if not part.fresh:
+                model.load_state_dict(teacher.state_dict())
+        faces, labelled = gssl.round_faces(folder, part, teacher, faces, extra, prepared, scheme,
+                                           args, ranks)
+        criterion = gssl.RoundLoss(criterion, part.task, labelled)
+        model.head.coarse = part.task in gssl.COARSE
+        say(f"round {part.number}, {part.task}: {labelled} faces with labels (repeated ones "
+            f"counted) and {len(extra)} with pseudo-labels")
 
     accumulate = max(1, round(args.effective_batch / (args.batch_size * ranks.world)))
     loader, sampler = engine.make_loader(faces, prepared, scheme, args, ranks, accumulate)
@@ -75,8 +135,9 @@ def train(args, resume=False):
                                                     else ""))
     say(f"{args.backbone}, {args.head} head, {parameters(model) / 1e6:.2f} M parameters, on "
         f"{ranks.device.type}")
-    say(f"batch: {args.batch_size} a process x {ranks.world} processes x {accumulate} accumulated = "
-        f"{args.batch_size * ranks.world * accumulate} a step (asked {args.effective_batch}); "
+    batch = args.batch_size * ranks.world * accumulate
+    say(f"batch: {args.batch_size} a process x {ranks.world} processes x {accumulate} accumulated "
+        f"= {batch} a step (asked {args.effective_batch}); "
         f"{sampler.steps} steps an epoch, {steps} in all")
     dtype = engine.choose_precision(args.precision, ranks.device, model)
     optimizer = torch.optim.AdamW(
@@ -93,87 +154,76 @@ def train(args, resume=False):
     parallel = model
     if ranks.world > 1:
         if ranks.device.type == "cuda":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            # timm's, because torch's would drop the activations inside timm's norm layers.
+            model = timm.layers.convert_sync_batchnorm(model)
         else:
             say("batch norm: statistics per process (synchronised ones need GPUs)")
         parallel = torch.nn.parallel.DistributedDataParallel(
             model, [ranks.device.index] if ranks.device.type == "cuda" else None)
     run = Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
               torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,
-              loss.build_loss(model, args.cls, args.reg, args.offset_loss), loader, sampler,
-              engine.Faults(faces, folder), engine.Stop(),
-              checkpoint.describe(args, scheme, prepared.crop, neighbour_face))
-    epoch, step = (0, 0)
-    state = ranks.share(lambda: checkpoint.read(folder / "last.pt")
-                        if resume and (folder / "last.pt").exists() else None)
+              criterion, loader, sampler, engine.Faults(faces, folder, ranks), stop,
+              checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), part.number,
+              f"round {part.number} ({part.task}) " if args.gssl else "")
+    begin, step = (0, 0) if state is None else run.restore(state)
     if state is not None:
-        epoch, step = run.restore(state)
-        say(f"resume: {folder.name} goes on at epoch {epoch + 1}, step {step + 1}")
+        say(f"resume: {folder.name}: {run.title}" + (
+            "all epochs are done" if begin == args.epochs else
+            f"goes on at epoch {begin + 1}, step {step + 1}"))
+    elif part.number:
+        run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
+        # best.pt, which this round began from, is about to be overwritten.
+        run.save(0, 0)
+    del state
     if ranks.first:
-        save_args(args, folder / "args.yaml")
+        save_args(whole, folder / "args.yaml")
 
-    for epoch in range(epoch, args.epochs):
-        begun = time.monotonic()
+    for epoch in range(begin, args.epochs):
         finished = engine.train_one_epoch(run, epoch, step)
         step = 0
         if finished:
             averaged = model if ema is None else ema.module
+            # Batch norm's statistics are per process on CPUs; all must judge the same net.
+            ranks.copy_buffers(averaged)
             averaged.eval()
-            predicted = evaluation.predict_list(evaluation.torch_predict(averaged, ranks.device), val,
-                                            prepared.margin, args.input_size, ranks=ranks)
+            predict = evaluation.torch_predict(averaged, ranks.device)
+            predicted = evaluation.predict_list(predict, val, prepared.margin, args.input_size,
+                                                ranks=ranks)
             nme = 100 * float(evaluation.errors(predicted, val, scheme, prepared.scheme)[0].mean())
-        run.seconds += time.monotonic() - begun
-        if finished:
-            total, count = ranks.total(sum(run.losses), len(run.losses))
-            if ranks.first:
-                _finish_epoch(run, epoch, nme, total / max(count, 1), averaged)
-            run.best = min(run.best, nme)
-            run.losses = []
+            ranks.share(_finish_epoch, run, part, epoch, nme, averaged)
+            run.best, run.losses = min(run.best, nme), []
             run.save(epoch + 1, 0)
-        if not finished or (run.stop.asked and epoch + 1 < args.epochs):
-            say(f"stopped and saved; go on with --resume --exp {folder.name}")
+        over = last and epoch + 1 == args.epochs
+        if not finished or not over and ranks.total(stop.asked)[0]:
             return None
-    if ranks.first:
-        experiment.plot_curves(folder)
-        export(folder / "best.pt")
-        experiment.record({
-            "exp": folder.name, "data": args.data if args.data != "none" else prepared.folder.name,
-            "scheme": scheme.name, "backbone": args.backbone, "head": args.head, "lr": args.lr,
-            "epochs": args.epochs, "batch": args.batch_size * ranks.world * accumulate,
-            "parameters": parameters(model)}, folder.parent)
-    return folder
+    return run
 
 
-def _model_scheme(name, set_scheme):
-    """The scheme asked for, as a subset of the set's, with the set's own mean face."""
-    from utils.landmarks import get_scheme
-    asked = get_scheme(name, set_scheme)
-    if asked.base != set_scheme.name:
-        raise UserError(f"scheme {asked.name} is neither the set's ({set_scheme.name}) nor a part of "
-                        f"it")
-    return set_scheme.subset(asked.indices, asked.name)
-
-
-def _finish_epoch(run, epoch, nme, loss, averaged):
+def _finish_epoch(run, part, epoch, nme, averaged):
     """Keep the best weights and write the epoch's line to results.csv and the screen."""
-    from utils import checkpoint, experiment
+    from utils import checkpoint
     lr = run.optimizer.param_groups[0]["lr"]
+    loss = sum(run.losses) / max(1, len(run.losses))
     if nme < run.best:
-        checkpoint.save({**run.description, "weights": averaged.state_dict(), "epoch": epoch + 1,
-                         "val_nme": nme}, run.folder / "best.pt")
-    experiment.append_epoch(run.folder, {"epoch": epoch + 1, "lr": lr, "loss": loss, "val_nme": nme,
-                                         "seconds": round(run.seconds, 1)})
+        checkpoint.save({**run.description, "weights": averaged.state_dict(),
+                         "epoch": part.first + epoch + 1, "val_nme": nme}, run.folder / "best.pt")
+    experiment.append_epoch(run.folder, {
+        "epoch": part.first + epoch + 1, "lr": lr, "loss": loss, "val_nme": nme,
+        "seconds": round(run.seconds, 1), "round": part.number})
     skipped = f", {run.faults.skipped} steps skipped" if run.faults.skipped else ""
-    print(f"epoch {epoch + 1:>3}/{run.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  val NME {nme:.3f}"
-          f"{' *' if nme < run.best else ''}  {run.seconds:.0f} s{skipped}", flush=True)
+    print(f"{run.title}epoch {epoch + 1:>3}/{run.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  "
+          f"val NME {nme:.3f}{' *' if nme < run.best else ''}  {run.seconds:.0f} s{skipped}",
+          flush=True)
 
 
 def test(args, actions):
     """Score the test lists with PyTorch, ONNX Runtime or both; print, plot, report."""
-    from utils import boxes, checkpoint, dataset, distributed, evaluation, experiment
+    from utils import boxes, checkpoint, dataset, distributed, evaluation
     from utils.detector import get_detector
     from utils.predictor import Predictor
 
+    if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
+        raise UserError(f"--report {args.report}: there is no such folder")
     prepared = dataset.PreparedSet(set_folder(args))
     if not prepared.tests:
         raise UserError(f"{prepared.folder}: has no test list")
@@ -208,7 +258,8 @@ def test(args, actions):
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
     evaluation.draw_errors(next(iter(found.values())), model.scheme, prepared, path)
     if args.boxes == "none":
-        experiment.record_score(path, report)
+        data = args.data if args.data != "none" else prepared.folder.name
+        experiment.record_score(path, report, data)
     if args.report != "none":
         pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
@@ -221,40 +272,72 @@ def export(path):
     return exporting.export(checkpoint.load_model(path), path.with_suffix(".onnx"))
 
 
+def export_int8(path, args):
+    """Write the .int8.onnx beside an .onnx; returns its path. Raises UserError."""
+    from utils import dataset, evaluation, quantize
+    from utils.predictor import Predictor
+    prepared, model = dataset.PreparedSet(set_folder(args)), Predictor(path)
+    evaluation.fit_scheme(model.scheme, prepared.scheme, str(path))
+    if model.crop != prepared.crop:
+        print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
+    print(f"exporting {path.with_suffix('.int8.onnx')}")
+    return quantize.quantize(path, quantize.training_crops(prepared, model.input_size))
+
+
+def dump_pseudo(args):
+    """Draw the newest pseudo-labels of an experiment, args being the knobs it was trained with."""
+    from utils import dataset, gssl, unlabelled
+    folder = experiment.find_experiment(args.exp)
+    prepared = dataset.PreparedSet(set_folder(args))
+    scheme = model_scheme(args.scheme, prepared.scheme)
+    faces = unlabelled.read(args.unlabelled_dir, prepared)
+    print(gssl.dump(folder, faces, prepared.margin, scheme, args.dump_pseudo))
+
+
 def main():
     """Dispatch the command line."""
-    request = parse()
-    args, actions = request.args, request.actions
-    verdict = os.environ.get("PIPNET_VERDICT")
-    if verdict and os.path.getsize(verdict):
-        # An earlier try under torchrun ended in a user's mistake: trying again changes nothing.
+    if launch.is_over():
         return
     try:
-        dispatch(args, actions)
+        dispatch(parse())
     except UserError as error:
-        if not verdict:
+        if not launch.report(error):
             raise
-        pathlib.Path(verdict).write_text(str(error), encoding="utf-8")
-        os._exit(2)
+        sys.exit(0 if launch.leave() else 2)
+    launch.leave(0)
 
 
-def dispatch(args, actions):
+def dispatch(request):
     """Do the actions in their natural order; after training only rank 0 goes on."""
-    from utils import distributed, experiment
-    if "train" in actions:
-        try:
-            folder = train(args, "resume" in actions)
-        finally:
+    args, actions = request.args, request.actions
+    memory.keep_freed()
+    try:
+        if "train" in actions:
+            resume = "resume" in actions or launch.restarts() > 0
+            with launch.Stop() as stop:
+                folder = train(launch.resumed(request) if resume else args, resume, stop)
+            if folder is None or int(os.environ.get("RANK", 0)):
+                return
+            args.exp = folder.name
+        # What is not typed is as the experiment was trained: its set, above all.
+        known = launch.resumed(request)
+        known.exp = args.exp
+        if args.dump_pseudo and "train" not in actions:
+            dump_pseudo(known)
+        if "export" in actions:
+            exported = export(experiment.find_weights(args.exp))
+            if "int8" in actions:
+                export_int8(exported, known)
+        if actions & {"test", "test_onnx"}:
+            test(known, actions)
+        if "compare" in actions:
+            print(experiment.compare(), end="")
+    except OSError as error:
+        raise launch.disk_mistake(error) from None
+    finally:
+        if "train" in actions:
+            from utils import distributed
             distributed.stop()
-        if folder is None or int(os.environ.get("RANK", 0)):
-            return
-        args.exp = folder.name
-    if "export" in actions:
-        export(experiment.find_weights(args.exp))
-    if actions & {"test", "test_onnx"}:
-        test(args, actions)
-    if "compare" in actions:
-        print(experiment.compare(), end="")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 #   one GPU or the CPU:  bash main.sh 1 --train --data samples
 #   four GPUs:           bash main.sh 4 --train --test --test-onnx --epochs 120 --batch-size 32
 #   two CPU processes:   bash main.sh 2 --train --device cpu
-#   two machines, on each with its own NODE_RANK (0, 1), the first machine's address and --exp:
+#   two machines: the same line on each, with its own NODE_RANK (0, 1) and the first one's address:
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash main.sh 4 --train --exp NAME
-# Ctrl-C or SIGTERM: the step is finished and saved. A killed process: all are started again, up to
-# MAX_RESTARTS (3) times, and resume by themselves.
+# Ctrl-C or SIGTERM: the step is finished and saved; twice: ends at once. A killed process: all are
+# started again, up to MAX_RESTARTS (3) times, and resume by themselves.
 set -u
 cd "$(dirname "$0")" || exit 2
 
@@ -22,32 +22,40 @@ fi
 launch=(python -m torch.distributed.run --nproc-per-node "$processes"
         --max-restarts "${MAX_RESTARTS:-3}")
 if [ "${NNODES:-1}" -gt 1 ]; then
-    launch+=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?set NODE_RANK to this machine, 0 to NNODES - 1}"
-             --master-addr "${MASTER_ADDR:?set MASTER_ADDR to the first machine}"
+    launch+=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?set it to this machine, 0 to NNODES - 1}"
+             --master-addr "${MASTER_ADDR:?set it to the address of the first machine}"
              --master-port "${MASTER_PORT:-29500}")
 else
     launch+=(--standalone)
 fi
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( (cores + processes - 1) / processes ))}
 
-# A user's mistake found by a rank is written here; restarted ranks then end at once.
-export PIPNET_VERDICT=$(mktemp)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + processes - 1) / processes ))}
-stopped=
-# The signal goes to the ranks, which finish their step and save, and not to torchrun, which would
-# answer with a traceback. setsid keeps Ctrl-C on the terminal from reaching torchrun.
-trap 'stopped=yes; pkill -TERM -P "$child" || kill -TERM "$child"' TERM INT
+# How main.sh and its processes talk: see utils/launch.py.
+PIPNET_CONTROL=$(mktemp -d) || exit 2
+export PIPNET_CONTROL
+interrupted=
+# torchrun would answer a signal with a traceback; setsid keeps the terminal's Ctrl-C from it.
+stop() {
+    interrupted=yes
+    if [ -e "$PIPNET_CONTROL/stop" ]; then kill -TERM "$child"; else : > "$PIPNET_CONTROL/stop"; fi
+}
+trap stop TERM INT
 setsid "${launch[@]}" main.py "$@" --exp "$exp" &
 child=$!
-while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    status=$?
-done
+# A signal ends `wait` early, and then it is to wait again.
+while wait "$child"; status=$?; [ -n "$interrupted" ]; do interrupted=; done
 
-if [ -s "$PIPNET_VERDICT" ]; then
-    echo "error: $(cat "$PIPNET_VERDICT")" >&2
+if [ -e "$PIPNET_CONTROL/error" ]; then
+    echo "error: $(cat "$PIPNET_CONTROL/error")" >&2
     status=2
-elif [ -n "$stopped" ]; then
-    echo "stopped; go on with: bash main.sh $processes $* --exp $exp --resume"
+elif [ -e "$PIPNET_CONTROL/stop" ]; then
+    again=" $* "
+    [[ $again == *" --exp"* ]] || again+="--exp $exp "
+    [[ $again == *" --resume "* ]] || again+="--resume"
+    echo "stopped; go on with: bash main.sh $processes$again"
 fi
-rm -f "$PIPNET_VERDICT"
+rm -r "$PIPNET_CONTROL"
+# Where it failed before anything was written.
+rmdir "weights/$exp" 2>/dev/null
 exit "$status"

@@ -1,5 +1,6 @@
 """A name to a feature extractor: IRNet, or any timm model with feature maps."""
 import difflib
+import functools
 
 import timm
 import timm.utils
@@ -62,6 +63,9 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
     if stride not in (16, 32):
         raise UserError(f"stride must be 16 or 32, found {stride}")
     if name in IRNETS:
+        if timm_weights:
+            raise UserError(f"pretrained: timm: there are none for {name}; use none or the path of "
+                            f"a released IRNet file or of a .pt of this repository")
         trunk = IRNet(IRNETS[name], activation)
         channels, strides = trunk.channels, trunk.strides
     else:
@@ -70,6 +74,7 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
     if 32 not in strides or 16 not in strides:
         raise UserError(f"backbone {name} has feature maps at strides {list(strides)}; strides 16 "
                         f"and 32 are needed")
+    _avoid_crash(trunk)
     places = {s: i for i, s in enumerate(strides)}
     return Backbone(trunk, places[32], places[16], channels, stride)
 
@@ -86,11 +91,28 @@ def _timm_trunk(name, pretrained):
         # timm and its hub client raise a dozen kinds here; each means the same to the user.
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if pretrained:
-            raise UserError(f"pretrained: timm: the weights of {name} could not be had (no network, "
-                            f"or none exist): {what}; use pretrained: none or a path") from None
+            raise UserError(f"pretrained: timm: the weights of {name} could not be had (no "
+                            f"network, or none exist): {what}; use none or a path") from None
         raise UserError(f"backbone {name} gives no feature maps: {what}") from None
 
 
+def _avoid_crash(trunk):
+    """Strided 1x1 convolutions of a few channels, as in MobileOne's stem, take thinned-out input.
+
+    torch 2.14 on CPUs with AVX2 writes out of bounds in their backward pass in channels_last, where
+    a convolution of stride 1 is safe; what comes out is the same.
+    """
+    for conv in trunk.modules():
+        if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1) \
+                and conv.stride != (1, 1) and conv.in_channels < 8:
+            conv.register_forward_pre_hook(functools.partial(_thin_out, conv.stride))
+            conv.stride = (1, 1)
+
+
+def _thin_out(stride, module, inputs):
+    return (inputs[0][..., ::stride[0], ::stride[1]],)
+
+
 def reparameterise(model):
-    """Fuse the training-time branches of MobileOne-like blocks into single convolutions, in place."""
+    """Fuse the training branches of MobileOne-like blocks into single convolutions, in place."""
     return timm.utils.reparameterize_model(model, inplace=True)

@@ -19,14 +19,26 @@ class Maps(typing.NamedTuple):
     neighbour_y: torch.Tensor
 
 
+class CoarseMaps(typing.NamedTuple):
+    """Maps, and the score maps (N, K, G/2, G/2) and (N, K, G/4, G/4) of PIPNet's curriculum."""
+    maps: Maps
+    half: torch.Tensor
+    quarter: torch.Tensor
+
+
 class PIPHead(torch.nn.Module):
-    """Pixel-in-Pixel head: score, offset and neighbour maps by 1x1 convolutions (PIPNet, section 3).
+    """Pixel-in-Pixel head: score, offset and neighbour maps by 1x1 convolutions (PIPNet, 3).
 
     channels: of the feature map. scheme: a landmarks.Scheme with K points. num_nb: M, 0..K-1.
     merge: how the predictions of one landmark are averaged, `plain` (every predictor weighs the
     same) or `padded` (the published code: lists of predictors are padded to the longest one by
     repetition, so some weigh more; released models were scored with it).
+
+    coarse, an attribute: whether training also gets the coarse score maps (see utils/gssl.py). They
+    are the same score layer on max-pooled features.
     """
+
+    coarse = False
 
     def __init__(self, channels, scheme, num_nb=10, merge="plain"):
         super().__init__()
@@ -56,11 +68,16 @@ class PIPHead(torch.nn.Module):
         self.register_buffer("own_vote", (1 / total)[:, 0], persistent=False)
 
     def forward(self, features):
-        """Features (N, C, G, G) to Maps."""
+        """Features (N, C, G, G) to Maps, or to CoarseMaps in a training that wants them."""
         empty = features.new_zeros((features.shape[0], 0, *features.shape[2:]))
-        return Maps(self.score(features), self.offset_x(features), self.offset_y(features),
+        maps = Maps(self.score(features), self.offset_x(features), self.offset_y(features),
                     self.neighbour_x(features) if self.num_nb else empty,
                     self.neighbour_y(features) if self.num_nb else empty)
+        if not (self.coarse and self.training):
+            return maps
+        half = torch.nn.functional.max_pool2d(features, 2)
+        return CoarseMaps(maps, self.score(half),
+                          self.score(torch.nn.functional.max_pool2d(half, 2)))
 
     def decode(self, maps):
         """Maps to landmarks (N, K, 2) in crop units and confidence (N, K) in 0..1.
@@ -71,19 +88,48 @@ class PIPHead(torch.nn.Module):
         grid = maps.score.shape[-1]
         score, cell = maps.score.flatten(2).max(-1)
         corner_x, corner_y = cell % grid, cell // grid
-        merged = [self._merge(*axis, cell, grid) for axis in (
-            (maps.offset_x, maps.neighbour_x, corner_x), (maps.offset_y, maps.neighbour_y, corner_y))]
-        return torch.stack(merged, -1), score.clamp(0, 1)
+        x = self._merge(maps.offset_x, maps.neighbour_x, corner_x, cell, grid)
+        y = self._merge(maps.offset_y, maps.neighbour_y, corner_y, cell, grid)
+        return torch.stack([x, y], -1), score.clamp(0, 1)
+
+    def predict(self, features):
+        """Features (N, C, G, G) to what `decode` gives of their maps, in less time.
+
+        Neighbours are computed only at the cell of their landmark, not on the whole map.
+        """
+        score, cell = self.score(features).flatten(2).max(-1)
+        grid = features.shape[-1]
+        corner_x, corner_y = cell % grid, cell // grid
+        owns = [conv(features).flatten(2).gather(2, cell[..., None])[..., 0]
+                for conv in (self.offset_x, self.offset_y)]
+        others = [None, None]
+        if self.num_nb:
+            # Each landmark has its own feature vectors and its own small matrix: (K, N, C) x
+            # (K, C, M).
+            at = features.flatten(2).gather(2, cell[:, None].expand(-1, features.shape[1], -1))
+            at = at.permute(2, 0, 1)
+            others = [torch.baddbmm(conv.bias.view(self.points, 1, self.num_nb), at,
+                                    conv.weight.view(self.points, self.num_nb, -1).transpose(1, 2)
+                                    ).transpose(0, 1).flatten(1)
+                      for conv in (self.neighbour_x, self.neighbour_y)]
+        x = self._mean(owns[0], others[0], corner_x, grid)
+        y = self._mean(owns[1], others[1], corner_y, grid)
+        return torch.stack([x, y], -1), score.clamp(0, 1)
 
     def _merge(self, offset, neighbour, corner, cell, grid):
-        own = offset.flatten(2).gather(2, cell[..., None])[..., 0] + corner
+        own = offset.flatten(2).gather(2, cell[..., None])[..., 0]
         if not self.num_nb:
-            return own / grid
+            return self._mean(own, None, corner, grid)
         at = cell.repeat_interleave(self.num_nb, 1)[..., None]
-        others = neighbour.flatten(2).gather(2, at)[..., 0]
+        return self._mean(own, neighbour.flatten(2).gather(2, at)[..., 0], corner, grid)
+
+    def _mean(self, own, others, corner, grid):
+        """Own (N, K) and neighbours' (N, K * M) predictions, from corner (N, K), to (N, K)."""
+        if others is None:
+            return (own + corner) / grid
         others = others + corner.repeat_interleave(self.num_nb, 1)
         others = others[:, self.voters.flatten()].unflatten(1, self.voters.shape)
-        return (own * self.own_vote + (others * self.votes).sum(-1)) / grid
+        return ((own + corner) * self.own_vote + (others * self.votes).sum(-1)) / grid
 
 
 class RegressionHead(torch.nn.Module):
@@ -107,3 +153,7 @@ class RegressionHead(torch.nn.Module):
     def decode(self, landmarks):
         """Landmarks as they are, with confidence 1 (N, K): a regression has no score."""
         return landmarks, torch.ones_like(landmarks[..., 0])
+
+    def predict(self, features):
+        """Features (N, C, G, G) to landmarks and confidence, as decode gives them."""
+        return self.decode(self(features))

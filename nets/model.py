@@ -1,5 +1,6 @@
 """Normalisation, backbone and head in one module that trains, predicts and exports."""
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from nets.backbone import build_backbone
 from nets.head import PIPHead, RegressionHead
@@ -35,11 +36,18 @@ class LandmarkNet(torch.nn.Module):
 
     def forward(self, images):
         """(N, 3, S, S) uint8 or 0..255 floats to what the head predicts: Maps, or (N, K, 2)."""
-        return self.head(self.backbone((images.to(self.mean.dtype) - self.mean) / self.std))
+        return self.head(self.backbone(self.normalise(images)))
+
+    def normalise(self, images):
+        """(N, 3, S, S) uint8 or 0..255 floats to floats of mean 0 and deviation 1."""
+        # Laid out as a row of pixels: in channels_last, three numbers alone are a slow inner loop.
+        mean, std = (values.expand(1, 3, 1, images.shape[3]).contiguous(
+            memory_format=torch.channels_last) for values in (self.mean, self.std))
+        return (images.to(mean.dtype) - mean) / std
 
     def predict(self, images):
         """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
-        return self.head.decode(self(images))
+        return self.head.predict(self.backbone(self.normalise(images)))
 
 
 def check_size(input_size, stride):
@@ -48,8 +56,19 @@ def check_size(input_size, stride):
     Also for output stride 16 the trunk goes down to 32, and its maps must line up.
     """
     if input_size < 32 or input_size % 32:
+        nearest = max(32, round(input_size / 32) * 32)
         raise UserError(f"input size {input_size} is not a multiple of the backbone's total stride "
-                        f"32 (output stride {stride}); nearest: {max(32, round(input_size / 32) * 32)}")
+                        f"32 (output stride {stride}); nearest: {nearest}")
+
+
+def gmacs(model, input_size):
+    """Billions of multiply-accumulates for one image (convolutions and matrix products)."""
+    device = next(model.parameters()).device
+    image = torch.zeros(1, 3, input_size, input_size, dtype=torch.uint8, device=device)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.predict(image)
+    # torch counts a multiplication and an addition as two.
+    return counter.get_total_flops() / 2e9
 
 
 def parameters(model):

@@ -109,3 +109,14 @@ def test_fr_auc(golden, percent):
     assert summary["faces"] == 500
     numpy.testing.assert_allclose(summary[f"fr{percent}"], 100 * golden[f"fr_auc_{percent}"][0],
                                   atol=1e-7)
+
+
+@pytest.mark.parametrize("num_nb", [0, 1, 10])
+def test_prediction_computes_neighbours_only_where_decoding_looks(scheme, num_nb):
+    torch.manual_seed(num_nb)
+    head = PIPHead(6, scheme, num_nb).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    features = torch.randn(3, 6, 8, 8, dtype=torch.float64)
+    for found, expected in zip(head.predict(features), head.decode(head(features))):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

@@ -177,7 +177,7 @@ def test_mapped_weights_compute_what_the_released_network_does(publisher):
     torch.manual_seed(0)
     model = fake(KEYS["IRNet18"], publisher.classes).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 4:
                 parameter.sub_(0.5).mul_(math.sqrt(24 / parameter[0].numel()))
 

@@ -140,6 +140,21 @@ def test_low_confidence_ends_a_track():
     assert made.update(image, 1 / RATE) == []
 
 
+def test_what_the_detector_misses_must_be_more_certain():
+    def last(confidence):
+        predictor = painted_faces.Painted()
+        made = make(predictor, min_confidence=0.4, every=3)
+        image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+        assert len(made.update(image, 0)) == 1
+        made.detector = Detector("blind", lambda image: [], (0, 0, 1))
+        predictor.confidence = confidence
+        for i in range(1, 8):
+            tracks = made.update(image, i / RATE)
+        return tracks
+
+    assert len(last(0.7)) == 1 and last(0.5) == []
+
+
 def test_no_track_survives_a_cut_to_a_faceless_shot():
     # This network believes in a face wherever it looks.
     made = make(painted_faces.Painted(blind=0.9), every=100)
@@ -147,6 +162,13 @@ def test_no_track_survives_a_cut_to_a_faceless_shot():
     assert len(made.update(image, 0)) == 1
     assert made.update(painted_faces.background(1), 1 / RATE) == []
     assert made.update(painted_faces.background(1), 2 / RATE) == []
+
+
+def test_ids_are_new_after_a_cut():
+    made, face = make(every=100), (1, 150, 120, 30)
+    for seed, expected in ((0, 1), (0, 1), (1, 2), (1, 2)):
+        tracks = made.update(painted_faces.paint(painted_faces.background(seed), face), 0)
+        assert [track.id for track in tracks] == [expected]
 
 
 def test_a_flash_is_no_cut():
@@ -177,7 +199,7 @@ def jitter(points):
 @pytest.mark.parametrize("velocity", [0, 0.1, 0.3, 1, 3])
 def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
     true, measured = noisy(velocity)
-    settings = make(filter_min_cutoff=1.0).filter_settings
+    settings = make(filter_min_cutoff=1.2).filter_settings
     steady = tracker.FaceFilter(*settings)
     found = numpy.stack([steady(points, 200.0, 1 / RATE) for points in measured])
     error, before = (found - true)[30:], (measured - true)[30:]
@@ -197,7 +219,7 @@ def test_filter_does_not_depend_on_the_size_of_the_frame():
 def test_tracks_are_steadied_and_raw_points_kept():
     predictor = painted_faces.Painted()
     predictor.noise = 0.004
-    made = make(predictor, filter_min_cutoff=1.0)
+    made = make(predictor, filter_min_cutoff=1.2)
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     films = [made.update(image, i / RATE)[0] for i in range(3)]
     points, raw = [], []

@@ -14,29 +14,32 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "args.yaml"
 # Types are kept here and not read off args.yaml, so that a mistake in that file is found.
 TYPES = {
-    str: "data_dir data scheme mean_face cache backbone activation head merge pretrained offset_loss "
-         "precision boxes report exp device",
-    int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every",
+    str: "data_dir data scheme mean_face cache backbone activation head merge pretrained "
+         "offset_loss precision boxes report exp device unlabelled_dir gssl_preset",
+    int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
+         "gssl_rounds gssl_epochs dump_pseudo",
     float: "cls reg lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation scaling "
            "shift aspect flip colour grey blur occlusion occlusion_size min_confidence "
-           "filter_min_cutoff filter_beta",
-    bool: "flip_test",
+           "filter_min_cutoff filter_beta gssl_keep",
+    bool: "flip_test gssl",
 }
 KNOBS = {name: kind for kind, names in TYPES.items() for name in names.split()}
 CHOICES = {
     "data": ("none", "samples"), "cache": ("none", "ram"), "activation": ("prelu", "relu"),
     "head": ("pip", "regression"), "merge": ("plain", "padded"), "stride": (16, 32),
     "offset_loss": ("l1", "smooth_l1", "wing"), "precision": ("auto", "fp32", "bf16", "fp16"),
+    "gssl_preset": ("default", "paper"),
 }
 # Least and largest value of numbers; everything else that is a number must not be negative.
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,
-         "detect_every": 1}
+         "detect_every": 1, "gssl_rounds": 1, "gssl_epochs": 1, "gssl_keep": 0.01}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
-           "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180}
+           "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1}
 ACTIONS = {
     "train": "train, choose the best epoch on the validation list",
     "test": "score the test lists with PyTorch",
     "export": "write the .onnx beside the weights",
+    "int8": "export, and a .int8.onnx calibrated on training crops of --data-dir or --data",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
     "compare": "print the table of all experiments",
     "resume": "go on with --exp from its last.pt",
@@ -75,7 +78,9 @@ def build_parser(description, prog=None):
     for title, names in groups.items():
         group = parser.add_argument_group(*title.split(": ", 1))
         for name in names:
-            group.add_argument(_flag(name), metavar=KNOBS[name].__name__.upper(),
+            # A switch may stand alone: --gssl is --gssl true.
+            alone = {"nargs": "?", "const": "true"} if KNOBS[name] is bool else {}
+            group.add_argument(_flag(name), metavar=KNOBS[name].__name__.upper(), **alone,
                                default=argparse.SUPPRESS, help=helps[name].replace("%", "%%"))
     return parser
 
@@ -181,14 +186,16 @@ def parse(argv=None):
     found = vars(parser.parse_args(argv))
     path = found.pop("args")
     actions = frozenset(name for name in ACTIONS if found.pop(name))
+    if "int8" in actions:
+        actions |= {"export"}
     if "data_dir" in found and found.get("data", "none") != "none":
         raise UserError("--data-dir and --data both say what to train on; give one of them")
     if "data_dir" in found:
         found.setdefault("data", "none")
-    if not actions - {"resume"}:
+    if not actions - {"resume"} and "dump_pseudo" not in found:
         if "resume" not in actions:
-            raise UserError("nothing to do: give --train, --test, --export, --test-onnx or --compare "
-                            "(see main.py --help)")
+            raise UserError("nothing to do: give --train, --test, --export, --test-onnx or "
+                            "--compare (see main.py --help)")
         actions |= {"train"}
     args = load_args(found, path)
     return Request(args, actions, found)

@@ -25,17 +25,17 @@ class Augment:
         args = self.args
         mirror = rng.random() < args.flip
         angle = math.radians(args.rotation * rng.uniform(-1, 1)) if rng.random() < 0.6 else 0.0
-        zoom = math.exp(args.scaling * numpy.clip(rng.standard_normal(), -2.5, 2.5))
-        stretch = math.exp(args.aspect * numpy.clip(rng.standard_normal(), -2.5, 2.5) / 2)
+        zoom = math.exp(args.scaling * _clipped_normal(rng))
+        stretch = math.exp(args.aspect * _clipped_normal(rng) / 2)
         shift = args.shift * rng.uniform(-1, 1, 2)
-        cos, sin = math.cos(angle), math.sin(angle)
+        cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
         # Crop units about the centre: mirror, then aspect, rotation and size, then shift.
-        linear = zoom * (numpy.array([[cos, -sin], [sin, cos]])
-                         @ numpy.diag([stretch * (-1 if mirror else 1), 1 / stretch]))
-        landmarks = (landmarks - 0.5) @ linear.T + 0.5 + shift
+        across = stretch * (-1 if mirror else 1)
+        linear = numpy.array([[cos * across, -sin / stretch], [sin * across, cos / stretch]])
+        landmarks = (landmarks - 0.5) @ linear.T + (0.5 + shift)
         if mirror:
             landmarks = landmarks[self.flip]
-        image = cv2.warpAffine(stored, _pixel_matrix(linear, shift, margin, stored.shape[0], size),
+        image = cv2.warpAffine(stored, pixel_matrix(linear, shift, margin, stored.shape[0], size),
                                (size, size), flags=cv2.INTER_LINEAR)
         image = self._look(image, rng)
         return image, landmarks.astype(numpy.float32)
@@ -58,21 +58,25 @@ def plain(stored, margin, size):
     """The nominal crop (size, size, 3) of a stored crop (T, T, 3), as tests and ONNX see it."""
     if margin == 1 and stored.shape[0] == size:
         return stored
-    matrix = _pixel_matrix(numpy.eye(2), numpy.zeros(2), margin, stored.shape[0], size)
+    matrix = pixel_matrix(numpy.eye(2), numpy.zeros(2), margin, stored.shape[0], size)
     return cv2.warpAffine(stored, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
-def _pixel_matrix(linear, shift, margin, stored_size, size):
+def pixel_matrix(linear, shift, margin, stored_size, size):
     """The 2 x 3 matrix for warpAffine of the map of crop units u' = linear (u - 1/2) + 1/2 + shift.
 
-    Crop unit u is at pixel ((u - 1/2) / margin + 1/2) * stored_size - 1/2 of the stored image and at
-    u * size - 1/2 of the result.
+    Crop unit u is at pixel ((u - 1/2) / margin + 1/2) * stored_size - 1/2 of the stored image and
+    at u * size - 1/2 of the result.
     """
     scale = size * margin / stored_size
-    linear_px = linear * scale
-    centre_in = numpy.full(2, stored_size / 2 - 0.5)
-    centre_out = (0.5 + shift) * size - 0.5
-    return numpy.column_stack([linear_px, centre_out - linear_px @ centre_in])
+    matrix = numpy.empty((2, 3))
+    matrix[:, :2] = linear * scale
+    matrix[:, 2] = (0.5 + shift) * size - 0.5 - matrix[:, :2].sum(1) * (stored_size / 2 - 0.5)
+    return matrix
+
+
+def _clipped_normal(rng):
+    return min(max(rng.standard_normal(), -2.5), 2.5)
 
 
 def _tone(image, rng):
@@ -108,7 +112,11 @@ def _degrade(image, rng):
         a = tuple(int(round(v)) for v in centre - reach)
         b = tuple(int(round(v)) for v in centre + reach)
         cv2.line(kernel, a, b, 1.0)
-        return cv2.filter2D(image, -1, kernel / kernel.sum())
+        # Without its empty rim the kernel stays below the size at which OpenCV turns to a Fourier
+        # transform, which takes forty times as long.
+        x, y, width, height = cv2.boundingRect((kernel > 0).view(numpy.uint8))
+        kernel = kernel[y:y + height, x:x + width] / kernel.sum()
+        return cv2.filter2D(image, -1, kernel, anchor=(centre - x, centre - y))
     if kind == 2:
         small = max(8, int(size * rng.uniform(0.2, 0.6)))
         low = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
@@ -133,5 +141,6 @@ def _occlude(image, largest, rng):
         cv2.setRNGSeed(int(rng.integers(2**31)))
         cv2.randu(patch, (0,) * 3, (256,) * 3)
     else:
-        from_y, from_x = int(rng.integers(0, size - height + 1)), int(rng.integers(0, size - width + 1))
+        from_y = int(rng.integers(0, size - height + 1))
+        from_x = int(rng.integers(0, size - width + 1))
         patch[:] = image[from_y:from_y + height, from_x:from_x + width].copy()

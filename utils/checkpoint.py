@@ -1,7 +1,10 @@
 """Saving and loading: atomic files of tensors and plain values, read with weights_only=True."""
-import argparse
+import contextlib
+import io
 import os
 import pathlib
+import re
+import warnings
 
 import torch
 
@@ -14,7 +17,8 @@ from utils.landmarks import Scheme
 FORMAT = "pipnet-1"
 # What a run cannot change and still be the same run; the rest may change on --resume.
 FIXED = ("data", "data_dir", "scheme", "mean_face", "backbone", "activation", "head", "num_nb",
-         "stride", "input_size", "epochs", "effective_batch", "batch_size", "seed", "precision", "ema")
+         "stride", "input_size", "epochs", "effective_batch", "batch_size", "seed", "ema",
+         "gssl", "unlabelled_dir", "gssl_preset", "gssl_rounds", "gssl_epochs", "gssl_keep")
 
 
 def save(state, path):
@@ -24,19 +28,21 @@ def save(state, path):
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
+    # Through memory: torch's own writer hides why a disk refuses, and may abort the process.
+    content = io.BytesIO()
+    torch.save(state, content)
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer reports a full disk as a RuntimeError.
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise UserError(f"{path}: could not be saved ({reason}); an earlier file is "
-                        f"untouched") from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be saved ({error.strerror}); what was saved before is "
+                        f"untouched. Make room, then go on with --resume") from None
 
 
 def _sync_folder(folder):
@@ -56,22 +62,35 @@ def _sync_folder(folder):
 def read(path):
     """A file of `save` as a dict. Raises UserError in one line for anything else."""
     path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
     if not path.is_file():
-        raise UserError(f"{path}: is no file")
+        raise UserError(f"{path}: " + ("is no file" if path.exists() else "no such file"))
+    refused = f"{path}: is no checkpoint of this repository"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            begin = file.read(4)
+        if begin != b"PK\x03\x04":
+            raise UserError(f"{refused}: it is empty" if not begin else
+                            f"{refused}: it does not begin as a file of torch.save does")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UserError:
+        raise
     except Exception as error:
         # torch.load raises a dozen kinds for damaged files; none of them ran anything of the file.
-        text = str(error)
-        reason = ("it holds pickled code or classes, which are never run"
-                  if "weights_only" in text.lower() or "unsupported" in text.lower()
-                  else " ".join(text.split())[:120] or type(error).__name__)
-        raise UserError(f"{path}: is no checkpoint of this repository: {reason}") from None
+        named = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.\w+)", str(error))
+        raise UserError(f"{refused}: it names {named[1]}, and nothing that a file names is ever run"
+                        if named else f"{refused}: it is damaged or cut off") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path}: is no checkpoint of this repository: no format {FORMAT!r} in it")
+        raise UserError(f"{refused}: no format {FORMAT!r} in it")
     return state
+
+
+def weights_of(state):
+    """The weights to predict with: those published, or of a last.pt the average, or the model's."""
+    return state["weights"] if "weights" in state else state["ema"] or state["model"]
 
 
 def describe(args, scheme, crop, neighbour_face=None, **more):
@@ -100,18 +119,20 @@ def load_model(path, device="cpu", **overrides):
         args = load_args({**known, **overrides})
         scheme = Scheme.from_state(state["scheme"])
         crop = {"rule": str(state["crop"]["rule"]), "scale": float(state["crop"]["scale"])}
-        weights = state["weights"]
         model = build_model(args, scheme, state.get("neighbour_face"))
-        floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        weights = {k: v.float() if v.is_floating_point() else v
+                   for k, v in weights_of(state).items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is damaged or of another version: {type(error).__name__}: "
-                        f"{str(error)[:100]}") from None
+                        f"{' '.join(str(error).split())[:100]}") from None
     try:
-        model.load_state_dict(floats)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit its own arguments: "
                         f"{' '.join(str(error).split())[:160]}") from None
-    if not all(torch.isfinite(v).all() for v in floats.values()):
+    if not all(torch.isfinite(v).all() for v in weights.values()):
         raise UserError(f"{path}: holds weights that are not finite numbers")
     model = reparameterise(model.eval()).to(device)
     model.args, model.crop, model.input_size = args, crop, args.input_size
@@ -126,36 +147,44 @@ def load_pretrained(model, path):
     """
     ours = model.state_dict()
     try:
-        weights = read(path)["weights"]
+        weights = weights_of(read(path))
+        if not isinstance(weights, dict):
+            raise KeyError("weights")
+    except KeyError as error:
+        raise UserError(f"{path}: is damaged: it has no {error}") from None
     except UserError as refused:
         from nets.released import map_irnet, read_released
         if not pathlib.Path(path).is_file():
             raise
         try:
-            released = read_released(path)
+            weights, left_out = map_irnet(read_released(path), ours)
         except UserError as error:
-            raise UserError(f"{error} (nor a checkpoint of this repository: {refused})") from None
-        weights, left_out = map_irnet(released, ours)
+            raise UserError(f"{refused}; nor a released IRNet: {error}") from None
         model.load_state_dict(weights, strict=False)
         return left_out
-    fits = {k: v.to(ours[k].dtype) for k, v in weights.items()
-            if k in ours and v.shape == ours[k].shape}
-    if not any(k.startswith("backbone") for k in fits):
-        raise UserError(f"{path}: nothing of its backbone fits; is it another backbone?")
+    fits = {k: weights[k].to(v.dtype) for k, v in ours.items()
+            if getattr(weights.get(k), "shape", None) == v.shape}
+    fitting, needed = (sum(v.numel() for k, v in state.items() if k.startswith("backbone"))
+                       for state in (fits, ours))
+    if fitting < needed / 2:
+        found = f"{fitting} of {needed} numbers" if fitting else "nothing"
+        raise UserError(f"{path}: {found} of its backbone fits; is it another backbone?")
     model.load_state_dict(fits, strict=False)
     return sorted(k for k in ours if k not in fits)
 
 
 def changed(old, new):
-    """[(knob, old, new)] where a resumed run's args (dict, namespace) differ.
+    """[(knob, old, new)] where a resumed run's knobs differ (dict of its last.pt, namespace).
 
     Raises UserError for a change that would make it another run.
     """
-    new = vars(new) if isinstance(new, argparse.Namespace) else new
+    if not isinstance(old, dict):
+        raise UserError("last.pt: is damaged: it has no args")
+    new = vars(new)
     pairs = [(k, old[k], new[k]) for k in new if k in old and old[k] != new[k]]
     fixed = [p for p in pairs if p[0] in FIXED]
     if fixed:
         name, before, after = fixed[0]
-        raise UserError(f"--resume cannot change {name} from {before} to {after}: it would be another "
-                        f"run; give it a new --exp (its weights as --pretrained, if wanted)")
+        raise UserError(f"last.pt: --resume cannot change {name} from {before} to {after}: it "
+                        f"would be another run; give it a new --exp, perhaps with --pretrained")
     return pairs

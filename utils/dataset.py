@@ -9,7 +9,7 @@ import numpy
 import torch
 import yaml
 
-from utils import augment, crop
+from utils import augment
 from utils.errors import UserError
 from utils.landmarks import SCHEMES, Scheme
 
@@ -52,16 +52,20 @@ class PreparedSet:
         self.folder = pathlib.Path(folder)
         lists = sorted(p for p in self.folder.glob("*.txt")
                        if p.stem in ("train", "val") or p.stem.split("_")[0] == "test")
+        if not lists and (self.folder / "unlabelled.txt").is_file():
+            raise UserError(f"{folder}: is an unlabelled set; give it as --unlabelled-dir beside "
+                            f"--data-dir, a labelled one")
         if not lists:
             raise UserError(
                 f"{folder}: no prepared set (no train.txt or test.txt). Make it with: python -c "
-                f"'from utils import util; util.DataGenerator(data_dir=\"{folder}\").run()'")
+                f"'from utils import util; util.DataGenerator(data_dir=\"{folder}\", "
+                f"target_size=256).run()'")
         self._sources = self._read_sources()
         description = self._read_description()
         points = {p.stem: _read_list(p) for p in lists}
         self.scheme = self._scheme(description, points)
-        self.size, self.margin = description.get("size"), float(description.get("margin", 1))
-        self.crop = dict(description.get("crop", PUBLISHED_CROP))
+        self.size, self.margin = description.get("size"), description.get("margin", 1.0)
+        self.crop = description.get("crop", PUBLISHED_CROP)
         self.lists = {name: self._face_list(name, *rows) for name, rows in points.items()}
         self.drawn = description.get("layouts") == ["samples"]
         if "train" in self.lists and "val" not in self.lists:
@@ -78,11 +82,13 @@ class PreparedSet:
         if not path.is_file():
             return {}
         try:
-            description = yaml.safe_load(path.read_text(encoding="utf-8"))
-            assert isinstance(description, dict)
-            float(description.get("margin", 1))
-            return description
-        except (OSError, ValueError, TypeError, AssertionError, yaml.YAMLError) as error:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            rule, scale = (found["crop"][key] for key in ("rule", "scale"))
+            return {**found, "size": int(found["size"]), "margin": float(found["margin"]),
+                    "crop": {"rule": str(rule), "scale": float(scale)}}
+        except KeyError as error:
+            raise UserError(f"{path}: has no {error}; prepare the set again") from None
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}; prepare the "
                             f"set again") from None
 
@@ -99,8 +105,8 @@ class PreparedSet:
             scheme = named[0]
         for name, (_, points) in lists.items():
             if points.shape[1] != scheme.points:
-                raise UserError(f"{self.folder / name}.txt: {points.shape[1]} points a face, scheme "
-                                f"{scheme.name} has {scheme.points}")
+                raise UserError(f"{self.folder / name}.txt: {points.shape[1]} points a face, "
+                                f"scheme {scheme.name} has {scheme.points}")
         if mean.is_file():
             scheme = scheme.with_mean_face(read_mean_face(mean))
         return scheme
@@ -155,6 +161,30 @@ class PreparedSet:
         self.lists["train"] = faces.take(sorted(order[count:]))
 
 
+def neighbour_face(source, scheme):
+    """The mean face (K, 2) that decides the neighbours: args.mean_face, for a model's scheme.
+
+    source: `data` gives None, the scheme's own; `published` the authors' of the scheme or of the
+    one it is part of; else a file, of the scheme's points or of all of that one. Raises UserError.
+    """
+    if source == "data":
+        return None
+    indices = slice(None) if scheme.indices is None else list(scheme.indices)
+    if source != "published":
+        face = read_mean_face(source)
+        if len(face) == scheme.points:
+            return face
+        if scheme.indices is None or max(scheme.indices) >= len(face):
+            raise UserError(f"{source}: {len(face)} points, scheme {scheme.name} has "
+                            f"{scheme.points}")
+        return face[indices]
+    known = SCHEMES.get(scheme.base or scheme.name)
+    if known is None:
+        raise UserError(f"mean_face: published: there is none for the scheme {scheme.name}; use "
+                        f"data or a file")
+    return known.mean_face[indices]
+
+
 def read_mean_face(path):
     """A mean face (K, 2) from a file of x y x y ... Raises UserError."""
     try:
@@ -167,36 +197,32 @@ def read_mean_face(path):
 
 
 def _read_list(path):
-    """A list file to (image names, points (N, K, 2)). Raises UserError naming the line."""
-    images, rows = [], []
+    """A list file to (image names, points (N, K, 2)). Raises UserError naming the line.
+
+    A line is an image path, which may hold blanks, and as many numbers as the first line has.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            # A path may hold blanks, so the coordinates are counted from the end.
-            count = 0
-            while count < len(fields) - 1 and _is_number(fields[-1 - count]):
-                count += 1
-            if rows:
-                count = len(rows[0])
-            values = [float(v) for v in fields[len(fields) - count:]]
-            image = line.split(None, 0)[0].rsplit(None, count)[0]
-        except (ValueError, IndexError):
-            values, image = [], line[:60]
-        if not values or len(values) % 2 or not numpy.isfinite(values).all():
-            expected = f"{len(rows[0])} numbers" if rows else "x y pairs"
-            raise UserError(f"{path}:{number}: expected an image path and {expected}, found "
-                            f"{line[:60]!r}")
-        images.append(image)
-        rows.append(values)
-    if not rows:
+    lines = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
         raise UserError(f"{path}: the list is empty")
-    return images, numpy.array(rows).reshape(len(rows), -1, 2)
+    count = next((i for i, field in enumerate(reversed(lines[0][1])) if not _is_number(field)), 0)
+    images, rows = [], numpy.empty((len(lines), count))
+    for row, (number, fields) in enumerate(lines):
+        try:
+            rows[row] = fields[len(fields) - count:]
+            good = len(fields) > count > 0 and count % 2 == 0 and numpy.isfinite(rows[row]).all() \
+                and not _is_number(fields[-count - 1])
+        except ValueError:
+            good = False
+        if not good:
+            expected = f"{count} numbers" if row else "x y pairs"
+            raise UserError(f"{path}:{number}: expected an image path and {expected}, found "
+                            f"{' '.join(fields)[:60]!r}")
+        images.append(" ".join(fields[:-count]))
+    return images, rows.reshape(len(lines), -1, 2)
 
 
 def _is_number(text):
@@ -212,13 +238,15 @@ class FaceDataset(torch.utils.data.Dataset):
 
     indices: which of the set's points (a subset scheme), or None. augment: an Augment, or None for
     the plain nominal crop. Keys are indices, or (epoch, index) for training. An image that cannot
-    be read is replaced by the next one; `bad` is then its index, else -1.
+    be read is replaced by the next one; `bad` is then its index, else -1. cache: None, or a
+    cache.CropCache to be set later.
     """
 
     def __init__(self, faces, margin, size, indices=None, augmentation=None, seed=0):
         self.faces, self.margin, self.size, self.seed = faces, margin, size, seed
         self.points = faces.points if indices is None else faces.points[:, list(indices)]
         self.augmentation = augmentation
+        self.cache = None
 
     def __len__(self):
         return len(self.faces)
@@ -245,18 +273,31 @@ class FaceDataset(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(landmarks), index, bad
 
     def _stored(self, index):
+        return self.read(index) if self.cache is None else self.cache[index]
+
+    def read(self, index):
         """The stored crop as RGB (T, T, 3), or None. Large ones are reduced while decoding."""
-        image = cv2.imread(str(self.faces.images[index]), cv2.IMREAD_COLOR)
-        if image is None or not image.size:
+        try:
+            # cv2.imread takes longer and prints its complaints.
+            image = cv2.imdecode(numpy.fromfile(self.faces.images[index], numpy.uint8),
+                                 cv2.IMREAD_COLOR)
+        except (OSError, cv2.error):
             return None
+        if image is None:
+            return None
+        side = self.stored_side(*image.shape[:2])
         if image.shape[0] != image.shape[1]:
-            side = max(image.shape[:2])
-            image = cv2.resize(image, (side, side))
-        # Bilinear warping looks at four pixels; beyond a factor of 1.5 it would alias.
-        wanted = round(self.size * self.margin)
-        if image.shape[0] > 1.5 * wanted:
-            image = cv2.resize(image, (wanted, wanted), interpolation=cv2.INTER_AREA)
+            longer = max(image.shape[:2])
+            image = cv2.resize(image, (longer, longer))
+        if image.shape[0] > side:
+            image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def stored_side(self, height, width):
+        """The side T in which `read` gives an image of this size."""
+        side, wanted = max(height, width), round(self.size * self.margin)
+        # Bilinear warping looks at four pixels; beyond a factor of 1.5 it would alias.
+        return wanted if side > 1.5 * wanted else side
 
 
 class EpochSampler(torch.utils.data.Sampler):

@@ -102,8 +102,8 @@ def _find_haar(cascade, image):
     if scale < 1:
         size = [max(1, round(side * scale)) for side in grey.shape[::-1]]
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    # The window is 24 px; a flat image makes equalizeHist noise, never a face.
-    boxes, count = cascade.detectMultiScale2(grey, 1.1, 3, minSize=(24, 24))
+    # Faces of 24 to 31 px would cost a quarter more time (72 against 57 ms on a 640 x 360 frame).
+    boxes, count = cascade.detectMultiScale2(grey, 1.1, 3, minSize=(32, 32))
     if not len(boxes):
         return []
     boxes = numpy.asarray(boxes, numpy.float64)

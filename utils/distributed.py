@@ -6,6 +6,7 @@ import torch
 import torch.distributed
 
 from utils.errors import UserError
+from utils.launch import disk_mistake, restarts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,6 @@ class Ranks:
         """Whether this is rank 0, the only one that writes files and prints."""
         return self.rank == 0
 
-    def largest(self, *values):
-        """Element-wise maximum over the ranks, as a list of floats; a way to agree on flags."""
-        if self.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-        return tensor.tolist()
-
     def total(self, *values):
         """Element-wise sum over the ranks, as a list of floats."""
         if self.world == 1:
@@ -36,20 +29,32 @@ class Ranks:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
-    def share(self, make):
-        """Rank 0's make(), on every rank. Where it raises UserError, every rank does."""
+    def share(self, make, *arguments):
+        """Rank 0's make(*arguments), on every rank; the same UserError on all where it fails."""
         if self.world == 1:
-            return make()
+            return make(*arguments)
         box = [None, None]
         if self.first:
             try:
-                box[0] = make()
-            except UserError as error:
-                box[1] = str(error)
+                box[0] = make(*arguments)
+            except (OSError, UserError) as error:
+                box[1] = str(_mistake(error))
         torch.distributed.broadcast_object_list(box, device=self.device)
         if box[1] is not None:
             raise UserError(box[1])
         return box[0]
+
+    def together(self, make, *arguments):
+        """Each rank's own make(*arguments); the same UserError on all where it fails on one."""
+        made, mistake = None, None
+        try:
+            made = make(*arguments)
+        except (OSError, UserError) as error:
+            mistake = str(_mistake(error))
+        mistakes = [m for m in self.collect(mistake) if m is not None]
+        if mistakes:
+            raise UserError(mistakes[0])
+        return made
 
     def collect(self, value):
         """Every rank's picklable value, in the order of ranks."""
@@ -59,6 +64,19 @@ class Ranks:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def copy_buffers(self, module):
+        """Give all ranks rank 0's buffers, such as batch norm's statistics."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _mistake(error):
+    error = disk_mistake(error) if isinstance(error, OSError) else error
+    if not isinstance(error, UserError):
+        raise error
+    return error
+
 
 def start(device="auto"):
     """Join the group that torchrun's environment describes; a single process needs none.
@@ -66,19 +84,23 @@ def start(device="auto"):
     device: `auto`, `cuda` or `cpu`. Raises UserError where there are fewer GPUs than processes.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = choose_device(device, local_rank)
-    if world > 1:
-        # NCCL needs GPUs; gloo works everywhere.
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend)
+    if world > 1 and ":" in device:
+        raise UserError(f"device {device}: {world} processes cannot share a GPU; give cuda")
+    device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if world > 1:
+        # Among machines torchrun's store, with the addresses of dead ranks, outlives a restart.
+        store, _, _ = next(torch.distributed.rendezvous("env://"))
+        store = torch.distributed.PrefixStore(f"start {restarts()}", store)
+        # NCCL needs GPUs; gloo works everywhere.
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                             store=store, rank=rank, world_size=world)
     return Ranks(rank, world, device)
 
 
 def choose_device(name, local_rank=0):
-    """A torch.device from `auto`, `cpu`, `cuda` or `cuda:N`. Raises UserError if it is not there."""
+    """A torch.device from `auto`, `cpu`, `cuda` or `cuda:N`. Raises UserError if it is missing."""
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"
@@ -87,7 +109,7 @@ def choose_device(name, local_rank=0):
     if name == "cuda":
         name = f"cuda:{local_rank}"
     kind, _, number = name.partition(":")
-    if kind != "cuda" or not number.isdigit():
+    if kind != "cuda" or not number.isdecimal():
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, found {name!r}")
     if int(number) >= count:
         raise UserError(f"asked for GPU {int(number) + 1}, this machine has {count}; ask for fewer "

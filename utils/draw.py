@@ -188,8 +188,9 @@ def save(path, image):
     """Write an RGB image (H, W, 3) to a .png or .jpg file. Raises UserError."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 9] if path.suffix.lower() == ".png" else []
     try:
-        written = cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        written = cv2.imwrite(str(path), image[..., ::-1], settings)
     except cv2.error:
         written = False
     if not written:

@@ -7,14 +7,15 @@ from utils.dataset import FaceDataset
 from utils.errors import UserError
 
 
-def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None):
+def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
+                 augmentation=None):
     """Landmarks of a whole FaceList in crop units, (N, K, 2) float64, in its order, on every rank.
 
     predict: uint8 (n, 3, S, S) tensor to landmarks (n, K, 2). The list is split over the ranks and
     gathered without padding. An image that cannot be read is an error: a score needs every face.
     """
     mine = range(ranks.rank, len(faces), ranks.world) if ranks else range(len(faces))
-    dataset = FaceDataset(faces, margin, size)
+    dataset = FaceDataset(faces, margin, size, augmentation=augmentation)
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
     found = []
@@ -42,7 +43,8 @@ def torch_predict(model, device, flip_test=False):
         landmarks, _ = model.predict(images)
         if flip_test:
             mirrored, _ = model.predict(images.flip(3))
-            mirrored = mirrored[:, flip] * mirrored.new_tensor([-1, 1]) + mirrored.new_tensor([1, 0])
+            mirrored = mirrored[:, flip]
+            mirrored[..., 0] = 1 - mirrored[..., 0]
             landmarks = (landmarks + mirrored) / 2
         return landmarks.float().cpu().numpy()
 
@@ -81,8 +83,9 @@ def fit_scheme(scheme, set_scheme, what):
 def score(predict, model, prepared, workers=0):
     """All test lists of a prepared set.
 
-    predict: see predict_list. model: has `scheme` and `input_size`. Returns ({list: numbers}, {list: (landmarks, NMEs)}); numbers are
-    metrics.summary in photo pixels plus `nme_crop`, `fr8_crop` ... in published units.
+    predict: see predict_list. model: has `scheme` and `input_size`. Returns ({list: numbers},
+    {list: (landmarks, NMEs)}); numbers are metrics.summary in photo pixels plus `nme_crop`,
+    `fr8_crop` ... in published units.
     """
     numbers, found = {}, {}
     for name, faces in prepared.tests.items():

@@ -8,7 +8,7 @@ from utils.args import ROOT
 from utils.errors import UserError
 
 WEIGHTS = ROOT / "weights"
-EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds")
+EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "nme", "onnx_nme")
 
@@ -20,13 +20,13 @@ def new_experiment(name="none", folder=WEIGHTS):
     """
     if name != "none":
         if not re.fullmatch(r"[\w][\w.+-]*", name) or name.endswith((".pt", ".onnx")):
-            raise UserError(f"--exp {name}: an experiment is named by letters, digits, . _ + - only")
+            raise UserError(f"--exp {name}: an experiment is named by letters, digits and . _ + -")
         try:
             (folder / name).mkdir(parents=True)
         except FileExistsError:
             if any((folder / name).iterdir()):
-                raise UserError(f"{folder / name}: the experiment exists; add --resume to go on with "
-                                f"it, or choose another --exp") from None
+                raise UserError(f"{folder / name}: the experiment exists; add --resume to go on "
+                                f"with it, or choose another --exp") from None
         return folder / name
     number = 0
     while True:
@@ -64,6 +64,8 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
     if name.endswith((".pt", ".onnx")) or path.is_file():
         if not path.exists():
             raise UserError(f"{name}: no such file")
+        if path.suffix not in (".pt", ".onnx"):
+            raise UserError(f"{name}: weights are a .pt or .onnx file, or an experiment's name")
         return path
     found = find_experiment(name, folder)
     for path in (found / f"best{suffix}", found / "best.pt"):
@@ -73,9 +75,9 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
 
 
 def append_epoch(folder, row):
-    """Add a row (dict of EPOCH_FIELDS) to the experiment's results.csv."""
+    """Add a row (dict of EPOCH_FIELDS) to the experiment's results.csv; round is 0 where absent."""
     rows = [r for r in read_epochs(folder) if r["epoch"] < row["epoch"]]
-    _write(folder / "results.csv", EPOCH_FIELDS, [*rows, row])
+    _write(folder / "results.csv", EPOCH_FIELDS, [*rows, {"round": 0} | row])
 
 
 def read_epochs(folder):
@@ -84,12 +86,13 @@ def read_epochs(folder):
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
+        return [{"round": 0} | {k: int(v) if k in ("epoch", "round") else float(v)
+                                for k, v in row.items()}
                 for row in csv.DictReader(file)]
 
 
 def record(row, folder=WEIGHTS):
-    """Add or update the line of row["exp"] in weights/results.csv; absent fields stay as they are."""
+    """Add or update the line of row["exp"] in weights/results.csv; other fields stay."""
     path = folder / "results.csv"
     rows = read_records(folder)
     old = next((r for r in rows if r["exp"] == row["exp"]), None)
@@ -100,10 +103,14 @@ def record(row, folder=WEIGHTS):
     _write(path, RUN_FIELDS, rows)
 
 
-def record_score(weights, report):
-    """Add the NMEs of a test's report to the line of the experiment that the weights belong to."""
+def record_score(weights, report, data):
+    """Add the NMEs of a test's report to the line of the experiment that the weights belong to.
+
+    data: what was tested on; another set than the experiment's leaves its line alone.
+    """
     name = weights.parent.name
-    if not any(row["exp"] == name for row in read_records(weights.parent.parent)):
+    if not any((row["exp"], row["data"]) == (name, data)
+               for row in read_records(weights.parent.parent)):
         return
     scores = {column: f"{next(iter(report[way].values()))['nme']:.3f}"
               for way, column in (("pytorch", "nme"), ("onnx", "onnx_nme")) if way in report}
@@ -147,10 +154,14 @@ def plot_curves(folder):
     """Draw results.csv as curves.png: loss, validation NME and learning rate against epochs."""
     pyplot = _pyplot()
     rows = read_epochs(folder)
+    titles = {"loss": "training loss", "val_nme": "validation NME, %", "lr": "learning rate"}
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    for axis, (key, title) in zip(axes, (("loss", "training loss"), ("val_nme", "validation NME, %"),
-                                         ("lr", "learning rate"))):
+    for axis, (key, title) in zip(axes, titles.items()):
         axis.plot([r["epoch"] for r in rows], [r[key] for r in rows], marker=".")
+        # Where a round of self-training begins.
+        for before, after in zip(rows, rows[1:]):
+            if before["round"] != after["round"]:
+                axis.axvline(after["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")

@@ -1,4 +1,5 @@
 """ONNX: decoding inside the graph, dynamic batch, and metadata that says how to crop."""
+import copy
 import json
 import os
 import pathlib
@@ -15,11 +16,36 @@ class _Predict(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model = model.eval()
+        for parent in list(model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, torch.nn.PReLU) and child.num_parameters > 1:
+                    setattr(parent, name, _SplitPReLU(child))
 
     def forward(self, images):
         """(N, 3, S, S) uint8 to (N, K, 2) and (N, K)."""
         return self.model.predict(images)
+
+
+class _SplitPReLU(torch.nn.Module):
+    """PReLU as slope * x + (1 - slope) * relu(x), the products as 1 x 1 convolutions.
+
+    ONNX Runtime keeps these in the blocked layout of its convolutions and leaves it for a PRelu:
+    an IRNet18 is a fifth faster, and as fast for its multiply-adds as a ResNet.
+    """
+
+    def __init__(self, prelu):
+        super().__init__()
+        channels = prelu.num_parameters
+        self.slope = torch.nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+        self.rest = torch.nn.Conv2d(channels, channels, 1, groups=channels, bias=False)
+        with torch.no_grad():
+            self.slope.weight.copy_(prelu.weight[:, None, None, None])
+            self.rest.weight.copy_(1 - prelu.weight[:, None, None, None])
+
+    def forward(self, x):
+        """(N, C, H, W) to the same."""
+        return self.slope(x) + self.rest(torch.relu(x))
 
 
 def export(model, path):
@@ -33,7 +59,7 @@ def export(model, path):
     path = pathlib.Path(path)
     images = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     program = torch.onnx.export(
-        _Predict(model.cpu().eval()).eval(), (images,), dynamo=True, opset_version=OPSET,
+        _Predict(copy.deepcopy(model).cpu()).eval(), (images,), dynamo=True, opset_version=OPSET,
         input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
     graph, _ = onnxsim.simplify(program.model_proto)

@@ -7,8 +7,10 @@ An image shows the nominal crop grown by `margin` about its centre.
 """
 import argparse
 import collections
-import concurrent.futures
+import concurrent.futures.process
 import csv
+import dataclasses
+import errno
 import itertools
 import os
 import pathlib
@@ -22,15 +24,28 @@ import yaml
 
 from utils import crop as crops
 from utils import readers
-from utils.args import ROOT
+from utils.args import ROOT, Parser
 from utils.errors import UserError
-from utils.landmarks import MAPPINGS, SCHEMES, get_scheme
+from utils.landmarks import MAPPINGS, Scheme, get_scheme
+from utils.readers.pts import unique_name
 
 JPEG_QUALITY = 95
 # What the authors crop to before they measure NME: rule and factor; others as 300W.
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
 # A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
 OUTSIDE = 0.15
+
+
+@dataclasses.dataclass
+class Source:
+    """What was read of one folder; problems are (path, reason), expected the published counts."""
+    folder: pathlib.Path
+    layout: str
+    expected: dict
+    scheme: Scheme
+    faces: list
+    problems: list
+    prefix: str
 
 
 class DataGenerator:
@@ -40,53 +55,88 @@ class DataGenerator:
     nominal crop in pixels. output_dir: default <data_dir>-<target_size>. layout: the reader's name,
     else recognised. scheme: of the set, to map to (98 to 68 points) or, for a custom set, a YAML
     file. crop, scale: see crop.face_box. margin: how much larger than the nominal crop the images
-    are. val: share of the training photos held out. Raises UserError.
+    are. val: share of the training photos held out. labelled: the prepared set that photos without
+    landmarks are to be trained with (see unlabelled.prepare); boxes, detector: of such photos.
+    Raises UserError.
     """
 
     def __init__(self, data_dir="300W", target_size=256, output_dir=None, layout=None, scheme=None,
-                 crop="square", scale=1.2, margin=1.6, val=0.05, workers=None):
-        parts = data_dir if isinstance(data_dir, (list, tuple)) else str(data_dir).split("+")
-        self.folders = [pathlib.Path(str(part).strip()) for part in parts]
+                 crop="square", scale=1.2, margin=1.6, val=0.05, workers=None, labelled=None,
+                 boxes=None, detector="haar"):
+        parts = data_dir
+        if not isinstance(data_dir, (list, tuple)):
+            parts = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
+        self.folders = [pathlib.Path(str(part).strip()) for part in parts if part != "+"]
         name = "+".join(f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
-        self.target_size, self.layout, self.scheme = int(target_size), layout, scheme
-        self.rule, self.scale, self.margin, self.val = crop, float(scale), float(margin), val
+        self.output_dir, self.labelled = output_dir, labelled
+        self.boxes, self.detector = boxes, detector
+        self.layout, self.scheme, self.rule = layout, scheme, crop
         self.workers = workers or os.cpu_count() or 1
-        if self.target_size < 16 or self.margin < 1 or self.scale <= 0 or not 0 <= val < 1:
+        try:
+            self.target_size, self.val = int(target_size), float(val)
+            self.scale, self.margin = float(scale), float(margin)
+            fine = (self.target_size >= 16 and 1 <= self.margin < numpy.inf
+                    and 0 < self.scale < numpy.inf and 0 <= self.val < 1)
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
             raise UserError(f"target_size {target_size} (16 or more), margin {margin} (1 or more), "
                             f"scale {scale} (above 0), val {val} (0 to 1): one is out of range")
         if crop not in crops.RULES:
-            raise UserError(f"crop must be one of {', '.join(crops.RULES)}, "
-                            f"found {crop!r}")
+            raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {crop!r}")
+        if boxes is not None and labelled is None:
+            raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
+                            "prepared set they are to be trained with (--labelled SET)")
 
     def run(self):
         """Prepare the set, print the table of counts, return the set's folder."""
-        problems, counts, jobs, scheme = [], [], [], None
-        for folder in self.folders:
-            reader = readers.get(self.layout) if self.layout else readers.recognise(folder)
-            found, source_scheme = self._read(reader, folder, problems)
-            if scheme is not None and scheme.name != source_scheme.name:
-                raise UserError(_refuse_merge(scheme, source_scheme, folder))
-            scheme = source_scheme
-            prefix = f"{folder.name}_" if len(self.folders) > 1 else ""
-            jobs += [(face, reader.NAME, prefix + face.name) for face in found]
-            counts.append((folder, reader, found))
-        self._clear()
-        done = self._cut_all(jobs, problems)
-        if not done:
-            reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
-            raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
-                            + (f" ({reasons})" if reasons else ""))
-        scheme = self._write(done, scheme)
-        _print_table(counts, done, problems, self.output)
+        if self.labelled is not None:
+            from utils.unlabelled import prepare  # It imports this module.
+            return prepare(self.folders[0], self.labelled, self.boxes, self.detector,
+                           self.output_dir)
+        sources, problems = self._read_all(), []
+        jobs = [(face, source.layout, source.prefix + face.name)
+                for source in sources for face in source.faces]
+        try:
+            self._clear()
+            done = self._cut_all(jobs, problems)
+            if not done:
+                problems = [p for source in sources for p in source.problems] + problems
+                reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:2])
+                raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
+                                + (f" ({reasons})" if reasons else ""))
+            self._write(done, sources)
+            _print_table(sources, done, problems, self.output)
+        except OSError as error:
+            raise UserError(f"{error.filename or self.output}: cannot be written "
+                            f"({error.strerror}); give another output_dir=FOLDER "
+                            f"(--output-dir FOLDER)") from None
         return self.output
 
-    def _read(self, reader, folder, problems):
+    def _read_all(self):
+        """The Sources, all of one scheme. Raises UserError where they are not."""
+        sources, taken = [], set()
+        for folder in self.folders:
+            source = self._read(folder)
+            if sources and source.scheme.name != sources[0].scheme.name:
+                raise UserError(_refuse_merge(sources[0].scheme, source.scheme, folder))
+            name = unique_name(folder.name, taken)
+            if len(self.folders) > 1:
+                source.prefix = f"{name}_"
+                for face in source.faces:
+                    # A photo of one source is none of the other's.
+                    face.group = f"{name}/{face.group}"
+                    if "test" in face.lists:
+                        face.lists += (f"test_{name}",)
+            sources.append(source)
+        return sources
+
+    def _read(self, folder):
+        reader = readers.get(self.layout) if self.layout else readers.recognise(folder)
         scheme = None if self.scheme is None else get_scheme(self.scheme)
+        problems = []
         if reader.SCHEME is None:
-            if scheme is None:
-                raise UserError(f"{folder}: a custom set needs a scheme: a name "
-                                f"({', '.join(SCHEMES)}) or a .yaml file that describes it")
             faces = reader.read(folder, problems, scheme)
             native = scheme
         else:
@@ -95,41 +145,45 @@ class DataGenerator:
         scheme = scheme or native
         if scheme.name != native.name:
             mapping = MAPPINGS.get((native.name, scheme.name))
+            if scheme.base == native.name:
+                raise UserError(f"{folder}: {scheme.name} is a part of {native.name}: prepare the "
+                                f"set without a scheme and train with --scheme {self.scheme}")
             if mapping is None:
                 raise UserError(f"{folder}: no mapping from {native.name} ({native.points} points) "
-                                f"to {scheme.name}; there is {_mappings()}")
+                                f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
             for face in faces:
                 face.points = mapping(face.points)
-        return faces, scheme
+        return Source(folder, reader.NAME, reader.EXPECTED, scheme, faces, problems, "")
 
     def _clear(self):
-        if self.output.exists() and any(self.output.iterdir()):
+        """Make an empty output folder. Its set.yaml marks it as ours, its lists as finished."""
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             if not (self.output / "set.yaml").is_file():
                 raise UserError(f"{self.output}: exists and is no prepared set; give another "
-                                f"output_dir or empty it")
+                                f"output_dir=FOLDER (--output-dir FOLDER) or empty it")
             shutil.rmtree(self.output)
-        try:
-            (self.output / "images").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.output}: cannot be written ({error.strerror}); give "
-                            f"output_dir=FOLDER (--output-dir FOLDER)") from None
+        (self.output / "images").mkdir(parents=True, exist_ok=True)
+        (self.output / "set.yaml").touch()
 
     def _cut_all(self, jobs, problems):
-        """[(face, image name, box, published box)] of all faces that could be cut."""
+        """[(face, layout, image name, box, published box)] of all faces that could be cut."""
         settings = (self.output / "images", self.target_size, self.rule, self.scale, self.margin)
         done = []
-        with concurrent.futures.ProcessPoolExecutor(self.workers) as pool:
-            results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
-            bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
-            for (face, layout, name), result in bar:
-                if isinstance(result, str):
-                    problems.append((face.photo, result))
-                else:
-                    face.image = None
-                    done.append((face, layout, name, *result))
+        try:
+            with concurrent.futures.ProcessPoolExecutor(self.workers) as pool:
+                results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
+                bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
+                for job, result in bar:
+                    if isinstance(result, str):
+                        problems.append((job[0].photo, result))
+                    else:
+                        done.append((*job, *result))
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(f"a worker process was killed after {len(done)} faces (out of memory?)"
+                            f"; give workers=1 (--workers 1)") from None
         return done
 
-    def _write(self, done, scheme):
+    def _write(self, done, sources):
         held_out = _held_out([d[0] for d in done], self.val)
         lists = collections.defaultdict(list)
         rows, means = [], []
@@ -146,9 +200,7 @@ class DataGenerator:
                          *(f"{v:.4f}" for v in (*box, *published))])
         # A set of test faces alone (a benchmark) still needs the order of magnitude of its points.
         points = means or [crops.to_crop(d[0].points, d[3]) for d in done]
-        scheme = scheme.with_mean_face(numpy.mean(points, 0))
-        for split, lines in lists.items():
-            (self.output / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        scheme = sources[0].scheme.with_mean_face(numpy.mean(points, 0))
         mean = " ".join(f"{v:.7f}" for v in scheme.mean_face.flatten())
         (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
         with open(self.output / "sources.csv", "w", newline="", encoding="utf-8") as file:
@@ -162,13 +214,16 @@ class DataGenerator:
                        "layouts": sorted({d[1] for d in done})}
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
-        return scheme
+        # Last, so that a set which was interrupted has no list and is not taken for whole.
+        for split, lines in lists.items():
+            (self.output / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def prepare_samples(size):
     """The prepared set of drawn faces for an input size, made if it is not there; its folder."""
     folder = ROOT / f"samples-{size}"
-    if not (folder / "set.yaml").is_file():
+    # The last file that is written: without it drawing was interrupted.
+    if not (folder / "test.txt").is_file():
         print(f"drawing faces into {folder}")
         DataGenerator("samples", size, folder, layout="samples").run()
     return folder
@@ -179,9 +234,12 @@ def _mappings():
 
 
 def _refuse_merge(first, second, folder):
+    way = f"the mappings there are: {_mappings()}"
+    for a, b in ((first, second), (second, first)):
+        if (a.name, b.name) in MAPPINGS:
+            way = f"{a.name} maps to {b.name}: give scheme=\"{b.name}\" (--scheme {b.name})"
     return (f"{folder}: has the {second.name} scheme ({second.points} points), the set before it "
-            f"{first.name} ({first.points}); they merge only after a mapping (there is "
-            f"{_mappings()}): give scheme=\"300W\" (--scheme 300W)")
+            f"{first.name} ({first.points}); they do not merge as they are; {way}")
 
 
 def image_of(face, layout):
@@ -209,7 +267,10 @@ def _cut(job, settings):
     face, layout, name = job
     folder, size, rule, scale, margin = settings
     cv2.setNumThreads(1)
-    image = image_of(face, layout)
+    try:
+        image = image_of(face, layout)
+    except UserError as error:
+        return str(error)
     if image is None:
         empty = face.photo.is_file() and face.photo.stat().st_size == 0
         return "the image file is empty" if empty else "the image cannot be read"
@@ -229,7 +290,7 @@ def _cut(job, settings):
     path = folder / f"{name}.jpg"
     if not cv2.imwrite(str(path), cv2.cvtColor(stored, cv2.COLOR_RGB2BGR),
                        [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
-        return f"{path} cannot be written"
+        raise OSError(errno.EIO, "is the disk full?", str(path))
     return box, published
 
 
@@ -241,7 +302,7 @@ def _published_box(face, layout):
 
 
 def _held_out(faces, share):
-    """Groups (photos) of the training faces for validation: `share` of them, the same every time."""
+    """Groups (photos) of training faces for validation: `share` of them, the same every time."""
     if any("val" in face.lists for face in faces):
         return set()
     groups = sorted({face.group for face in faces if "train" in face.lists})
@@ -250,24 +311,20 @@ def _held_out(faces, share):
     return set(groups[:max(count, 0)])
 
 
-def _print_table(counts, done, problems, output):
-    prepared = collections.Counter((d[1], d[0].subset) for d in done)
-    lines = []
-    for folder, reader, faces in counts:
-        found = collections.Counter(face.subset for face in faces)
-        bad = collections.Counter()
-        for path, reason in problems:
-            if not reason.startswith("note:") and folder.resolve() in (
-                    path.resolve(), *path.resolve().parents):
-                relative = path.resolve().relative_to(folder.resolve()).as_posix()
-                near = [s for s in (*reader.EXPECTED, *found) if relative.startswith(s)]
-                bad[max(near, key=len) if near else "elsewhere"] += 1
-        for subset in dict.fromkeys([*reader.EXPECTED, *found, *bad]):
-            lines.append((reader.NAME, subset, prepared[reader.NAME, subset],
-                          reader.EXPECTED.get(subset, "-"), bad[subset]))
-    print(f"{'layout':<9}{'subset':<18}{'prepared':>9}{'expected':>9}{'skipped':>9}")
-    for line in lines:
-        print("{:<9}{:<18}{:>9}{:>9}{:>9}".format(*line))
+def _print_table(sources, done, unusable, output):
+    """Print, for each source and subset, what was found, expected, skipped and why."""
+    usable = {id(face) for face, *_ in done}
+    print(f"{'layout':<9}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
+    for source in sources:
+        read = collections.Counter(face.subset for face in source.faces)
+        prepared = collections.Counter(f.subset for f in source.faces if id(f) in usable)
+        unread = collections.Counter(_subset(path, source, read) for path, reason
+                                     in source.problems if not reason.startswith("note:"))
+        for subset in dict.fromkeys([*source.expected, *read, *unread]):
+            found = read[subset] + unread[subset]
+            print(f"{source.layout:<9}{subset:<18}{found:>9}{source.expected.get(subset, '-'):>9}"
+                  f"{found - prepared[subset]:>9}{prepared[subset]:>9}")
+    problems = [problem for source in sources for problem in source.problems] + unusable
     for path, reason in problems[:20]:
         print(f"  {path}: {reason}")
     if len(problems) > 20:
@@ -279,20 +336,37 @@ def _print_table(counts, done, problems, output):
     print(f"{len(done)} faces in {output}")
 
 
+def _subset(path, source, read):
+    """The row of the table that an unread file belongs to, as far as its name tells."""
+    place = os.path.relpath(path, source.folder)
+    known = [*source.expected, *read]
+    near = [s for s in known if place.startswith(s)] or [s for s in known if s in path.stem]
+    # list_..._train_test/list_..._train.txt: the longest of them, then the last.
+    return max(near, key=lambda s: (len(s), path.stem.rfind(s))) if near else "unreadable"
+
+
 def main(argv=None):
     """The command line of `python -m utils.generator`."""
-    parser = argparse.ArgumentParser(prog="python -m utils.generator", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m utils.generator", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", nargs="+", help="folder(s) as published; several are merged")
-    parser.add_argument("--target-size", type=int, default=256, help="side of the nominal crop [256]")
+    parser.add_argument("--target-size", type=int, default=256,
+                        help="side of the nominal crop [256]")
     parser.add_argument("--output-dir", help="where the set goes [DATA_DIR-SIZE]")
     parser.add_argument("--layout", help=f"{', '.join(readers.READERS)} [recognised]")
     parser.add_argument("--scheme", help="map to this scheme, or the .yaml of a custom one")
     parser.add_argument("--crop", default="square", help=f"{', '.join(crops.RULES)} [square]")
-    parser.add_argument("--scale", type=float, default=1.2, help="nominal crop against the box [1.2]")
-    parser.add_argument("--margin", type=float, default=1.6, help="image against nominal crop [1.6]")
+    parser.add_argument("--scale", type=float, default=1.2,
+                        help="nominal crop against the face's box [1.2]")
+    parser.add_argument("--margin", type=float, default=1.6,
+                        help="image against the nominal crop [1.6]")
     parser.add_argument("--val", type=float, default=0.05, help="share of photos for validation")
     parser.add_argument("--workers", type=int, help="processes [one a core]")
+    parser.add_argument("--labelled", help="for photos without landmarks: the prepared set to "
+                                           "train them with, whose size and crop they get")
+    parser.add_argument("--boxes", help="face boxes of such photos, a .csv of "
+                                        "image,x_min,y_min,x_max,y_max [--detector finds them]")
+    parser.add_argument("--detector", default="haar", help="haar, or a YuNet or SCRFD .onnx [haar]")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

@@ -26,8 +26,8 @@ def _range(first, last):
     return list(range(first, last + 1))
 
 
-# flip[i] is the point of the mirrored face that lies where point i was. Facts of the schemes, checked
-# by tests: each is its own inverse and mirrors its mean face onto itself.
+# flip[i] is the point of the mirrored face that lies where point i was. Facts of the schemes,
+# checked by tests: each is its own inverse and mirrors its mean face onto itself.
 _FLIPS = {
     "300W": _span((17, 1), (27, 18), (28, 31), (36, 32), (46, 43), (48, 47), (40, 37), (42, 41),
                   (55, 49), (60, 56), (65, 61), (68, 66)),
@@ -67,7 +67,7 @@ _REGIONS = {
 class Scheme:
     """What a set of K landmarks means.
 
-    flip (K,): flip[i] is the partner of point i in a mirrored face. mean_face (K, 2): in crop units.
+    flip (K,): flip[i] is the partner of point i in a mirrored face. mean_face (K, 2): crop units.
     divisor: the two points whose distance divides NME, or None for the size of the face box.
     regions: name to point indices, for drawing. base: the scheme this one is a subset of, with
     `indices` its points there; None for a whole scheme.
@@ -191,6 +191,23 @@ def get_scheme(name, base=None):
                     + (f" (nearest: {near[0]})" if near else ""))
 
 
+def model_scheme(name, set_scheme):
+    """The scheme `name` (args.scheme) of a model trained on a set: the set's own or a part of it.
+
+    It keeps the set's mean face. Raises UserError.
+    """
+    if name in ("auto", set_scheme.name):
+        return set_scheme
+    asked = get_scheme(name, set_scheme)
+    if asked.base is None and asked.name == set_scheme.name and asked.points == set_scheme.points:
+        return set_scheme
+    if asked.base == set_scheme.name and max(asked.indices) < set_scheme.points:
+        return set_scheme.subset(asked.indices, asked.name)
+    mapped = ", ".join(f"{a} to {b}" for a, b in MAPPINGS)
+    raise UserError(f"scheme {asked.name} is neither the set's ({set_scheme.name}) nor a part of "
+                    f"it; a set can be prepared as another scheme where there is a map ({mapped})")
+
+
 def parse_indices(text):
     """"36-41, 45" to [36, ..., 41, 45]. Raises UserError."""
     indices = []
@@ -211,8 +228,8 @@ def read_scheme(path):
 
     Keys: `points` (K) or `names` (K strings), `flip` (pairs of mirror partners; points in no pair
     lie on the mid-line), `divisor` (two points, or null for the size of the face box), optional
-    `regions` (name to points) and `mean_face` (K pairs; else it comes from the data). A point is its
-    name or its 0-based number. Raises UserError.
+    `regions` (name to points) and `mean_face` (K pairs; else it comes from the data). A point is
+    its name or its 0-based number. Raises UserError.
     """
     try:
         with open(path, encoding="utf-8") as file:

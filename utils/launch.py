@@ -1,33 +1,146 @@
-"""What main.sh asks before it starts the processes: are the flags right, and which experiment."""
+"""main.sh and its processes: the checks before they start, and what they tell each other.
+
+They share the folder $PIPNET_CONTROL: main.sh makes the file `stop` there when it is told to end,
+a process that ends in a user's mistake writes it to `error`. torchrun starts dead processes again;
+those that find either file end at once. Imports nothing slow: signals must be caught early.
+"""
+import contextlib
+import errno
+import io
 import os
+import pathlib
+import signal
 import sys
+import time
 
 from utils import experiment
-from utils.args import parse
+from utils.args import load_args, parse
 from utils.errors import UserError, run
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main():
     """Print the experiment's name, or nothing where there is nothing to train. Raises UserError."""
     processes, *flags = sys.argv[1:]
-    if not processes.isdigit() or not int(processes):
+    if not processes.isdecimal() or not int(processes):
         raise UserError(f"the first argument is the number of processes, found {processes!r}: "
                         f"bash main.sh 4 --train")
-    request = parse(flags)
+    # --help prints and exits; main.sh then runs main.py --help, and must not take it for a name.
+    with contextlib.redirect_stdout(io.StringIO()):
+        request = parse(flags)
     if "train" not in request.actions:
         return
-    if request.args.device == "auto" and int(processes) > 1 or request.args.device == "cuda":
+    args, resume = request.args, "resume" in request.actions
+    machines, machine = (int(os.environ.get(k, v)) for k, v in (("NNODES", 1), ("NODE_RANK", 0)))
+    if machines > 1 and args.exp == "none":
+        raise UserError("several machines need the same --exp NAME on each")
+    # The folder is the first machine's, which others need not see.
+    if resume and not machine:
+        experiment.find_experiment(args.exp)
+    if resume:
+        args = resumed(request)
+    if args.device == "cuda" or args.device == "auto" and int(processes) > 1:
         import torch
         count = torch.cuda.device_count()
         if int(processes) > count:
             raise UserError(f"{processes} processes asked for, this machine has {count} GPUs; ask "
                             f"for fewer, or give --device cpu")
-    if "resume" in request.actions:
-        print(experiment.find_experiment(request.args.exp).name)
-    elif request.args.exp != "none" and int(os.environ.get("NODE_RANK", 0)):
-        print(request.args.exp)
-    else:
-        print(experiment.new_experiment(request.args.exp).name)
+    print(args.exp if resume or machine else experiment.new_experiment(args.exp).name)
+
+
+def resumed(request):
+    """The knobs that the experiment of a request was started with; those typed now win."""
+    path = experiment.WEIGHTS / request.args.exp / "args.yaml"
+    return load_args(request.typed, path) if path.is_file() else request.args
+
+
+def disk_mistake(error):
+    """An OSError as a UserError where the disk refused, which its user can mend, else as it is."""
+    if error.errno not in DISK:
+        return error
+    where = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{where}{error.strerror}; what was saved before is untouched. Make room or "
+                     f"mend the rights; a training goes on with --resume")
+
+
+def restarts():
+    """How often torchrun has started this process's group again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def _told(name):
+    folder = os.environ.get("PIPNET_CONTROL")
+    return pathlib.Path(folder, name) if folder else None
+
+
+def is_over():
+    """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
+    return any(path is not None and path.exists() for path in map(_told, ("stop", "error")))
+
+
+def report(error):
+    """Leave a UserError for main.sh, which shows it once; returns whether there is a main.sh."""
+    path = _told("error")
+    if path is not None:
+        path.write_text(str(error), encoding="utf-8")
+    return path is not None
+
+
+def stopped():
+    """Let main.sh say how to go on; returns whether there is a main.sh."""
+    path = _told("stop")
+    if path is not None:
+        path.touch()
+    return path is not None
+
+
+def leave(patience=5.0):
+    """Say that this process ends; returns whether all of this machine do so within seconds.
+
+    They do where all have met the same mistake. Ending with exit code 0 then keeps torchrun from
+    reporting a crash; where some go on, it must hear of one to end them.
+    """
+    path = _told("ended")
+    if path is None:
+        return False
+    path.with_name(f"ended-{os.environ.get('LOCAL_RANK', 0)}").touch()
+    until = time.monotonic() + patience
+    while len(list(path.parent.glob("ended-*"))) < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+class Stop:
+    """`asked`: whether a SIGTERM, a SIGINT or main.sh has asked to end. Used with `with`.
+
+    Within, these signals only ask, so that a step is finished and saved before the process ends; a
+    second Ctrl-C ends it at once.
+    """
+
+    def __init__(self):
+        self._signalled, self._file = False, _told("stop")
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._ask)
+                        for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _):
+        if self._signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signalled = True
+
+    @property
+    def asked(self):
+        """Whether to end after this step; the ranks' answers may differ for a moment."""
+        return self._signalled or self._file is not None and self._file.exists()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ def encode(landmarks, neighbours, grid):
     """Landmarks (N, K, 2) in crop units to the targets of the PIP head on a grid x grid map.
 
     Returns cell (N, K) int64, row-major; offset (N, K, 2) and neighbour (N, K, M, 2), float, in
-    cells from the cell's top-left corner. Cells are clamped to the map, offsets are not. PIPNet 3.1.
+    cells from the cell's top-left corner. Cells are clamped to the map, offsets not. PIPNet 3.1.
     """
     at = landmarks * grid
     corner = at.floor().clamp(0, grid - 1)
@@ -46,7 +46,8 @@ class PIPLoss:
     """cls * MSE(score map) + reg * (offset and neighbour terms at the target cells). PIPNet 3.1.
 
     Called with Maps and landmarks (N, K, 2) in crop units it gives the scalar loss; `terms` gives
-    its five means: score, offset_x, offset_y, neighbour_x, neighbour_y.
+    its five means: score, offset_x, offset_y, neighbour_x, neighbour_y. indices (N,) of the faces
+    are for losses that tell them apart (gssl.RoundLoss).
     """
 
     def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1"):
@@ -75,7 +76,7 @@ class PIPLoss:
             terms.append(self.offset_loss(error).mean())
         return terms
 
-    def __call__(self, maps, landmarks):
+    def __call__(self, maps, landmarks, indices=None):
         score, *rest = self.terms(maps, landmarks)
         return self.cls * score + self.reg * sum(rest)
 
@@ -91,7 +92,7 @@ class RegressionLoss:
     def __init__(self, reg=1.0, offset_loss="wing"):
         self.reg, self.offset_loss = reg, OFFSET_LOSSES[offset_loss]
 
-    def __call__(self, predicted, landmarks):
+    def __call__(self, predicted, landmarks, indices=None):
         error = (predicted.to(landmarks.dtype) - landmarks) * self.GRID
         return self.reg * self.offset_loss(error).mean()
 

@@ -1,6 +1,6 @@
 """Published mean faces, x then y per point, in units of the stretched crop that PIPNet trains on.
 
-Source: the mean faces (meanface.txt) of the authors' preprocessing, jhb86253817/PIPNet, MIT licence,
+Source: the mean faces (meanface.txt) of the authors' code, jhb86253817/PIPNet, MIT licence,
 computed over the training faces of each set; rounded to five decimals.
 """
 

@@ -26,8 +26,8 @@ class Predictor:
     def __call__(self, images):
         """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
         if not len(images):
-            points = self.scheme.points
-            return numpy.zeros((0, points, 2), numpy.float32), numpy.zeros((0, points), numpy.float32)
+            empty = numpy.zeros((0, self.scheme.points, 2), numpy.float32)
+            return empty, empty[..., 0]
         return self._run(numpy.ascontiguousarray(numpy.asarray(images).transpose(0, 3, 1, 2)))
 
     def _load_onnx(self, device, threads):
@@ -63,6 +63,7 @@ class Predictor:
 
     def _load_torch(self, device, threads):
         import torch
+
         from utils.checkpoint import load_model
         from utils.distributed import choose_device
         if threads:
@@ -83,10 +84,8 @@ def _providers(device):
     """ONNX Runtime's providers; CUDA is listed by its package even where there is no GPU."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    import torch
     from utils.distributed import choose_device
     chosen = choose_device(device)
     if chosen.type == "cpu":
         return ["CPUExecutionProvider"]
-    assert torch.cuda.is_available()
     return [("CUDAExecutionProvider", {"device_id": chosen.index or 0}), "CPUExecutionProvider"]

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import pathlib
+import time
 import typing
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from utils import checkpoint
 from utils.dataset import EpochSampler
 from utils.distributed import Ranks
-from utils.engine import Faults, Stop
+from utils.engine import Faults
 from utils.errors import UserError
+from utils.launch import Stop
 
 
 @dataclasses.dataclass
@@ -32,41 +34,67 @@ class Run:
     faults: Faults
     stop: Stop
     description: dict
+    round: int = 0
+    title: str = ""
     losses: list = dataclasses.field(default_factory=list)
     best: float = float("inf")
-    seconds: float = 0.0
+    begun: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self):
+        """How long it has trained, earlier starts of a resumed run included."""
+        return time.monotonic() - self.begun
+
+    @property
+    def measure(self):
+        """Optimiser steps in an epoch and faces in a step: a change would shift the schedule."""
+        sampler = self.sampler
+        return [sampler.steps, sampler.batch * sampler.accumulate * sampler.world]
 
     def save(self, epoch, step):
         """Write last.pt: everything to go on from optimiser step `step` of `epoch`, bit by bit.
 
-        The order of faces, augmentation and dropout follow from seed, epoch and step, so there is no
-        random state to keep.
+        The order of faces, augmentation and dropout follow from seed, epoch, step and rank, and the
+        learning rate from the step, so there is no random state or schedule to keep. Raises
+        UserError, on every rank.
         """
-        if self.ranks.first:
-            checkpoint.save({
-                **self.description, "epoch": epoch, "step": step, "model": self.model.state_dict(),
-                "ema": self.ema and self.ema.module.state_dict(), "best": self.best,
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "scheduler": self.scheduler.state_dict(), "losses": self.losses,
-                "skipped": self.faults.skipped, "in_a_row": self.faults.in_a_row,
-                "seconds": self.seconds}, self.folder / "last.pt")
+        self.ranks.share(checkpoint.save, {
+            **self.description, "round": self.round, "epoch": epoch, "step": step,
+            "measure": self.measure,
+            "model": self.model.state_dict(), "ema": self.ema and self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "best": self.best, "losses": self.losses, "skipped": self.faults.skipped,
+            "in_a_row": self.faults.in_a_row, "seconds": self.seconds}, self.folder / "last.pt")
 
     def restore(self, state):
         """Take over a state of save(); returns (epoch, step) to go on from. Raises UserError."""
-        for name, old, new in checkpoint.changed(state["args"], self.args):
-            if self.ranks.first:
-                print(f"resume: {name} changed from {old} to {new}")
+        if state.get("measure", self.measure) != self.measure:
+            raise UserError(f"{self.folder / 'last.pt'}: had {state['measure']} steps an epoch and "
+                            f"faces a step, now it would be {self.measure}; the training list, "
+                            f"--batch-size and the number of processes must fit")
         try:
+            if not all(torch.isfinite(v).all() for v in state["model"].values()):
+                raise ValueError("it holds weights that are not finite numbers")
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.best, self.losses = state["best"], state["losses"]
+            # The settings (learning rate, weight decay) are today's, only the moments are old.
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"],
+                                            "param_groups": groups})
+            for parameter, moments in self.optimizer.state.items():
+                if any(m.numel() > 1 and m.shape != parameter.shape for m in moments.values()):
+                    raise ValueError("the optimiser's moments do not fit the parameters")
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+            self.best, self.losses = float(state["best"]), list(state["losses"])
             self.faults.skipped, self.faults.in_a_row = state["skipped"], state["in_a_row"]
-            self.seconds = state["seconds"]
-            return state["epoch"], state["step"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self.folder / 'last.pt'}: cannot be resumed from: {' '.join(str(error).split())[:160]}") \
-                from None
+            self.begun = time.monotonic() - state["seconds"]
+            epoch, step = state["epoch"], state["step"]
+            if not (0 <= epoch <= self.args.epochs and 0 <= step < self.sampler.steps):
+                raise ValueError(f"epoch {epoch}, step {step} is outside the run")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self.folder / 'last.pt'}: cannot be resumed from: "
+                            f"{' '.join(str(error).split())[:160]}") from None
+        self.scheduler.step_update(epoch * self.sampler.steps + step)
+        return epoch, step

@@ -32,6 +32,8 @@ def recognise(folder):
         return custom
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a data set or a .csv file")
+    if (folder / "set.yaml").is_file():
+        raise UserError(f"{folder}: is a prepared set already; train with --data-dir {folder}")
     found = [module for module in _PUBLISHED if module.matches(folder)]
     if len(found) == 1:
         return found[0]
@@ -47,6 +49,7 @@ def recognise(folder):
     if custom.matches(folder):
         return custom
     content = sorted(path.name for path in folder.iterdir())
-    looked = "; ".join(f"{name}: {module.LAYOUT}" for name, module in READERS.items() if module is not samples)
+    looked = "; ".join(f"{name}: {module.LAYOUT}" for name, module in READERS.items()
+                       if module is not samples)
     raise UserError(f"{folder}: no known layout; it holds {', '.join(content[:5]) or 'nothing'}"
                     f"{', ...' if len(content) > 5 else ''}. Looked for {looked}")

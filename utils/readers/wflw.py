@@ -104,7 +104,7 @@ def _mark_subsets(folder, faces, problems):
                                      f"found")
                 points = numbers(fields[:2 * _POINTS]).reshape(_POINTS, 2)
             except ValueError as error:
-                problems.append((path, f"line {line}: {error}"))
+                problems.append((path, f"note: line {line}: {error}"))
                 continue
             # An image has several faces; the subset's line repeats the coordinates of one.
             near = [face for face in by_image[fields[-1]]
@@ -112,4 +112,5 @@ def _mark_subsets(folder, faces, problems):
             if near:
                 near[0].lists += (f"test_{subset}",)
             else:
-                problems.append((path, f"line {line}: no such test face of {short(fields[-1])}"))
+                problems.append((path, f"note: line {line}: no such test face of "
+                                       f"{short(fields[-1])}"))

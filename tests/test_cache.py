@@ -1,0 +1,142 @@
+"""`cache: ram`: the same samples, in one memory for all processes, and nothing left behind."""
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy
+import pytest
+import torch
+
+from utils import args, cache, dataset, engine
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+
+SCHEME = SCHEMES["300W"]
+FACES = 12
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """What make_loader needs of a prepared set: crops of two sizes, one damaged, one oblong."""
+    rng = numpy.random.default_rng(0)
+    shapes = [(103, 103)] * 5 + [(60, 60)] * 4 + [(300, 300), (80, 103), (103, 103)]
+    paths = [tmp_path / f"{i}.jpg" for i in range(FACES)]
+    for path, shape in zip(paths, shapes):
+        cv2.imwrite(str(path), rng.integers(0, 256, (*shape, 3), numpy.uint8))
+    paths[3].write_bytes(b"no image")
+    paths[11].write_bytes(paths[0].read_bytes()[:300])
+    points = numpy.tile(SCHEME.mean_face, (FACES, 1, 1))
+    unit = numpy.tile(numpy.array([0.0, 0, 1, 1]), (FACES, 1))
+    return argparse.Namespace(lists=dataset.FaceList(paths, points, unit, unit, None), margin=1.6)
+
+
+def loader(prepared, **knobs):
+    """The training loader of make_loader at 64 px, at its second epoch."""
+    knobs = args.load_args({"input_size": 64, "batch_size": 4, "seed": 5, **knobs})
+    found, sampler = engine.make_loader(prepared.lists, prepared, SCHEME, knobs, Ranks(), 1)
+    sampler.set_epoch(1)
+    return found
+
+
+def left_files():
+    """Cache files that still have a name."""
+    return {p for folder in ("/dev/shm", os.environ.get("TMPDIR", "/tmp"))
+            for p in pathlib.Path(folder).glob("pipnet-cache-*")}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_samples_are_the_uncached_ones_bit_for_bit(prepared, workers):
+    plain = list(loader(prepared, workers=0))
+    cached = list(loader(prepared, workers=workers, cache="ram"))
+    assert len(plain) == len(cached) == FACES // 4
+    for ours, theirs in zip(cached, plain):
+        for a, b in zip(ours, theirs):
+            assert torch.equal(a, b)
+    assert any(3 in batch[3] for batch in cached), "the damaged image must be reported"
+
+
+def test_workers_look_into_one_memory_that_nobody_can_paint_into(prepared):
+    found = loader(prepared, workers=0, cache="ram")
+    crops = found.dataset.cache
+    assert crops[3] is None and crops[11] is None
+    with pytest.raises(ValueError):
+        crops[0][:] = 0
+    # A change made behind the back of a forked process is seen there: the pages are shared.
+    start = int(crops._starts[0])
+    before = crops[0].copy()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        crops._memory[start] = 255 - int(before.flat[0])
+        os.write(writer, b"x")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 1) == b"x" and crops[0].flat[0] == 255 - int(before.flat[0])
+
+
+def test_size_is_announced_and_nothing_is_left_behind(prepared, capsys):
+    before = left_files()
+    found = loader(prepared, workers=0, cache="ram")
+    size = sum(3 * found.dataset.read(i).shape[0] ** 2 for i in range(FACES) if i not in (3, 11))
+    # The file cut off in its middle has a sound header, so its place is reserved all the same.
+    size += 3 * 103**2
+    assert f"cache: 12 crops take {size / 1e6:.0f} MB" in capsys.readouterr().out
+    assert left_files() == before
+
+
+@pytest.mark.parametrize("what", ["memory", "folders"])
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_taken(prepared, monkeypatch, what):
+    before = left_files()
+    if what == "memory":
+        monkeypatch.setattr(cache, "_available", lambda: cache.RESERVE)
+    else:
+        usage = argparse.Namespace(free=1000)
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match="cache: ram: needs .*--cache none"):
+        loader(prepared, workers=0, cache="ram")
+    assert left_files() == before
+
+
+RANK = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import numpy
+from utils import cache, dataset, distributed
+paths = sorted(pathlib.Path(sys.argv[2]).glob("*.jpg"))
+unit = numpy.zeros((len(paths), 4))
+faces = dataset.FaceList(paths, numpy.zeros((len(paths), 68, 2)), unit, unit, None)
+ranks = distributed.start("cpu")
+data = dataset.FaceDataset(faces, 1.6, 64)
+reads = []
+read = data.read
+data.read = lambda index: reads.append(index) or read(index)
+crops = cache.CropCache(data, ranks)
+same = all((crops[i] is None) if read(i) is None else (crops[i] == read(i)).all()
+           for i in range(len(paths)))
+# Rank 1 changes a byte; rank 0 must see it.
+if not ranks.first:
+    crops._memory[0] = 7
+ranks.collect(None)
+print(ranks.rank, same, len(reads) > 0, crops._memory[0] == 7)
+distributed.stop()
+"""
+
+
+def test_ranks_share_one_cache_and_only_the_first_decodes(prepared, tmp_path):
+    before = left_files()
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    root = str(pathlib.Path(cache.__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(script), root, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
+    assert lines[0].split() == ["0", "True", "True", "True"], done.stdout + done.stderr
+    assert lines[1].split()[:2] == ["1", "True"] and lines[1].split()[3] == "True"
+    # Headers are read by the first rank alone; a file without one is tried there as well.
+    assert lines[1].split()[2] == "False"
+    assert left_files() == before

@@ -1,0 +1,297 @@
+"""Several processes: the same mathematics as one, and torchrun with killed and stopped ranks."""
+import os
+import re
+import signal
+
+import numpy
+import pytest
+import test_resume
+import timm.layers
+import torch
+import warm as warm_module
+
+from nets.model import LandmarkNet
+from utils import checkpoint, dataset, distributed, evaluation, metrics
+from utils.landmarks import SCHEMES
+
+BACKBONE = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def warm():
+    return warm_module.warm()
+
+
+def in_one_thread(make):
+    """make() with one thread, as in the ranks that it is compared with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return make()
+    finally:
+        torch.set_num_threads(before)
+
+
+def three_steps(faces, batch):
+    """Parameters after three optimiser steps in float64 with batch norm in evaluation mode."""
+    from types import SimpleNamespace
+
+    from utils import args as knobs
+    from utils import augment, engine, loss, run
+    args = knobs.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
+    ranks = distributed.start("cpu")
+    prepared = dataset.PreparedSet(faces)
+    torch.manual_seed(0)
+    model = LandmarkNet(prepared.scheme, BACKBONE).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.eval()
+            module.train = lambda mode=True: None
+    loader, sampler = engine.make_loader(prepared.lists["train"], prepared, prepared.scheme, args,
+                                         ranks, 2)
+    assert isinstance(loader.dataset.augmentation, augment.Augment)
+    sampler.steps = 3
+    parallel = model if ranks.world == 1 else torch.nn.parallel.DistributedDataParallel(model)
+    constant, scaler = SimpleNamespace(step_update=lambda number: None), torch.amp.GradScaler(
+        "cpu", enabled=False)
+    training = run.Run(
+        args, None, ranks, model, parallel, None, torch.optim.Adam(model.parameters(), 1e-3),
+        constant, scaler, None, loss.build_loss(model, 10.0, 1.0, "l1"), loader, sampler,
+        engine.Faults(prepared.lists["train"], None, ranks), SimpleNamespace(asked=False), {})
+    assert engine.train_one_epoch(training, 0) and len(training.losses) == 3
+    distributed.stop()
+    return {"parameters": dict(model.named_parameters()), "losses": training.losses}
+
+
+def rank_three_steps(faces, target):
+    """A rank of the test below; rank 0 keeps what came out."""
+    result = three_steps(faces, 2)
+    if os.environ["RANK"] == "0":
+        torch.save(result, target)
+
+
+def test_two_processes_take_the_steps_of_one(warm, tmp_path):
+    children = warm.ranks(2, call="test_distributed:rank_three_steps",
+                          argv=[str(warm.faces), str(tmp_path / "two.pt")])
+    assert [c.code for c in children] == [0, 0], children[0].text
+    two = torch.load(tmp_path / "two.pt", weights_only=False)
+    one = in_one_thread(lambda: three_steps(warm.faces, 4))
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-10)
+    for name, parameter in one["parameters"].items():
+        assert parameter.dtype == torch.float64
+        assert (parameter - two["parameters"][name]).abs().max() < 1e-8, name
+    assert one["parameters"].keys() == two["parameters"].keys()
+    assert one["losses"][2] < one["losses"][0]
+
+
+def rank_gather(faces, target):
+    """Gather given predictions of a list that no world divides, and score them."""
+    ranks = distributed.start("cpu")
+    prepared = dataset.PreparedSet(faces)
+    listed = prepared.lists["train"].take(numpy.arange(43))
+    given = predictions(listed)
+    calls = iter(range(ranks.rank, 43, ranks.world))
+
+    def predict(images):
+        return numpy.stack([given[next(calls)] for _ in images])
+
+    predicted = evaluation.predict_list(predict, listed, prepared.margin, 32, batch=5, ranks=ranks)
+    nme = evaluation.errors(predicted, listed, prepared.scheme, prepared.scheme)[0]
+    # One face with a sum over the ranks, to see that every rank has all of them.
+    count, everywhere = len(predicted), ranks.total(float(nme.mean()))[0] / ranks.world
+    distributed.stop()
+    torch.save({"nme": float(nme.mean()), "everywhere": everywhere, "count": count},
+               f"{target}.{ranks.rank}")
+
+
+def predictions(faces):
+    """Predictions that differ from the truth by something else for each face."""
+    noise = numpy.random.default_rng(1).normal(0, 0.05, faces.points.shape)
+    return faces.points + noise * numpy.arange(1, len(faces) + 1)[:, None, None] / len(faces)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_gathered_predictions_score_as_in_one_process(warm, tmp_path, world):
+    children = warm.ranks(world, call="test_distributed:rank_gather",
+                          argv=[str(warm.faces), str(tmp_path / "out")])
+    assert [c.code for c in children] == [0] * world, children[0].text
+    prepared = dataset.PreparedSet(warm.faces)
+    listed = prepared.lists["train"].take(numpy.arange(43))
+    given = predictions(listed)
+    boxes = listed.boxes
+    scale = numpy.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1)[:, None]
+    expected = metrics.nme(given * scale, listed.points * scale,
+                           metrics.divisors(listed.points * scale, prepared.scheme.divisor,
+                                            listed.published)).mean()
+    for rank in range(world):
+        found = torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True)
+        assert found["count"] == 43
+        assert found["nme"] == pytest.approx(expected, abs=1e-9)
+        assert found["everywhere"] == pytest.approx(expected, abs=1e-9)
+
+
+def rank_evaluate(faces, weights, target):
+    """A whole evaluation of a checkpoint on this group."""
+    ranks = distributed.start("cpu")
+    result = evaluate(faces, weights, ranks)
+    distributed.stop()
+    torch.save(result, f"{target}.{ranks.rank}")
+
+
+def evaluate(faces, weights, ranks=None):
+    """NME in percent of the training list, which is large enough to be split unevenly."""
+    prepared = dataset.PreparedSet(faces)
+    model = checkpoint.load_model(weights)
+    listed = prepared.lists["train"].take(numpy.arange(43))
+    predicted = evaluation.predict_list(evaluation.torch_predict(model, "cpu"), listed,
+                                        prepared.margin, 64, batch=8, ranks=ranks)
+    nme, _ = evaluation.errors(predicted, listed, model.scheme, prepared.scheme)
+    return 100 * float(nme.mean())
+
+
+def test_a_whole_evaluation_agrees(warm, tmp_path):
+    child = warm.run("--train", "--exp", "judged", *warm.flags, "--epochs", 1)
+    assert child.code == 0, child.text
+    weights = str(warm.folder("judged") / "best.pt")
+    children = warm.ranks(2, call="test_distributed:rank_evaluate",
+                          argv=[str(warm.faces), weights, str(tmp_path / "out")])
+    assert [c.code for c in children] == [0, 0], children[0].text
+    one = evaluate(warm.faces, weights)
+    for rank in range(2):
+        assert torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) == pytest.approx(
+            one, abs=1e-3)
+
+
+def test_synchronised_batch_norm_keeps_the_net():
+    """timm's norm layers hold activations, which torch's own conversion would drop."""
+    torch.manual_seed(0)
+    model = LandmarkNet(SCHEMES["300W"], BACKBONE).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    before, names = model.predict(images), list(model.state_dict())
+    model = timm.layers.convert_sync_batchnorm(model).eval()
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
+    assert list(model.state_dict()) == names
+    for one, two in zip(before, model.predict(images)):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def alone(warm):
+    """The folder of a run of two ranks that nobody disturbs."""
+    children = warm.ranks(2, "--train", "--exp", "pair", *warm.flags, *PAIR)
+    assert [c.code for c in children] == [0, 0], children[0].text
+    return warm.folder("pair")
+
+
+PAIR = ["--batch-size", 2, "--epochs", 6]
+
+
+def ranks_of(launcher):
+    """Process ids of the ranks below a main.sh, by rank."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        try:
+            status = open(f"/proc/{entry}/environ", "rb").read().split(b"\0")
+            command = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
+        except OSError:
+            continue
+        if b"main.py" in command and any(v.startswith(b"RANK=") for v in status) and (
+                f"PIPNET_TEST={launcher}".encode() in status) and (
+                open(f"/proc/{entry}/stat").read().split()[3] == str(torchrun_of(launcher))):
+            rank = next(int(v[5:]) for v in status if v.startswith(b"RANK="))
+            found[rank] = int(entry)
+    return found
+
+
+def torchrun_of(launcher):
+    """The process id of the torchrun that a main.sh has started, or None."""
+    for entry in os.listdir("/proc"):
+        try:
+            command = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
+            mine = f"PIPNET_TEST={launcher}".encode() in open(
+                f"/proc/{entry}/environ", "rb").read().split(b"\0")
+        except OSError:
+            continue
+        if mine and b"torch.distributed.run" in command:
+            return int(entry)
+    return None
+
+
+def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
+    folder = warm.folder("shot")
+    first = warm.bash(2, "--train", "--exp", "shot", *warm.flags, *PAIR, "--save-minutes", 0.01)
+    warm_module.wait_for((folder / "last.pt").exists)
+    first.send_signal(signal.SIGTERM)
+    text, _ = first.communicate(timeout=200)
+    assert first.returncode == 0, text
+    assert "Traceback" not in text and "E11" not in text
+    assert re.search(r"stopped; go on with: bash main.sh 2 --train --exp shot .*--resume", text)
+    state = checkpoint.read(folder / "last.pt")
+    assert state["epoch"] < 6
+
+    second = warm.bash(2, "--resume", "--exp", "shot", PIPNET_TEST="shot")
+    changed = (folder / "last.pt").stat().st_mtime_ns
+    warm_module.wait_for(lambda: (folder / "last.pt").stat().st_mtime_ns != changed)
+    os.kill(ranks_of("shot")[1], signal.SIGKILL)
+    text, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, text
+    assert text.count("resume: shot: goes on at") == 2, text
+    assert len(test_resume.table(folder)) == 6
+    test_resume.same_run(alone, folder)
+    assert (folder / "best.onnx").exists()
+
+
+def test_a_mistake_found_by_the_ranks_is_one_line(warm, tmp_path):
+    (tmp_path / "train.txt").write_text("image.jpg 0.1 0.2 oops\n")
+    child = warm.bash(2, "--train", "--exp", "mistaken", *warm.flags[:-1], tmp_path)
+    text, _ = child.communicate(timeout=200)
+    assert child.returncode == 2
+    assert text.startswith(f"error: {tmp_path}/train.txt:1") and text.count("\n") == 1, text
+    assert not warm.folder("mistaken").exists()
+
+
+@pytest.mark.parametrize("argv, env, said", [
+    ([], {}, "number of processes"), (["two"], {}, "number of processes"),
+    (["2", "--train", "--lrr", "1"], {}, "unknown flag --lrr"),
+    (["2", "--train", "--device", "cpu"], {"NNODES": "2"}, "--exp NAME"),
+    (["2", "--train", "--device", "cpu", "--exp", "x"], {"NNODES": "2", "NODE_RANK": "1"},
+     "MASTER_ADDR"),
+    (["2", "--resume", "--exp", "nobody"], {}, "no such experiment")])
+def test_main_sh_checks_before_it_starts(warm, argv, env, said):
+    child = warm.bash(*argv, **env)
+    text, _ = child.communicate(timeout=60)
+    assert child.returncode != 0 and said in text and "Traceback" not in text, text
+    assert text.strip().count("\n") == 0, text
+
+
+def test_main_sh_shows_the_help_of_main_py(warm):
+    text, _ = (child := warm.bash(2, "--help")).communicate(timeout=60)
+    assert child.returncode == 0 and text.startswith("usage: main.py") and text.count("usage:") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["stop", "kill"])
+def test_two_machines(warm, alone, event):
+    """Two torchrun agents on this machine, of one process each."""
+    exp = f"machines-{event}"
+    folder = warm.folder(exp)
+    flags = ["--train", "--exp", exp, *warm.flags, *PAIR, "--save-minutes", 0.01]
+    env = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    agents = [warm.bash(1, *flags, **env, NODE_RANK=str(i), PIPNET_TEST=f"{exp}-{i}")
+              for i in range(2)]
+    warm_module.wait_for((folder / "last.pt").exists)
+    if event == "stop":
+        agents[1].send_signal(signal.SIGTERM)
+    else:
+        os.kill(ranks_of(f"{exp}-1")[1], signal.SIGKILL)
+    texts = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(texts)
+    if event == "stop":
+        assert all("stopped; go on with" in text for text in texts), texts
+        assert checkpoint.read(folder / "last.pt")["epoch"] < 6
+        agents = [warm.bash(1, *flags, "--resume", **env, NODE_RANK=str(i)) for i in range(2)]
+        texts = [agent.communicate(timeout=300)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(texts)
+    assert len(test_resume.table(folder)) == 6
+    test_resume.same_run(alone, folder)

@@ -1,0 +1,86 @@
+"""weights/<exp>/: names, tables and plots."""
+import cv2
+import numpy
+import pytest
+
+from utils import experiment
+from utils.errors import UserError
+
+
+def test_numbers_are_chosen_once(tmp_path):
+    assert [experiment.new_experiment(folder=tmp_path).name for _ in range(3)] == \
+        ["000", "001", "002"]
+    assert experiment.new_experiment("mine.v2", tmp_path).name == "mine.v2"
+    assert experiment.new_experiment("mine.v2", tmp_path).is_dir(), "empty: main.sh made it"
+    (tmp_path / "mine.v2" / "last.pt").touch()
+    with pytest.raises(UserError, match="exists; add --resume"):
+        experiment.new_experiment("mine.v2", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", "x.pt", "x.onnx", ".hidden", "a b"])
+def test_names_that_are_none(tmp_path, name):
+    with pytest.raises(UserError, match="named by letters"):
+        experiment.new_experiment(name, tmp_path)
+
+
+def test_find(tmp_path):
+    with pytest.raises(UserError, match="no such experiment; there are: none yet"):
+        experiment.find_experiment("007", tmp_path)
+    for name in ("000", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.pt").touch()
+    with pytest.raises(UserError, match="007: no such experiment; there are: 000, good"):
+        experiment.find_weights("007", folder=tmp_path)
+    assert experiment.find_weights("good", folder=tmp_path) == tmp_path / "good" / "best.pt"
+    assert experiment.find_weights("good", ".onnx", tmp_path).name == "best.pt"
+    (tmp_path / "good" / "best.onnx").touch()
+    assert experiment.find_weights("good", ".onnx", tmp_path).name == "best.onnx"
+    path = tmp_path / "000" / "best.pt"
+    assert experiment.find_weights(str(path), folder=tmp_path) == path
+    with pytest.raises(UserError, match="gone.pt: no such file"):
+        experiment.find_weights(str(tmp_path / "gone.pt"), folder=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no best.pt yet"):
+        experiment.find_weights("empty", folder=tmp_path)
+
+
+def test_epochs_are_written_and_rewritten(tmp_path):
+    for epoch in (1, 2, 3, 2):
+        experiment.append_epoch(tmp_path, {"epoch": epoch, "lr": 0.1 / epoch, "loss": 3.0 / epoch,
+                                           "val_nme": 9.0 - epoch, "seconds": 1.5})
+    rows = experiment.read_epochs(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2], "a resumed run continues its table"
+    assert rows[1].items() >= {"epoch": 2, "lr": 0.05, "loss": 1.5, "val_nme": 7.0,
+                               "seconds": 1.5}.items()
+    experiment.plot_curves(tmp_path)
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
+
+
+def test_records_scores_and_comparison(tmp_path):
+    with pytest.raises(UserError, match="no experiment is recorded"):
+        experiment.compare(tmp_path)
+    experiment.record({"exp": "000", "data": "300W-256", "backbone": "irnet18", "lr": 0.001,
+                       "parameters": 11976192, "gmacs": "2.90", "nonsense": 1}, tmp_path)
+    experiment.record({"exp": "001", "data": "samples-64", "backbone": "resnet18"}, tmp_path)
+    weights = tmp_path / "000" / "best.pt"
+    report = {"pytorch": {"test": {"nme": 3.14159}, "common": {"nme": 1.0}},
+              "onnx": {"test": {"nme": 3.1416}}}
+    experiment.record_score(weights, report, "300W-256")
+    experiment.record_score(weights, {"pytorch": {"test": {"nme": 9.0}}}, "another set")
+    experiment.record_score(tmp_path / "shipped.pt", report, "300W-256")
+    rows = experiment.read_records(tmp_path)
+    assert [row["exp"] for row in rows] == ["000", "001"]
+    assert (rows[0]["nme"], rows[0]["onnx_nme"], rows[0]["gmacs"]) == ("3.142", "3.142", "2.90")
+    table = experiment.compare(tmp_path)
+    assert (tmp_path / "results.md").read_text() == table
+    lines = table.splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert "gmacs" in lines[0] and "11976192" in lines[2] and "3.142" in lines[2]
+    experiment.record({"exp": "001", "backbone": "resnet50"}, tmp_path)
+    assert experiment.read_records(tmp_path)[1]["data"] == "samples-64"
+
+
+def test_ced(tmp_path):
+    values = numpy.random.default_rng(0).gamma(4, 0.01, 200)
+    experiment.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")
+    assert cv2.imread(str(tmp_path / "ced.png")).std() > 5

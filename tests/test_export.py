@@ -1,0 +1,74 @@
+"""The ONNX file: what it says of itself, and that it needs nothing of ours."""
+import json
+
+import numpy
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from utils import checkpoint
+from utils.errors import UserError
+from utils.export import export
+from utils.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_weights, tmp_path_factory):
+    model = checkpoint.load_model(tiny_weights)
+    return model, export(model, tmp_path_factory.mktemp("onnx") / "net.onnx")
+
+
+def test_inputs_outputs_and_metadata(exported):
+    model, path = exported
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (images,), outputs = session.get_inputs(), session.get_outputs()
+    assert images.type == "tensor(uint8)" and images.shape[1:] == [3, 64, 64]
+    assert isinstance(images.shape[0], str), "any batch"
+    assert [o.name for o in outputs] == ["landmarks", "confidence"]
+    described = session.get_modelmeta().custom_metadata_map
+    assert described["input_size"] == "64" and described["backbone"] == "mobilenetv3_small_050"
+    scheme, crop = json.loads(described["scheme"]), json.loads(described["crop"])
+    assert scheme["name"] == "300W" and len(scheme["mean_face"]) == 68
+    assert crop == model.crop and not path.with_name("net.onnx.tmp").exists()
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def test_onnx_equals_pytorch(exported, drawn_set):
+    model, path = exported
+    images = numpy.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), numpy.uint8)
+    with torch.inference_mode():
+        expected = model.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    predictor = Predictor(path)
+    for n in (1, 3, 7):
+        landmarks, confidence = predictor(images[:n])
+        assert numpy.abs(landmarks - expected[0][:n].numpy()).max() * 64 < 1e-2
+        assert numpy.abs(confidence - expected[1][:n].numpy()).max() < 1e-4
+    assert ((confidence >= 0) & (confidence <= 1)).all() and confidence.std() > 0
+    landmarks, confidence = predictor(images[:0])
+    assert landmarks.shape == (0, 68, 2) and confidence.shape == (0, 68)
+
+
+def test_predictor_is_the_same_from_either_file(exported, tiny_weights):
+    _, path = exported
+    images = numpy.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), numpy.uint8)
+    one, other = Predictor(path), Predictor(tiny_weights)
+    for a, b in zip(one(images), other(images)):
+        numpy.testing.assert_allclose(a, b, atol=1e-4)
+    assert one.input_size == other.input_size == 64 and one.crop == other.crop
+    assert one.scheme.state() == other.scheme.state()
+
+
+def test_files_that_are_no_models(exported, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="bad.onnx: cannot be used as an ONNX model"):
+        Predictor(tmp_path / "bad.onnx")
+    with pytest.raises(UserError, match="no such file"):
+        Predictor(tmp_path / "gone.onnx")
+    model = onnx.load(exported[1])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(UserError, match="not of this repository"):
+        Predictor(tmp_path / "foreign.onnx")
+    with pytest.raises(UserError, match="could not be written"):
+        export(exported[0], tmp_path / "nowhere" / "net.onnx")

@@ -1,0 +1,230 @@
+"""Numerical faults, bad files in mid-run, a full disk: skipped, replaced, or said in one line."""
+import contextlib
+import pathlib
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+import warm as warm_module
+
+from nets.model import LandmarkNet
+from utils import args as knobs
+from utils import checkpoint, dataset, engine, loss, run
+from utils.distributed import Ranks
+from utils.errors import UserError
+
+BACKBONE = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def warm():
+    return warm_module.warm()
+
+
+class Poison:
+    """The loss of a run, which is `value` at the given calls and the real one else."""
+
+    def __init__(self, real, calls, value):
+        self.real, self.calls, self.value, self.made = real, calls, value, 0
+
+    def __call__(self, predicted, landmarks, *_):
+        self.made += 1
+        computed = self.real(predicted, landmarks)
+        if self.made - 1 not in self.calls:
+            return computed
+        # Not the real loss times NaN: gradients must not depend on NaN running through the net.
+        return computed * 0 + computed.detach() * 0 + self.value
+
+
+def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
+    """A run on the CPU, six steps of two micro-batches an epoch, with a poisoned loss."""
+    args = knobs.load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
+                            "save_minutes": 1000, **given})
+    prepared = dataset.PreparedSet(warm.faces)
+    torch.manual_seed(0)
+    model = LandmarkNet(prepared.scheme, BACKBONE)
+    faces = prepared.lists["train"].take(numpy.arange(36))
+    loader, sampler = engine.make_loader(faces, prepared, prepared.scheme, args, Ranks(), 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=scaled, growth_interval=1000)
+    poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
+    return run.Run(args, folder, Ranks(), model, model, ema, torch.optim.AdamW(model.parameters()),
+                   SimpleNamespace(step_update=lambda number: None), scaler, None, poisoned, loader,
+                   sampler, engine.Faults(faces, folder, Ranks()), SimpleNamespace(asked=False), {})
+
+
+def snapshot(model):
+    """A copy of all parameters and buffers."""
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value):
+    # The bad one is the second micro-batch of step 2: the first has already left gradients.
+    training_ = training(warm, tmp_path, {5}, value)
+    before = {}
+    apply = training_.optimizer.step
+
+    def remember(*arguments, **options):
+        result = apply(*arguments, **options)
+        before["steps"] = before.get("steps", 0) + 1
+        if before["steps"] == 2:
+            before["state"] = snapshot(training_.model)
+        return result
+
+    training_.optimizer.step = remember
+    kept = engine.Faults.step
+
+    def look(faults, finite, indices):
+        kept(faults, finite, indices)
+        if not finite:
+            for name, tensor in snapshot(training_.model).items():
+                assert torch.equal(tensor, before["state"][name]), name
+
+    training_.faults.step = look.__get__(training_.faults)
+    assert engine.train_one_epoch(training_, 0)
+    assert training_.faults.skipped == 1 and training_.faults.in_a_row == 0
+    assert before["steps"] == 5 and len(training_.losses) == 5
+    assert numpy.isfinite(training_.losses).all()
+    assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
+
+
+def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
+    training_ = training(warm, tmp_path)
+    parameter = next(training_.model.parameters())
+    made = []
+
+    def spoil(gradient):
+        made.append(1)
+        return gradient * float("inf") if len(made) == 4 else gradient
+
+    parameter.register_hook(spoil)
+    assert engine.train_one_epoch(training_, 0)
+    assert training_.faults.skipped == 1 and torch.isfinite(parameter).all()
+
+
+def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
+    training_ = training(warm, tmp_path, {4, 6, 8})
+    (tmp_path / "last.pt").write_bytes(b"good")
+    with pytest.raises(UserError, match="3 steps in a row.*bad_batch.txt.*--resume"):
+        engine.train_one_epoch(training_, 0)
+    names = (tmp_path / "bad_batch.txt").read_text().splitlines()
+    keys = list(training_.sampler)[8:10]
+    assert names == [str(training_.faults.faces.images[i]) for batch in keys for _, i in batch]
+    assert all(pathlib.Path(name).is_file() for name in names)
+    assert (tmp_path / "last.pt").read_bytes() == b"good"
+    assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
+
+
+def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
+    training_ = training(warm, tmp_path, {0, 2, 6, 8})
+    assert engine.train_one_epoch(training_, 0)
+    assert training_.faults.skipped == 4 and len(training_.losses) == 2
+
+
+def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
+    # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
+    training_ = training(warm, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
+    assert engine.train_one_epoch(training_, 0)
+    assert training_.faults.skipped == 1 and len(training_.losses) == 1
+    assert training_.scaler.get_scale() < 1
+    training_ = training(warm, tmp_path, range(100), float("inf"), scaled=True)
+    with pytest.raises(UserError, match="3 steps in a row"):
+        engine.train_one_epoch(training_, 0)
+        engine.train_one_epoch(training_, 1)
+
+
+def test_the_average_is_not_moved_by_a_skipped_step(warm, tmp_path):
+    moved = []
+    ema = SimpleNamespace(update=lambda model, number: moved.append(number))
+    training_ = training(warm, tmp_path, {2}, ema=ema)
+    assert engine.train_one_epoch(training_, 0)
+    assert moved == [0, 2, 3, 4, 5]
+
+
+def copy_of(faces, folder):
+    """A copy of the prepared set that a test may damage, and its training images."""
+    shutil.copytree(faces, folder)
+    lines = (folder / "train.txt").read_text().splitlines()
+    return folder, [folder / line.split()[0] for line in lines]
+
+
+def flags_for(warm, folder):
+    return [*warm.flags[:-1], folder]
+
+
+def test_one_unreadable_image_is_named_once_and_replaced(warm, tmp_path):
+    folder, images = copy_of(warm.faces, tmp_path / "faces")
+    images[3].write_bytes(b"no image")
+    child = warm.run("--train", "--exp", "one-bad", *flags_for(warm, folder))
+    assert child.code == 0, child.text
+    # 46 faces, 40 of them an epoch, three epochs: it is met more than once.
+    assert child.text.count(f"{images[3]}: cannot be read; the next image takes its place") == 1
+    assert child.text.count("cannot be read") == 1 and "Traceback" not in child.text
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "all"])
+def test_more_than_one_percent_stop_the_run_in_one_line(warm, tmp_path, damage):
+    folder, images = copy_of(warm.faces, tmp_path / "faces")
+    for image in images if damage == "all" else images[:12]:
+        image.unlink() if damage == "gone" else image.write_bytes(b"")
+    child = warm.run("--train", "--exp", f"bad-{damage}", *flags_for(warm, folder))
+    assert child.code == 2 and "Traceback" not in child.text, child.text
+    last = child.text.strip().splitlines()[-1]
+    assert last.startswith("error:") and str(folder) in last and "cannot be read" in last, last
+
+
+def test_unreadable_images_are_counted_over_all_ranks(warm, tmp_path):
+    folder, images = copy_of(warm.faces, tmp_path / "faces")
+    for image in images[:2]:
+        image.unlink()
+    children = warm.ranks(2, "--train", "--exp", "ranks-bad", *flags_for(warm, folder),
+                          "--batch-size", 2)
+    assert [c.code for c in children] == [2, 2]
+    for child in children:
+        assert "2 of 46 training images" in child.text and "Traceback" not in child.text
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of `size` at folder; the test is skipped where mounting is not allowed."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
+                          capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_said_and_the_earlier_checkpoint_still_loads(warm):
+    with small_disk(warm.folder("full"), "40m") as folder:
+        child = warm.run("--train", "--exp", "full", *warm.flags, hook="step:7:TERM")
+        assert child.code == 0, child.text
+        before = (folder / "last.pt").read_bytes()
+        room = shutil.disk_usage(folder).free - len(before) // 2
+        (folder / "filler").write_bytes(bytes(room))
+        child = warm.run("--resume", "--exp", "full")
+        assert child.code == 2 and "Traceback" not in child.text, child.text
+        last = child.text.strip().splitlines()[-1]
+        assert last.startswith("error:") and "No space left" in last and "--resume" in last
+        assert (folder / "last.pt").read_bytes() == before
+        assert checkpoint.read(folder / "last.pt")["step"] == 2
+        assert not list(folder.glob("*.tmp"))
+        (folder / "filler").unlink()
+        assert warm.run("--resume", "--exp", "full").code == 0
+
+
+@pytest.mark.parametrize("room", [0, 3000])
+def test_no_room_for_the_small_files_either(warm, room):
+    exp = f"crammed-{room}"
+    with small_disk(warm.folder(exp), "40m") as folder:
+        (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - room))
+        # The name is new, its folder is not empty: begun before, nothing saved.
+        child = warm.run("--train", "--resume", "--exp", exp, *warm.flags)
+        assert child.code == 2 and "Traceback" not in child.text, child.text
+        assert "No space left on device" in child.text.strip().splitlines()[-1]

@@ -1,0 +1,389 @@
+"""Self-training: the curriculum, its coarse labels, pseudo-labels, rounds that resume."""
+import shutil
+
+import cv2
+import gssl_experiment
+import numpy
+import pytest
+import torch
+import yaml
+
+import main
+from nets.head import CoarseMaps, Maps, PIPHead
+from utils import checkpoint, experiment, gssl, loss, unlabelled
+from utils.args import load_args, parse
+from utils.augment import Augment
+from utils.dataset import FaceDataset, FaceList, PreparedSet
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+from utils.launch import Stop
+
+EYES = SCHEMES["eyes"]
+GROUPS = {"fine": ("score", "offset_x", "offset_y", "neighbour_x", "neighbour_y"),
+          "half": ("half",), "quarter": ("quarter",)}
+
+
+@pytest.fixture(scope="module")
+def unlabelled_set(drawn_set, tmp_path_factory):
+    """The drawn test faces and some training faces as an unlabelled set of 12."""
+    folder = tmp_path_factory.mktemp("unlabelled") / "set"
+    (folder / "images").mkdir(parents=True)
+    description = yaml.safe_load((drawn_set / "set.yaml").read_text())
+    (folder / "set.yaml").write_text(yaml.safe_dump({k: description[k]
+                                                     for k in ("size", "margin", "crop")}))
+    images = sorted((drawn_set / "images").iterdir())[:12]
+    for image in images:
+        shutil.copy(image, folder / "images")
+    (folder / "unlabelled.txt").write_text("".join(f"images/{i.name}\n" for i in images))
+    return folder
+
+
+def _args(drawn_set, unlabelled_set, **more):
+    return load_args({"backbone": "mobilenetv3_small_050", "input_size": 64, "stride": 16,
+                      "data_dir": str(drawn_set), "gssl": True, "device": "cpu", "workers": 0,
+                      "unlabelled_dir": str(unlabelled_set), "epochs": 1, "gssl_epochs": 1,
+                      "gssl_rounds": 2, "batch_size": 8, "effective_batch": 8, "num_nb": 3,
+                      "precision": "fp32", "warmup_epochs": 0} | more)
+
+
+def _maps(num_nb=5, grid=8):
+    sizes = (grid, grid // 2, grid // 4)
+    fine = [torch.zeros(2, n, grid, grid) for n in (12, 12, 12, 12 * num_nb, 12 * num_nb)]
+    coarse = [torch.zeros(2, 12, n, n) for n in sizes[1:]]
+    for tensor in (*fine, *coarse):
+        tensor.requires_grad_()
+    return CoarseMaps(Maps(*fine), *coarse)
+
+
+def _touched(maps, face):
+    """The groups of maps in which a face's gradient is not zero."""
+    tensors = {**maps.maps._asdict(), "half": maps.half, "quarter": maps.quarter}
+    return {group for group, names in GROUPS.items()
+            if any(tensors[name].grad[face].abs().sum() > 0 for name in names)}
+
+
+@pytest.mark.parametrize("task, taught", [("cls3", "quarter"), ("cls2", "half"), ("std", "fine")])
+def test_the_task_of_a_round_says_which_maps_and_faces_give_loss(task, taught):
+    head = PIPHead(4, EYES, 5)
+    maps = _maps()
+    round_loss = gssl.RoundLoss(loss.PIPLoss(head.neighbours), task, labelled=10)
+    landmarks = torch.rand(2, 12, 2)
+    # Face 9 of the list is the last with labels, face 10 the first without.
+    round_loss(maps, landmarks, torch.tensor([9, 10])).backward()
+    assert _touched(maps, 0) == {"fine"}
+    assert _touched(maps, 1) == {taught}
+    # And every map is part of the graph, as DDP demands of every parameter.
+    assert all(t.grad is not None for t in (*maps.maps, maps.half, maps.quarter))
+
+
+def test_labels_of_the_coarse_maps_by_hand():
+    landmarks = torch.zeros(1, 12, 2)
+    landmarks[0, 0] = torch.tensor([0.30, 0.80])  # Cell 2, 6 of 8; 1, 3 of 4; 0, 1 of 2.
+    landmarks[0, 1] = torch.tensor([1.20, -0.1])  # Outside: the nearest cell.
+    head = PIPHead(4, EYES, 5)
+    for task, name, size, cells in (("cls2", "half", 4, ((3, 1), (0, 3))),
+                                    ("cls3", "quarter", 2, ((1, 0), (0, 1)))):
+        maps = _maps()
+        terms = gssl.RoundLoss(loss.PIPLoss(head.neighbours), task, 0).terms(
+            maps, landmarks.expand(2, -1, -1), torch.tensor([0, 1]))
+        terms[task].backward()
+        gradient = getattr(maps, name).grad
+        for point, (row, column) in enumerate(cells):
+            assert (gradient[0, point] < 0).nonzero().tolist() == [[row, column]]
+        # One cell of size * size is 1 where the map says 0.
+        assert terms[task].item() == pytest.approx(1 / size ** 2)
+        assert all(v.item() == 0 for k, v in terms.items() if k != task)
+
+
+def test_without_unlabelled_faces_it_is_the_standard_loss():
+    torch.manual_seed(0)
+    head = PIPHead(4, EYES, 5)
+    torch.nn.init.normal_(head.score.weight)
+    maps, landmarks = head(torch.randn(3, 4, 8, 8)), torch.rand(3, 12, 2)
+    plain = loss.PIPLoss(head.neighbours, 10, 2, "wing")
+    for task in ("std", "cls2"):
+        ours = gssl.RoundLoss(plain, task, 99)(maps, landmarks, torch.arange(3))
+        torch.testing.assert_close(ours, plain(maps, landmarks))
+
+
+def test_unknown_landmarks_teach_nothing_and_are_not_counted():
+    torch.manual_seed(0)
+    head = PIPHead(4, EYES, 2)
+    maps = head(torch.randn(1, 4, 8, 8) * 1e3)
+    landmarks = torch.rand(1, 12, 2)
+    plain = loss.PIPLoss(head.neighbours)
+    landmarks[0, 3] = torch.nan
+    terms = gssl.RoundLoss(plain, "std", 0).terms(maps, landmarks, torch.tensor([0]))
+    kept = [i for i in range(12) if i != 3]
+    cell, offset, neighbour = loss.encode(landmarks.nan_to_num(), head.neighbours, 8)
+    found = maps.offset_x.flatten(2).gather(2, cell[..., None])[..., 0]
+    expected = (found - offset[..., 0])[0, kept].abs().mean()
+    torch.testing.assert_close(terms["offset_x"], expected)
+    found = maps.neighbour_y.flatten(2).gather(2, cell.repeat_interleave(2, 1)[..., None])
+    error = (found.view(1, 12, 2) - neighbour[..., 1]).abs()[0]
+    pairs = [(i, j) for i in kept for j in range(2) if int(head.neighbours[i, j]) != 3]
+    torch.testing.assert_close(terms["neighbour_y"], torch.stack([error[p] for p in pairs]).mean())
+    landmarks[:] = torch.nan
+    assert float(gssl.RoundLoss(plain, "std", 0)(maps, landmarks, torch.tensor([0]))) == 0
+
+
+def test_the_coarse_maps_are_the_score_layer_on_pooled_features():
+    torch.manual_seed(0)
+    head = PIPHead(4, EYES, 5)
+    features = torch.randn(2, 4, 8, 8)
+    assert isinstance(head(features), Maps)
+    head.coarse = True
+    found = head(features)
+    pooled = features.unflatten(2, (2, 4)).unflatten(4, (2, 4)).amax((3, 5))
+    torch.testing.assert_close(found.quarter, head.score(pooled))
+    assert found.half.shape == (2, 12, 4, 4)
+    assert isinstance(head.eval()(features), Maps)
+
+
+def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
+    paper = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60))
+    assert [(r.task, r.epochs, r.first, r.fresh, r.keep, len(r.views)) for r in paper] == [
+        (task, 60, 60 * i, True, 1.0, 1) for i, task in
+        enumerate(("supervised", "cls3", "cls2", "std", "std", "std"))]
+    ours = gssl.plan(_args(drawn_set, unlabelled_set, epochs=60, gssl_epochs=20, gssl_rounds=2))
+    assert [(r.task, r.epochs, r.first, r.fresh) for r in ours] == [
+        ("supervised", 60, 0, True), ("std", 20, 60, False), ("std", 20, 80, False)]
+    assert len({r.args(_args(drawn_set, unlabelled_set)).seed for r in paper}) == 6
+    assert len(gssl.plan(_args(drawn_set, unlabelled_set, gssl=False))) == 1
+    with pytest.raises(UserError, match="pip head"):
+        gssl.plan(_args(drawn_set, unlabelled_set, head="regression"))
+    with pytest.raises(UserError, match="2 x 2 cells"):
+        gssl.plan(_args(drawn_set, unlabelled_set, stride=32, gssl_preset="paper"))
+
+
+class _Reader(torch.nn.Module):
+    """Finds the brightest red, green and blue pixel: three landmarks, of which 0 and 1 mirror."""
+
+    scheme = SCHEMES["300W"].subset([36, 45, 30])
+
+    def predict(self, images):
+        size = images.shape[-1]
+        # Round the peak, so that the place is finer than a pixel.
+        weight = images.float().flatten(2) ** 4
+        at = torch.arange(size * size)
+        place = torch.stack([at % size, at // size], -1) / size + 0.5 / size
+        points = (weight / weight.sum(2, keepdim=True)) @ place
+        # A network tells left from right by the place; this one is told by the colours.
+        mirrored = points[:, 0, 0] > points[:, 1, 0]
+        points[mirrored] = points[mirrored][:, [1, 0, 2]]
+        return points, points.new_tensor([0.2, 0.4, 0.9]).expand(len(points), -1)
+
+
+def test_views_are_mapped_back_onto_the_face(tmp_path):
+    truth = numpy.array([[[0.3, 0.4], [0.7, 0.45], [0.52, 0.6]]])
+    margin, size, side = 1.6, 64, 256
+    image = numpy.zeros((side, side, 3), numpy.uint8)
+    for channel, point in enumerate(((truth[0] - 0.5) / margin + 0.5) * side - 0.5):
+        layer = numpy.zeros((side, side), numpy.uint8)
+        cv2.circle(layer, tuple(int(round(v * 16)) for v in point), 6 * 16, 255, -1, cv2.LINE_AA, 4)
+        image[..., channel] = layer
+    cv2.imwrite(str(tmp_path / "face.png"), image[..., ::-1])
+    unit = numpy.array([[0.0, 0, 1, 1]])
+    faces = FaceList([tmp_path / "face.png"], numpy.full((1, 3, 2), numpy.nan), unit, unit, None)
+    points, confidence, spread = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS, Ranks())
+    assert points == pytest.approx(truth, abs=0.004)
+    assert spread.max() < 0.004
+    # Confidences of the mirror pair change places in mirrored views: half 0.2, half 0.4.
+    assert confidence == pytest.approx(numpy.array([[0.3, 0.3, 0.9]]))
+    straight = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS[:1], Ranks())
+    assert straight[2].max() == 0
+
+
+def test_the_share_kept_is_the_same_for_every_landmark():
+    rng = numpy.random.default_rng(0)
+    points, spread = rng.random((50, 4, 2)), rng.random((50, 4)) * [1, 5, 0.1, 1]
+    known = ~numpy.isnan(gssl.agreed(points, spread, 0.8)).any(2)
+    assert known.sum(0).tolist() == [40] * 4
+    assert all(spread[known[:, i], i].max() < spread[~known[:, i], i].min() for i in range(4))
+    assert not numpy.isnan(gssl.agreed(points, spread, 1.0)).any()
+    assert not numpy.isnan(gssl.agreed(points, numpy.zeros((50, 4)), 0.5)).any()
+
+
+def test_the_list_of_a_round(drawn_set, unlabelled_set):
+    prepared = PreparedSet(drawn_set)
+    faces, extra = prepared.lists["train"].take([0, 1]), unlabelled.read(unlabelled_set, prepared)
+    points = numpy.random.default_rng(0).random((12, 3, 2))
+    joined, labelled = gssl.join(faces, extra, points, (4, 7, 9), 1 / 3)
+    assert labelled == 6 and len(joined) == 18
+    assert [i.name for i in joined.images[:6]] == [i.name for i in faces.images] * 3
+    numpy.testing.assert_array_equal(joined.points[:2], faces.points)
+    numpy.testing.assert_array_equal(joined.points[6:, [4, 7, 9]], points)
+    assert numpy.isnan(joined.points[6:, 5]).all()
+    assert gssl.join(faces, extra, points, (4, 7, 9))[1] == 2
+    # A landmark that is not known stays so through the augmentation.
+    augment = Augment(load_args(), numpy.array([1, 0, 2]))
+    dataset = FaceDataset(joined, 1.6, 64, (4, 7, 9), augment)
+    joined.points[6, 7] = numpy.nan
+    dataset.points = joined.points[:, [4, 7, 9]]
+    for epoch in range(4):
+        assert int(dataset[epoch, 6][1].isnan().any(1).sum()) == 1
+
+
+def test_pseudo_labels_are_made_once(tmp_path, drawn_set, unlabelled_set):
+    faces = unlabelled.read(unlabelled_set, PreparedSet(drawn_set))
+    rng = numpy.random.default_rng(0)
+    made = []
+
+    def make():
+        made.append(rng.random((12, 3, 2)))
+        return made[-1], rng.random((12, 3)), rng.random((12, 3))
+
+    path = tmp_path / "pseudo-1.pt"
+    first = gssl.pseudo_labels(path, make, faces, Ranks())
+    again = gssl.pseudo_labels(path, None, faces, Ranks())
+    assert len(made) == 1
+    for one, other in zip(first, again):
+        numpy.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match="other faces than --unlabelled-dir"):
+        gssl.pseudo_labels(path, make, faces.take([1, 2]), Ranks())
+    with pytest.raises(UserError, match="is gone"):
+        gssl.pseudo_labels(tmp_path / "pseudo-2.pt", None, faces, Ranks())
+
+
+class _Halt(Stop):
+    """Asks to stop when it has been looked at so many times."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    @property
+    def asked(self):
+        self.after -= 1
+        return self.after < 0
+
+    @asked.setter
+    def asked(self, value):
+        pass
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
+    for function in (experiment.new_experiment, experiment.find_experiment):
+        monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
+    monkeypatch.setattr(main, "export", lambda path: None)
+    return tmp_path
+
+
+def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkeypatch):
+    made = []
+
+    class Spy(gssl.RoundLoss):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.coarse = set()
+            made.append(self)
+
+        def __call__(self, predicted, landmarks, indices):
+            self.coarse.add(isinstance(predicted, CoarseMaps))
+            return super().__call__(predicted, landmarks, indices)
+
+    monkeypatch.setattr(gssl, "RoundLoss", Spy)
+    folder = main.train(_args(drawn_set, unlabelled_set, gssl_preset="paper"))
+    assert [spy.task for spy in made] == ["cls3", "cls2", "std", "std", "std"]
+    assert [spy.coarse for spy in made] == [{True}, {True}, {False}, {False}, {False}]
+    assert [spy.labelled for spy in made] == [38] * 5
+    rows = experiment.read_epochs(folder)
+    assert [(row["epoch"], row["round"]) for row in rows] == [(i + 1, i) for i in range(6)]
+
+
+def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weights, monkeypatch,
+                                                capsys):
+    knobs = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
+    folder = main.train(_args(drawn_set, unlabelled_set, **knobs))
+    rows = experiment.read_epochs(folder)
+    assert [(row["epoch"], row["round"]) for row in rows] == [(1, 0), (2, 1), (3, 2)]
+    assert all(numpy.isfinite(row["loss"]) for row in rows)
+    for name in ("curves.png", "pseudo-1.pt", "pseudo-2.pt", "pseudo-2.jpg"):
+        assert (folder / name).is_file()
+    state = checkpoint.read(folder / "last.pt")
+    assert (state["round"], state["epoch"], state["step"]) == (2, 1, 0)
+    assert state["args"]["gssl"] and state["args"]["seed"] == 0
+    capsys.readouterr()
+    # Stopped within the first round (of four steps), at its end, and within the second.
+    knobs["exp"] = "parts"
+    args = _args(drawn_set, unlabelled_set, **knobs)
+    for looks, told in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
+                        (2, "round 0 (supervised) all epochs are done")):
+        assert main.train(args, bool(told), _Halt(looks)) is None
+        assert told in capsys.readouterr().out
+    monkeypatch.setattr(experiment, "plot_curves", lambda folder: None)
+    resumed = main.train(args, True)
+    assert "round 1 (std) goes on at epoch 1, step 4" in capsys.readouterr().out
+    _same(state, checkpoint.read(resumed / "last.pt"))
+    _same(checkpoint.read(folder / "best.pt"), checkpoint.read(resumed / "best.pt"))
+    assert [r | {"seconds": 0} for r in experiment.read_epochs(resumed)] == [
+        r | {"seconds": 0} for r in rows]
+
+
+def _same(first, second):
+    for part in ("model", "ema", "weights"):
+        for name, tensor in (first.get(part) or {}).items():
+            assert torch.equal(tensor, second[part][name]), name
+
+
+def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys):
+    folder = experiment.new_experiment("old")
+    args = _args(drawn_set, unlabelled_set, exp="old", dump_pseudo=3)
+    with pytest.raises(UserError, match="no pseudo-labels yet; train it with --gssl"):
+        main.dump_pseudo(args)
+    faces = unlabelled.read(unlabelled_set, PreparedSet(drawn_set))
+    confidence = numpy.tile(numpy.linspace(0.9, 0.1, 12)[:, None], 68)
+    gssl.pseudo_labels(folder / "pseudo-2.pt",
+                       lambda: (numpy.full((12, 68, 2), 0.5), confidence, confidence / 100),
+                       faces, Ranks())
+    captions = []
+    original = gssl.draw.sheet
+    gssl.draw.sheet = lambda *a: captions.extend(a[3]) or original(*a)
+    try:
+        main.dump_pseudo(args)
+    finally:
+        gssl.draw.sheet = original
+    assert (folder / "pseudo-2.jpg").is_file()
+    assert [c.split()[0] for c in captions] == ["0.10", "0.17", "0.25"]
+    assert captions[0].split()[-1] == faces.images[-1].stem
+
+
+def test_mistakes_of_the_command_line(drawn_set, unlabelled_set, weights):
+    with pytest.raises(UserError, match="--gssl needs --unlabelled-dir"):
+        main.train(_args(drawn_set, unlabelled_set, unlabelled_dir="none", exp="a"))
+    with pytest.raises(UserError, match="no unlabelled set"):
+        main.train(_args(drawn_set, drawn_set, exp="b"))
+    with pytest.raises(UserError, match="is an unlabelled set"):
+        main.train(_args(unlabelled_set, unlabelled_set, exp="c"))
+    with pytest.raises(UserError, match="default, paper"):
+        parse(["--train", "--gssl", "--gssl-preset", "best"])
+    assert parse(["--gssl", "--train"]).args.gssl is True
+    assert parse(["--train", "--gssl", "false"]).args.gssl is False
+    assert parse(["--dump-pseudo", "9", "--exp", "x"]).args.dump_pseudo == 9
+
+
+@pytest.mark.parametrize("labelled, without", [(180, 1795), (1918, 5749)])
+def test_the_experiments_methods_have_equal_steps(labelled, without):
+    per_epoch = [labelled // 16, (labelled + without) // 16]
+    repeated = gssl.repeats(labelled, without, gssl.LABELLED) * labelled
+    assert labelled / (labelled + without) > 1 / 3 or 1 / 3 <= repeated / (repeated + without) < 0.5
+    plan = {m: gssl_experiment.epochs(m, labelled, without, 9000)
+            for m in ("supervised", "default", "paper")}
+    steps = [plan["supervised"]["epochs"] * per_epoch[0],
+             plan["paper"]["epochs"] * (per_epoch[0] + 5 * per_epoch[1]),
+             plan["default"]["epochs"] * per_epoch[0]
+             + 3 * plan["default"]["gssl_epochs"] * ((repeated + without) // 16)]
+    assert steps == pytest.approx([9000] * 3, rel=0.15)
+
+
+def test_the_committed_list_is_the_rules_choice(shared):
+    from utils.readers import READERS
+    faces = READERS["300W"].read(shared / "data" / "300W", [])
+    names = [face.name for face in faces if "train" in face.lists]
+    chosen = gssl_experiment.LIST.read_text().split()
+    assert len(names) == 2012 and len(chosen) == 200
+    assert gssl_experiment.choose(names) == chosen
+    assert gssl_experiment.choose(names[::-1]) == chosen

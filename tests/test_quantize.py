@@ -1,0 +1,161 @@
+"""Int8 export: what is quantised, that it predicts like the float model, and what it looks at."""
+import pathlib
+
+import cv2
+import numpy
+import onnx
+import pytest
+import torch
+
+import main
+from nets.model import LandmarkNet
+from utils import args, checkpoint, dataset, export, loss, quantize, samples
+from utils.errors import UserError
+from utils.landmarks import SCHEMES
+from utils.predictor import Predictor
+
+SIZE, FACES = 64, 12
+SCHEME = SCHEMES["300W"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prepared set of drawn faces whose test images do not exist: reading one would fail."""
+    folder = tmp_path_factory.mktemp("set")
+    lines = []
+    for i in range(FACES):
+        image, points = samples.render((0, i), 160)
+        low, high = points.min(0) - 10, points.max(0) + 10
+        box = numpy.array([*low, *high])
+        x, y = (int(v) for v in low.clip(0))
+        part = image[y:int(high[1]), x:int(high[0])]
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(part, (SIZE, SIZE))[..., ::-1])
+        points = (points - (x, y)) / (numpy.minimum(box[2:].astype(int), 160) - (x, y))
+        lines.append(f"{i}.png " + " ".join(f"{v:.6f}" for v in points.flatten()))
+    (folder / "train.txt").write_text("\n".join(lines) + "\n")
+    (folder / "test.txt").write_text(lines[0].replace("0.png", "absent.png") + "\n")
+    (folder / "val.txt").write_text(lines[1].replace("1.png", "absent.png") + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def float_model(folder, tmp_path_factory):
+    """The .onnx of a small MobileNetV3 that has seen the drawn faces for a moment."""
+    torch.manual_seed(0)
+    prepared = dataset.PreparedSet(folder)
+    faces = dataset.FaceDataset(prepared.lists["train"], 1, SIZE)
+    images = torch.stack([faces[i][0] for i in range(FACES)]).permute(0, 3, 1, 2)
+    landmarks = torch.stack([faces[i][1] for i in range(FACES)])
+    model = LandmarkNet(prepared.scheme, "mobilenetv3_small_050", num_nb=3)
+    criterion = loss.build_loss(model, 10.0, 1.0, "l1")
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(50):
+        optimizer.zero_grad()
+        criterion(model(images), landmarks).backward()
+        optimizer.step()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        model(images)
+    knobs = args.load_args({"backbone": "mobilenetv3_small_050", "num_nb": 3, "input_size": SIZE})
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    checkpoint.save({**checkpoint.describe(knobs, prepared.scheme, prepared.crop),
+                     "weights": model.state_dict()}, path)
+    return export.export(checkpoint.load_model(path), path.with_suffix(".onnx"))
+
+
+@pytest.fixture(scope="module")
+def int8_model(folder, float_model):
+    """What `main.py --export --int8 --data-dir folder` writes."""
+    return main.export_int8(float_model, args.load_args({"data_dir": str(folder)}))
+
+
+def test_it_lies_beside_the_weights_and_describes_itself_alike(float_model, int8_model):
+    assert int8_model == float_model.parent / "best.int8.onnx"
+    first, second = Predictor(float_model), Predictor(int8_model)
+    assert first.input_size == second.input_size == SIZE and first.crop == second.crop
+    assert first.scheme.state() == second.scheme.state()
+    assert [p.name for p in float_model.parent.glob("*tmp*")] == []
+    assert int8_model.stat().st_size < float_model.stat().st_size
+
+
+def test_it_predicts_like_the_float_model_at_any_batch_size(folder, float_model, int8_model):
+    images = quantize.training_crops(dataset.PreparedSet(folder), SIZE)
+    expected, sure = Predictor(float_model)(images)
+    found, confidence = Predictor(int8_model)(images)
+    assert numpy.abs(found - expected).mean() < 0.01
+    assert numpy.abs(confidence - sure).mean() < 0.05
+    # It is int8 indeed: the float model would give the very same numbers.
+    assert numpy.abs(found - expected).max() > 1e-5
+    one, _ = Predictor(int8_model)(images[:1])
+    numpy.testing.assert_allclose(one, found[:1], atol=1e-4)
+
+
+def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
+    graph = onnx.load(int8_model).graph
+    constants = {t.name: t for t in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    int8, float32 = [], []
+    for node in graph.node:
+        if node.op_type == "Conv":
+            source = made.get(node.input[1])
+            if source is None:
+                float32.append(node.input[1])
+            else:
+                assert source.op_type == "DequantizeLinear"
+                weight, scale = (constants[name] for name in source.input[:2])
+                assert weight.data_type == onnx.TensorProto.INT8
+                assert list(scale.dims) == [weight.dims[0]], "one scale an output channel"
+                int8.append(weight.name)
+    assert len(int8) > 20 and not any(".se." in n or "head" in n for n in int8)
+    assert sum("head" in n for n in float32) == 5
+    assert all("head" in n or ".se." in n for n in float32)
+    # The image itself is uint8 for another reason; its normalisation must stay float.
+    cast = next(n for n in graph.node if "images" in n.input)
+    assert cast.op_type == "Cast"
+
+
+def test_calibration_looks_at_training_crops_only(folder):
+    prepared = dataset.PreparedSet(folder)
+    found = quantize.training_crops(prepared, SIZE)
+    stored = [cv2.imread(str(path))[..., ::-1] for path in prepared.lists["train"].images]
+    assert numpy.array_equal(found, numpy.stack(stored))
+    del prepared.lists["train"]
+    with pytest.raises(UserError, match="no train.txt"):
+        quantize.training_crops(prepared, SIZE)
+
+
+def test_many_training_crops_are_thinned_out_evenly(folder, monkeypatch):
+    prepared = dataset.PreparedSet(folder)
+    monkeypatch.setattr(quantize, "CROPS", 3)
+    found = quantize.training_crops(prepared, SIZE)
+    whole = dataset.FaceDataset(prepared.lists["train"], 1, SIZE)
+    assert numpy.array_equal(found, numpy.stack([whole[i][0].numpy() for i in (0, 6, 11)]))
+
+
+def test_a_strange_onnx_file_is_refused(tmp_path):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
+    graph = onnx.helper.make_graph([node], "strange", value[:1], value[1:])
+    path = tmp_path / "strange.onnx"
+    onnx.save(onnx.helper.make_model(graph), path)
+    with pytest.raises(UserError, match="not of this repository"):
+        quantize.quantize(path, numpy.zeros((1, 8, 8, 3), numpy.uint8))
+    assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["strange.onnx"]
+
+
+def test_int8_asks_for_an_export():
+    assert {"int8", "export"} <= args.parse(["--int8"]).actions
+
+
+def test_prelu_is_exported_as_an_equal_sum_of_convolutions():
+    torch.manual_seed(0)
+    prelu = torch.nn.PReLU(6)
+    torch.nn.init.uniform_(prelu.weight, -1, 2)
+    x = torch.randn(2, 6, 5, 4)
+    torch.testing.assert_close(export._SplitPReLU(prelu)(x), prelu(x), rtol=1e-5, atol=1e-6)
+    net = torch.nn.Sequential(prelu, torch.nn.Sequential(torch.nn.PReLU(6)))
+    exported = export._Predict(net)
+    assert not any(isinstance(m, torch.nn.PReLU) for m in exported.modules())

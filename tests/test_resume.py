@@ -1,0 +1,191 @@
+"""Kills and resumes: whatever happens, the run ends with the bits of one that was left alone."""
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import warm as warm_module
+
+from utils import checkpoint, errors
+
+
+@pytest.fixture(scope="module")
+def warm():
+    return warm_module.warm()
+
+
+@pytest.fixture(scope="module")
+def alone(warm):
+    """The folder of the run that nobody disturbs."""
+    child = warm.run("--train", "--exp", "alone", *warm.flags)
+    assert child.code == 0, child.text
+    return warm.folder("alone")
+
+
+def same_run(one, two):
+    """Weights, averages, moments, best epoch and table are the same, bit by bit."""
+    for name in ("last.pt", "best.pt"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (one, two))
+        for key in first.keys() - {"args", "seconds"}:
+            same(first[key], second[key], f"{name}: {key}")
+    assert table(one) == table(two)
+
+
+def same(one, two, where):
+    """Two nested states are equal, tensors bit by bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            same(one[key], two[key], f"{where}.{key}")
+    else:
+        assert one == two, where
+
+
+def table(folder):
+    """results.csv without the seconds."""
+    with open(folder / "results.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# Each inner list kills one run that often, resuming in between; then it is resumed to its end.
+# Saves are made after every step; best.pt and last.pt at an epoch's end are the 5th and 6th.
+CHAINS = [
+    # Before the first checkpoint; mid-epoch; in mid-step; in a save; between best.pt and last.pt.
+    ["step:1", "step:3", "update:2", "half:2", "renamed:1"],
+    ["half:1", "replace:2", "update:3", "step:2", "fsync:4", "step:4"],
+    ["renamed:5", "step:5", "replace:6", "update:1", "renamed:3"],
+]
+WILD = 4
+
+
+@pytest.mark.parametrize("chain", [
+    CHAINS[0], *(pytest.param(chain, marks=pytest.mark.slow) for chain in CHAINS[1:])],
+    ids=lambda chain: f"{len(chain)} kills")
+def test_kills_at_exact_moments_change_nothing(warm, alone, chain):
+    exp = f"killed-{CHAINS.index(chain)}"
+    begin = ["--train", *warm.flags]
+    for hook in chain:
+        child = warm.run(*begin, "--exp", exp, "--save-minutes", 0, hook=hook)
+        assert child.code == -signal.SIGKILL, (hook, child.text)
+        begin = ["--resume"]
+    child = warm.run("--resume", "--exp", exp)
+    assert child.code == 0, child.text
+    same_run(alone, warm.folder(exp))
+    assert not list(warm.folder(exp).glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_kills_from_outside_at_any_time_change_nothing(warm, alone):
+    begin, rng, kills = ["--train", *warm.flags], random.Random(0), 0
+    while kills < WILD:
+        child = warm.start(*begin, "--exp", "wild", "--save-minutes", 0)
+        if kills:
+            warm_module.wait_for(lambda: (warm.folder("wild") / "last.pt").exists())
+        time.sleep(rng.uniform(0.8, 1.8))
+        os.kill(child.pid, signal.SIGKILL)
+        kills += child.wait().code == -signal.SIGKILL
+        begin = ["--resume"] if (warm.folder("wild") / "args.yaml").exists() else begin
+    assert warm.run("--resume", "--exp", "wild").code == 0
+    same_run(alone, warm.folder("wild"))
+
+
+def test_there_are_twenty_kills():
+    assert sum(map(len, CHAINS)) + WILD == 20
+
+
+def test_best_is_the_same_after_a_kill_between_best_and_last(warm, alone):
+    child = warm.run("--train", "--exp", "between", *warm.flags, hook="replace:4")
+    assert child.code == -signal.SIGKILL
+    assert checkpoint.read(warm.folder("between") / "best.pt")["epoch"] == 2
+    assert checkpoint.read(warm.folder("between") / "last.pt")["epoch"] == 1
+    assert warm.run("--resume", "--exp", "between").code == 0
+    same_run(alone, warm.folder("between"))
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_signal_finishes_the_step_saves_and_exits_0(warm, alone, name):
+    exp = f"signalled-{name}"
+    child = warm.run("--train", "--exp", exp, *warm.flags, hook=f"step:7:{name}")
+    assert child.code == 0, child.text
+    assert f"go on with: python main.py --resume --exp {exp}" in child.text
+    assert "Traceback" not in child.text
+    state = checkpoint.read(warm.folder(exp) / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 2)
+    child = warm.run("--resume", "--exp", exp)
+    assert child.code == 0 and "goes on at epoch 2, step 3" in child.text
+    same_run(alone, warm.folder(exp))
+
+
+def test_a_signal_while_python_still_imports_is_obeyed(warm):
+    child = subprocess.Popen(
+        [sys.executable, "main.py", "--train", "--exp", "early", *warm.flags], cwd=warm.tree,
+        env=warm.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # The handlers are there when torch is being read.
+    warm_module.wait_for(lambda: "libtorch" in open(f"/proc/{child.pid}/maps").read())
+    child.send_signal(signal.SIGTERM)
+    text, _ = child.communicate(timeout=120)
+    assert child.returncode == 0 and "stopped and saved" in text, text
+    assert checkpoint.read(warm.folder("early") / "last.pt")["step"] == 1
+
+
+def test_changes_are_listed_or_refused(warm):
+    assert warm.run("--train", "--exp", "change", *warm.flags, hook="step:7:TERM").code == 0
+    folder = warm.folder("change")
+    before = (folder / "last.pt").read_bytes()
+    for flags, said in ((["--backbone", "irnet18"], "cannot change backbone from mobilenetv3"),
+                        (["--epochs", 4], "cannot change epochs from 3 to 4"),
+                        (["--seed", 1], "cannot change seed from 0 to 1"),
+                        (["--data", "samples"], "cannot change data")):
+        child = warm.run("--resume", "--exp", "change", *flags)
+        assert child.code == 2 and said in child.text, child.text
+        assert "Traceback" not in child.text
+    assert (folder / "last.pt").read_bytes() == before
+    child = warm.run("--resume", "--exp", "change", "--lr", 0.004, "--rotation", 10)
+    assert child.code == 0, child.text
+    assert "resume: lr changed from 0.001 to 0.004" in child.text
+    assert "resume: rotation changed from 40.0 to 10.0" in child.text
+    # At the same place of the schedule, four times as high (but for the floor).
+    assert float(table(folder)[1]["lr"]) == pytest.approx(4 * 2.58e-4, rel=0.05)
+    child = warm.run("--resume", "--exp", "change")
+    assert child.code == 0 and "all epochs are done" in child.text
+    child = warm.run("--resume", "--exp", "chance")
+    assert child.code == 2 and "no such experiment" in child.text and "change" in child.text
+
+
+def test_a_shorter_training_list_is_refused(warm, tmp_path):
+    import shutil
+    shutil.copytree(warm.faces, tmp_path / "faces")
+    flags = [*warm.flags[:-1], tmp_path / "faces"]
+    assert warm.run("--train", "--exp", "shrunk", *flags, hook="step:7:TERM").code == 0
+    lines = (tmp_path / "faces" / "train.txt").read_text().splitlines(True)
+    (tmp_path / "faces" / "train.txt").write_text("".join(lines[:20]))
+    child = warm.run("--resume", "--exp", "shrunk")
+    assert child.code == 2 and "had [5, 8] steps an epoch" in child.text, child.text
+
+
+def test_an_existing_experiment_is_not_overwritten(warm, alone):
+    before = (alone / "last.pt").read_bytes()
+    child = warm.run("--train", "--exp", "alone", *warm.flags)
+    assert child.code == 2 and "add --resume" in child.text
+    assert (alone / "last.pt").read_bytes() == before
+
+
+def test_a_save_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save({"format": checkpoint.FORMAT, "epoch": 1}, path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(errors.UserError, match="No space left on device"):
+        checkpoint.save({"format": checkpoint.FORMAT, "epoch": 2}, path)
+    assert checkpoint.read(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

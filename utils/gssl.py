@@ -1,0 +1,284 @@
+"""Self-training on faces without landmarks: rounds, their tasks, pseudo-labels and losses.
+
+A round is a training with another list and loss: the labelled faces, and the unlabelled ones as the
+network of the round before labels them. The curriculum is PIPNet's (arXiv 2003.03771, section 3.5).
+"""
+import argparse
+import dataclasses
+import math
+
+import cv2
+import numpy
+import torch
+
+from utils import checkpoint, draw, evaluation
+from utils.augment import pixel_matrix
+from utils.dataset import FaceDataset, FaceList
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.loss import encode
+
+# What the unlabelled faces teach: only the 2x2 score map of an 8x8 grid, only the 4x4 one, or all
+# that labelled faces teach.
+PAPER = ("cls3", "cls2", "std", "std", "std")
+COARSE = {"cls2": 2, "cls3": 4}  # How many cells of the grid are one cell of the coarse map.
+# (mirrored, degrees): the copies of a face whose mean is its pseudo-label in the default preset.
+VIEWS = ((False, 0), (True, 0), (False, 15), (True, -15))
+# In the default preset labelled faces are repeated until they are this share of a round's list.
+LABELLED = 1 / 3
+SHEET_SIZE = 224  # Side in pixels of a face on the sheet of pseudo-labels.
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One training of the plan.
+
+    task: `supervised`, or what the unlabelled faces teach (std, cls2, cls3). epochs: its length.
+    first: its first epoch in the numbering through all rounds. fresh: whether it starts from new
+    weights and not from the round before. views: of the pseudo-labels. keep: share of them, those
+    on which the views agree best. labelled: least share of labelled faces.
+    """
+    number: int
+    task: str
+    epochs: int
+    first: int
+    fresh: bool = True
+    views: tuple = VIEWS[:1]
+    keep: float = 1.0
+    labelled: float = 0.0
+
+    def args(self, args):
+        """Resolved knobs of this round: its epochs, and a seed so that no two draw alike."""
+        return argparse.Namespace(**{**vars(args), "epochs": self.epochs,
+                                     "seed": args.seed + 100003 * self.number})
+
+
+def plan(args):
+    """The Rounds that resolved knobs ask for; a single one without gssl. Raises UserError."""
+    rounds = [Round(0, "supervised", args.epochs, 0)]
+    if not args.gssl:
+        return rounds
+    if args.head != "pip":
+        raise UserError(f"--gssl trains the maps of the pip head, not head: {args.head}")
+    grid = args.input_size // args.stride
+    if args.gssl_preset == "paper" and grid % 4:
+        raise UserError(f"gssl_preset: paper needs score maps of a half and a quarter of the grid; "
+                        f"input_size {args.input_size} with stride {args.stride} gives {grid} x "
+                        f"{grid} cells, which 4 does not divide")
+    if args.gssl_preset == "paper":
+        return rounds + [Round(i, task, args.epochs, i * args.epochs)
+                         for i, task in enumerate(PAPER, 1)]
+    return rounds + [Round(i, "std", args.gssl_epochs, args.epochs + (i - 1) * args.gssl_epochs,
+                           False, VIEWS, args.gssl_keep, LABELLED)
+                     for i in range(1, args.gssl_rounds + 1)]
+
+
+# What is known of a face without labels, in the order of `label`.
+LABELS = ("points", "confidence", "spread")
+
+
+class RoundLoss:
+    """The PIP loss of a round: labelled faces have the standard task, the others the round's.
+
+    loss: a loss.PIPLoss. labelled: how many faces of the list, its first, have labels. A landmark
+    that is NaN is unknown and teaches nothing. Every term is a sum over the entries that count,
+    divided by their number; terms without any are 0 and still part of the graph, as DDP wants.
+    """
+
+    def __init__(self, loss, task, labelled):
+        self.loss, self.task, self.labelled = loss, task, labelled
+
+    def terms(self, predicted, landmarks, indices):
+        """Eight unweighted terms as a dict of scalars: score, offset_x, offset_y, neighbour_x,
+        neighbour_y, cls2, cls3 (0 where the head gives no coarse maps).
+
+        predicted: head.Maps or head.CoarseMaps. landmarks (N, K, 2). indices (N,): in the list.
+        """
+        maps, *coarse = predicted if hasattr(predicted, "maps") else (predicted,)
+        known = ~landmarks.isnan().any(-1)
+        landmarks = landmarks.nan_to_num()
+        pseudo = (indices.to(landmarks.device) >= self.labelled)[:, None]
+        standard = known & ~pseudo if self.task in COARSE else known
+        terms = self._standard(maps, landmarks, standard, known)
+        for task, score in zip(COARSE, coarse):
+            counts = known & pseudo if task == self.task else torch.zeros_like(known)
+            terms[task] = _score_term(score, landmarks, counts)
+        return terms
+
+    def _standard(self, maps, landmarks, counts, known):
+        neighbours = self.loss.neighbours
+        cell, offset, neighbour = encode(landmarks, neighbours, maps.score.shape[-1])
+        terms = {"score": _score_term(maps.score, landmarks, counts)}
+        at = cell[..., None]
+        # A neighbour counts where both landmarks are known.
+        both = counts[..., None] & known[:, neighbours]
+        for axis, name in enumerate("xy"):
+            predicted = getattr(maps, f"offset_{name}").flatten(2).gather(2, at)[..., 0]
+            error = self.loss.offset_loss(predicted.to(landmarks.dtype) - offset[..., axis])
+            terms[f"offset_{name}"] = _mean(error, counts)
+            if neighbours.shape[1]:
+                at_all = at.repeat_interleave(neighbours.shape[1], 1)
+                predicted = getattr(maps, f"neighbour_{name}").flatten(2).gather(2, at_all)
+                error = predicted.to(landmarks.dtype).view_as(both) - neighbour[..., axis]
+                terms[f"neighbour_{name}"] = _mean(self.loss.offset_loss(error), both)
+        return terms
+
+    def __call__(self, predicted, landmarks, indices):
+        terms = self.terms(predicted, landmarks, indices)
+        scores = [terms.pop(name) for name in ("score", *COARSE) if name in terms]
+        return self.loss.cls * sum(scores) + self.loss.reg * sum(terms.values())
+
+
+def _score_term(score, landmarks, counts):
+    """Mean squared error of score maps (N, K, G, G) over the maps that count (N, K)."""
+    grid = score.shape[-1]
+    at = (landmarks * grid).floor().clamp(0, grid - 1).long()
+    score = score.flatten(2).to(landmarks.dtype)
+    target = torch.zeros_like(score).scatter_(2, (at[..., 1:] * grid + at[..., :1]), 1.0)
+    return _mean((score - target).square().mean(-1), counts)
+
+
+def _mean(values, counts):
+    return (values * counts).sum() / counts.sum().clamp(min=1)
+
+
+class View:
+    """A fixed mirroring and rotation of the nominal crop, in the place of FaceDataset's augment."""
+
+    def __init__(self, mirror, degrees):
+        self.mirror = mirror
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        self.linear = numpy.array([[cos, -sin], [sin, cos]]) @ numpy.diag([-1 if mirror else 1, 1])
+
+    def __call__(self, stored, landmarks, margin, size, rng):
+        """A stored crop (T, T, 3) to the view (size, size, 3); landmarks (K, 2) are not moved."""
+        matrix = pixel_matrix(self.linear, numpy.zeros(2), margin, stored.shape[0], size)
+        image = cv2.warpAffine(stored, matrix, (size, size), flags=cv2.INTER_LINEAR)
+        return image, landmarks.astype(numpy.float32)
+
+    def back(self, landmarks, flip):
+        """Landmarks (N, K, 2) found in the view, in crop units of the nominal crop."""
+        landmarks = (landmarks - 0.5) @ numpy.linalg.inv(self.linear).T + 0.5
+        return landmarks[:, flip] if self.mirror else landmarks
+
+
+def label(model, faces, margin, size, views, ranks, workers=0):
+    """Pseudo-labels of a FaceList, on every rank: (points (N, K, 2) in crop units, confidence
+    (N, K), spread (N, K): mean distance of the views' landmarks from their mean, in crop units).
+
+    model: a LandmarkNet in evaluation mode, on the ranks' device.
+    """
+    flip = model.scheme.flip
+
+    @torch.inference_mode()
+    def predict(images):
+        landmarks, confidence = model.predict(images.to(ranks.device))
+        return torch.cat([landmarks, confidence[..., None]], -1).float().cpu().numpy()
+
+    found, confidence = [], []
+    for mirror, degrees in views:
+        view = View(mirror, degrees)
+        out = evaluation.predict_list(predict, faces, margin, size, workers=workers, ranks=ranks,
+                                      augmentation=view)
+        found.append(view.back(out[..., :2], flip))
+        confidence.append(out[:, flip, 2] if mirror else out[..., 2])
+    points = numpy.mean(found, 0)
+    spread = numpy.linalg.norm(numpy.array(found) - points, axis=-1).mean(0)
+    return points, numpy.mean(confidence, 0), spread
+
+
+def round_faces(folder, part, teacher, labelled, unlabelled, prepared, scheme, args, ranks):
+    """The list that a Round trains on: (FaceList, how many of its first faces have labels).
+
+    teacher: the LandmarkNet that labels the unlabelled faces, or None in a resumed round, which
+    goes on with the labels it began with. args: the round's. Raises UserError.
+    """
+    make = None if teacher is None else lambda: label(
+        teacher.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, part.views,
+        ranks, args.workers)
+    points, _, spread = pseudo_labels(folder / f"pseudo-{part.number}.pt", make, unlabelled, ranks)
+    if args.dump_pseudo:
+        path = ranks.share(dump, folder, unlabelled, prepared.margin, scheme, args.dump_pseudo)
+        if ranks.first:
+            print(f"{path}: the least confident faces and their pseudo-labels")
+    return join(labelled, unlabelled, agreed(points, spread, part.keep), scheme.indices,
+                part.labelled)
+
+
+def pseudo_labels(path, make, faces, ranks):
+    """(points, confidence, spread) of `label`, from the file at path, or made and written there.
+
+    make: gives them; None where the file must be there. A round's labels are written once, so that
+    it goes on with the same ones when it is resumed. Raises UserError where the file is of other
+    faces, or gone.
+    """
+    names = [image.name for image in faces.images]
+    state = ranks.share(lambda: checkpoint.read(path) if path.is_file() else None)
+    if state is None:
+        if make is None:
+            raise UserError(f"{path}: is gone, and this round trains on it; train anew with "
+                            f"another --exp")
+        # Single precision, as it is in the file: a resumed round must see the very same numbers.
+        values = [torch.from_numpy(value).float() for value in make()]
+        state = {"format": checkpoint.FORMAT, "images": names, **dict(zip(LABELS, values))}
+        ranks.share(checkpoint.save, state, path)
+    if state.get("images") != names:
+        raise UserError(f"{path}: has labels of other faces than --unlabelled-dir has now; train "
+                        f"anew with another --exp")
+    return [state[name].double().numpy() for name in LABELS]
+
+
+def agreed(points, spread, keep):
+    """Points (N, K, 2) with NaN where the views agree least.
+
+    Of each landmark the share `keep` of the faces is kept, so that the hard landmarks, whose spread
+    (N, K) is always larger, are taught as often as the easy ones.
+    """
+    count = math.ceil(keep * len(spread))
+    limit = numpy.sort(spread, 0)[count - 1]
+    return numpy.where((spread <= limit)[..., None], points, numpy.nan)
+
+
+def join(labelled, unlabelled, points, indices=None, share=0.0):
+    """(one FaceList, how many of its first faces have labels).
+
+    The labelled faces come first, repeated a whole number of times until they are at least `share`
+    of the list; the unlabelled ones follow with `points` (N, K, 2), which are the points `indices`
+    of the set (None: all).
+    """
+    count = len(labelled) * repeats(len(labelled), len(unlabelled), share)
+    first = labelled.take(numpy.resize(numpy.arange(len(labelled)), count))
+    known = unlabelled.points.copy()
+    known[:, slice(None) if indices is None else list(indices)] = points
+    faces = FaceList([*first.images, *unlabelled.images],
+                     numpy.concatenate([first.points, known]),
+                     numpy.concatenate([first.boxes, unlabelled.boxes]),
+                     numpy.concatenate([first.published, unlabelled.published]), None)
+    return faces, count
+
+
+def repeats(labelled, unlabelled, share):
+    """How often so many labelled faces stand in a list to be at least `share` of it, or once."""
+    return max(1, math.ceil(share / (1 - share) * unlabelled / labelled))
+
+
+def dump(folder, faces, margin, scheme, count):
+    """Write pseudo-<round>.jpg of the experiment's newest pseudo-labels; returns its path.
+
+    It shows `count` faces, the least confident first, with their mean confidence and the mean
+    distance between the views in % of the crop. scheme: the model's. Raises UserError where no
+    round has labelled them yet.
+    """
+    found = sorted(folder.glob("pseudo-*.pt"), key=lambda p: int(p.stem.split("-")[1]))
+    if not found:
+        raise UserError(f"{folder}: has no pseudo-labels yet; train it with --gssl")
+    points, confidence, spread = pseudo_labels(found[-1], None, faces, Ranks())
+    size, dataset = SHEET_SIZE, FaceDataset(faces, margin, SHEET_SIZE)
+    worst = numpy.argsort(confidence.mean(1), kind="stable")[:count]
+    images = [draw.landmarks(dataset[int(i)][0].numpy(), points[i] * size - 0.5, scheme,
+                             confidence[i], radius=2) for i in worst]
+    captions = [f"{confidence[i].mean():.2f} +-{100 * spread[i].mean():.1f} {faces.images[i].stem}"
+                for i in worst]
+    path = found[-1].with_suffix(".jpg")
+    draw.save(path, draw.sheet(images, 8, size, captions))
+    return path
