@@ -15,7 +15,6 @@ from utils import experiment, launch, memory
 from utils.args import parse, save_args
 from utils.errors import UserError
 from utils.errors import run as guarded
-from utils.landmarks import model_scheme
 
 
 def set_folder(args):
@@ -91,6 +90,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
 
     from nets.model import parameters
     from utils import checkpoint, dataset, engine, evaluation, gssl, loss, unlabelled
+    from utils.landmarks import model_scheme
     from utils.run import Run
 
     say = print if ranks.first else lambda *_: None
@@ -287,6 +287,7 @@ def export_int8(path, args):
 def dump_pseudo(args):
     """Draw the newest pseudo-labels of an experiment, args being the knobs it was trained with."""
     from utils import dataset, gssl, unlabelled
+    from utils.landmarks import model_scheme
     folder = experiment.find_experiment(args.exp)
     prepared = dataset.PreparedSet(set_folder(args))
     scheme = model_scheme(args.scheme, prepared.scheme)

@@ -38,13 +38,17 @@ interrupted=
 # torchrun would answer a signal with a traceback; setsid keeps the terminal's Ctrl-C from it.
 stop() {
     interrupted=yes
-    if [ -e "$PIPNET_CONTROL/stop" ]; then kill -TERM "$child"; else : > "$PIPNET_CONTROL/stop"; fi
+    if [ -e "$PIPNET_CONTROL/stop" ]; then
+        # Asked twice: at once, and torchrun held still so that it does not report its dead.
+        kill -STOP "$child"; pkill -KILL -P "$child"; kill -KILL "$child"
+    fi
+    : > "$PIPNET_CONTROL/stop"
 }
 trap stop TERM INT
 setsid "${launch[@]}" main.py "$@" --exp "$exp" &
 child=$!
 # A signal ends `wait` early, and then it is to wait again.
-while wait "$child"; status=$?; [ -n "$interrupted" ]; do interrupted=; done
+while wait "$child" 2>/dev/null; status=$?; [ -n "$interrupted" ]; do interrupted=; done
 
 if [ -e "$PIPNET_CONTROL/error" ]; then
     echo "error: $(cat "$PIPNET_CONTROL/error")" >&2

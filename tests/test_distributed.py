@@ -223,7 +223,7 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
     first = warm.bash(2, "--train", "--exp", "shot", *warm.flags, *PAIR, "--save-minutes", 0.01)
     warm_module.wait_for((folder / "last.pt").exists)
     first.send_signal(signal.SIGTERM)
-    text, _ = first.communicate(timeout=200)
+    text, _ = first.communicate(timeout=400)
     assert first.returncode == 0, text
     assert "Traceback" not in text and "E11" not in text
     assert re.search(r"stopped; go on with: bash main.sh 2 --train --exp shot .*--resume", text)
@@ -234,7 +234,7 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
     changed = (folder / "last.pt").stat().st_mtime_ns
     warm_module.wait_for(lambda: (folder / "last.pt").stat().st_mtime_ns != changed)
     os.kill(ranks_of("shot")[1], signal.SIGKILL)
-    text, _ = second.communicate(timeout=300)
+    text, _ = second.communicate(timeout=500)
     assert second.returncode == 0, text
     assert text.count("resume: shot: goes on at") == 2, text
     assert len(test_resume.table(folder)) == 6
@@ -245,7 +245,7 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
 def test_a_mistake_found_by_the_ranks_is_one_line(warm, tmp_path):
     (tmp_path / "train.txt").write_text("image.jpg 0.1 0.2 oops\n")
     child = warm.bash(2, "--train", "--exp", "mistaken", *warm.flags[:-1], tmp_path)
-    text, _ = child.communicate(timeout=200)
+    text, _ = child.communicate(timeout=400)
     assert child.returncode == 2
     assert text.startswith(f"error: {tmp_path}/train.txt:1") and text.count("\n") == 1, text
     assert not warm.folder("mistaken").exists()
@@ -285,13 +285,13 @@ def test_two_machines(warm, alone, event):
         agents[1].send_signal(signal.SIGTERM)
     else:
         os.kill(ranks_of(f"{exp}-1")[1], signal.SIGKILL)
-    texts = [agent.communicate(timeout=300)[0] for agent in agents]
+    texts = [agent.communicate(timeout=500)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(texts)
     if event == "stop":
         assert all("stopped; go on with" in text for text in texts), texts
         assert checkpoint.read(folder / "last.pt")["epoch"] < 6
         agents = [warm.bash(1, *flags, "--resume", **env, NODE_RANK=str(i)) for i in range(2)]
-        texts = [agent.communicate(timeout=300)[0] for agent in agents]
+        texts = [agent.communicate(timeout=500)[0] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(texts)
     assert len(test_resume.table(folder)) == 6
     test_resume.same_run(alone, folder)

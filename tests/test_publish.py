@@ -31,7 +31,7 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     state["args"] = {**state["args"], "pretrained": str(tiny_weights), "epochs": 7,
                      "data_dir": "/somewhere/300W-64"}
     checkpoint.save(state, second / "best.pt")
-    first, last = publish.commands(second / "best.pt")
+    first, last = map(publish.command, publish.chain(second / "best.pt"))
     assert "--exp tiny" in first and "--backbone mobilenetv3_small_050" in first
     assert "--exp second" in last and "--epochs 7" in last
     assert "--pretrained weights/tiny/best.pt" in last

@@ -233,19 +233,16 @@ ONNX = {
     "float pixels": lambda: graph(inputs="float"),
     "other outputs": lambda: graph(outputs=("boxes", "scores")),
     "weights elsewhere": outside_weights,
+    "scheme of another kind": lambda: graph(scheme="[1, 2, 3]"),
+    "another size than it says": lambda: graph(input_size="96"),
+    "another scheme than it says": lambda: graph(points=98),
 }
-# Refused once Predictor names the file here, and tries a crop before it takes a file.
-LYING = {"scheme of another kind": lambda: graph(scheme="[1, 2, 3]"),
-         "another size than it says": lambda: graph(input_size="96"),
-         "another scheme than it says": lambda: graph(points=98)}
 
 
-@pytest.mark.parametrize("kind", ["directory", *ONNX, *(pytest.param(
-    k, marks=pytest.mark.xfail(reason="needs a trial run in utils/predictor.py", strict=False))
-    for k in LYING)])
+@pytest.mark.parametrize("kind", ["directory", *ONNX])
 def test_a_malformed_onnx_file_is_refused(warm, tmp_path, kind):
     path = tmp_path / "bad.onnx"
-    path.mkdir() if kind == "directory" else path.write_bytes({**ONNX, **LYING}[kind]())
+    path.mkdir() if kind == "directory" else path.write_bytes(ONNX[kind]())
     child = warm.run("--test-onnx", "--exp", path, "--data-dir", warm.faces, "--device", "cpu")
     check_refusal(child, path, tmp_path / "trap")
     with pytest.raises(UserError, match="bad.onnx"):

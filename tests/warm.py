@@ -103,7 +103,7 @@ def warm():
     return Warm()
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     """Wait until condition() is true; fails after a while."""
     until = time.monotonic() + seconds
     while not condition():

@@ -42,7 +42,7 @@ ACTIONS = {
     "int8": "export, and a .int8.onnx calibrated on training crops of --data-dir or --data",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
     "compare": "print the table of all experiments",
-    "resume": "go on with --exp from its last.pt",
+    "resume": "go on with --exp from its last.pt and its own args.yaml; flags typed now win",
 }
 
 
@@ -164,7 +164,9 @@ def save_args(args, path):
     lines = []
     for title, names in groups.items():
         lines += [f"# {title}", *(yaml.safe_dump({n: getattr(args, n)}).strip() for n in names), ""]
-    pathlib.Path(path).write_text("\n".join(lines), encoding="utf-8")
+    temporary = pathlib.Path(path).with_suffix(".tmp")
+    temporary.write_text("\n".join(lines), encoding="utf-8")
+    temporary.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)

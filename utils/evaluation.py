@@ -18,16 +18,19 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     dataset = FaceDataset(faces, margin, size, augmentation=augmentation)
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
-    found = []
+    found, unreadable = [], []
     for images, _, _, bad in loader:
-        if (bad >= 0).any():
-            name = faces.images[int(bad[bad >= 0][0])]
-            raise UserError(f"{name}: cannot be read; prepare the set again")
+        unreadable += bad[bad >= 0].tolist()
         found.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
-    parts = ranks.collect((list(mine), found)) if ranks else [(list(mine), found)]
-    first = next(p for _, chunks in parts for p in chunks)
+    part = list(mine), found, unreadable
+    parts = ranks.collect(part) if ranks else [part]
+    for *_, unreadable in parts:
+        # After all ranks have met, so that none waits for one that gave up.
+        if unreadable:
+            raise UserError(f"{faces.images[unreadable[0]]}: cannot be read; prepare the set again")
+    first = next(p for _, chunks, _ in parts for p in chunks)
     out = numpy.empty((len(faces), *first.shape[1:]))
-    for indices, chunks in parts:
+    for indices, chunks, _ in parts:
         if indices:
             out[indices] = numpy.concatenate(chunks)
     return out

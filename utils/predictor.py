@@ -51,6 +51,8 @@ class Predictor:
             self.scheme = Scheme.from_state(json.loads(described["scheme"]))
             crop = json.loads(described["crop"])
             self.crop = {"rule": str(crop["rule"]), "scale": float(crop["scale"])}
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: an ONNX model, but not of this repository (metadata: "
                             f"{error!r}); export it with main.py --export") from None
@@ -60,6 +62,15 @@ class Predictor:
                             f"expected uint8 and landmarks, confidence")
         self.session, name = session, images.name
         self._run = lambda images: session.run(None, {name: images})
+        size, points = self.input_size, self.scheme.points
+        try:
+            found = [o.shape for o in self._run(numpy.zeros((1, 3, size, size), numpy.uint8))]
+        except Exception:
+            # ONNX Runtime's own kinds again.
+            found = None
+        if found != [(1, points, 2), (1, points)]:
+            raise UserError(f"{self.path}: does not give {points} landmarks of a {size} px crop, "
+                            f"as its metadata says; export it again with main.py --export")
 
     def _load_torch(self, device, threads):
         import torch

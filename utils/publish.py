@@ -11,7 +11,8 @@ from utils.args import DEFAULTS, KNOBS, load_args
 from utils.errors import UserError, run
 
 # Knobs of where and how a run was started, which say nothing of the model.
-PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test")
+PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
+          "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "dump_pseudo")
 
 
 def publish(source, target, with_onnx=True):
@@ -23,31 +24,34 @@ def publish(source, target, with_onnx=True):
     state = checkpoint.read(source)
     args = {**state["args"], **dict.fromkeys(("exp", "report", "boxes"), "none")}
     args["data_dir"], args["pretrained"] = _set_name(args), _weights_name(args["pretrained"])
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in state["weights"].items()}
-    checkpoint.save({**state, "args": args, "weights": weights}, target)
+    weights = {k: v.half() if v.is_floating_point() else v
+               for k, v in checkpoint.weights_of(state).items()}
+    shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
+                                       "val_nme")}
+    checkpoint.save({**shown, "args": args, "weights": weights}, target)
     if with_onnx:
         export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
 
 
-def commands(source):
-    """The commands that train a checkpoint, oldest first: also those of what it began with."""
-    source = pathlib.Path(source)
+def chain(source):
+    """The checkpoints that a checkpoint began with, oldest first, and itself last."""
+    start = pathlib.Path(checkpoint.read(source)["args"]["pretrained"])
+    return [*(chain(start) if start.is_file() else []), pathlib.Path(source)]
+
+
+def command(source):
+    """The command that trains a checkpoint: what differs from the shipped args.yaml."""
     args = checkpoint.read(source)["args"]
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
-    before, typed = [], {}
-    for name, value in args.items():
-        if name in KNOBS and name not in PLACES and value != shipped.get(name):
-            typed[name] = value
-    if args["pretrained"] not in ("none", "timm"):
-        start = pathlib.Path(args["pretrained"])
-        if start.is_file():
-            before = commands(start)
-        typed["pretrained"] = _weights_name(start)
+    typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]}
+    if "pretrained" in typed:
+        typed["pretrained"] = _weights_name(args["pretrained"])
     if "data_dir" in typed:
         typed["data_dir"] = _set_name(args)
-    flags = " ".join(f"--{k.replace('_', '-')} {shlex.quote(str(v))}"
-                     for k, v in typed.items() if (k, v) != ("data_dir", shipped["data_dir"]))
-    return [*before, f"bash main.sh 1 --train --exp {source.parent.name} {flags}".strip()]
+        if typed["data_dir"] == shipped["data_dir"]:
+            del typed["data_dir"]
+    flags = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in typed.items()]
+    return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
 
 
 def _set_name(args):
@@ -72,9 +76,9 @@ def card(source, report, title, seconds):
         f"{state['crop']['rule']} x {state['crop']['scale']}",
         f"* data: {_set_name(args)}, training list; epoch {state['epoch']} of {args['epochs']} "
         f"was best on the validation list (NME {state['val_nme']:.3f} %); seed {args['seed']}",
-        f"* training time: {seconds / 60:.0f} minutes on the CPU it was trained on",
+        f"* training time: {seconds / 60:.0f} minutes in all",
         "* licence: trained on 300W, whose photos may be used for research only; so may these "
-        "weights", "", "```", *commands(source), "```", "",
+        "weights", "", "```", *map(command, chain(source)), "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
@@ -107,7 +111,7 @@ def main(argv=None):
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     commands_of_main.test(load_args({"exp": str(target), "data_dir": given.data_dir,
                                      "report": str(report)}), actions)
-    seconds = experiment.read_epochs(source.parent)[-1]["seconds"]
+    seconds = sum(experiment.read_epochs(path.parent)[-1]["seconds"] for path in chain(source))
     text = card(source, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
     target.with_suffix(".md").write_text(text, encoding="utf-8")
     report.unlink()
