@@ -22,7 +22,7 @@ import numpy  # noqa: E402
 from utils import draw, eyes  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
 from utils.detector import get_detector  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
 from utils.tracker import Tracker  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -384,8 +384,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run(main)

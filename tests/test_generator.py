@@ -16,6 +16,7 @@ from utils.dataset import PreparedSet
 from utils.errors import UserError
 from utils.generator import DataGenerator
 from utils.landmarks import SCHEMES
+from utils.samples import render
 
 
 def prepare(data, output, **options):
@@ -340,3 +341,19 @@ def test_real_samples_of_other_publishers(shared, tmp_path, name):
     assert prepared.scheme.name == name
     for faces in prepared.lists.values():
         assert ((faces.points > -0.1) & (faces.points < 1.1)).all()
+
+
+def test_opencv_threads_of_the_caller_do_not_hang_the_workers(tmp_path):
+    cv2.setNumThreads(2)
+    cv2.resize(numpy.zeros((2000, 2000, 3), numpy.uint8), (1000, 1000))
+    cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (31, 31), 5)
+    source = tmp_path / "300W" / "afw"
+    source.mkdir(parents=True)
+    for i in range(4):
+        image, points = render((7, i), 160)
+        cv2.imwrite(str(source / f"face_{i}_1.png"), image[:, :, ::-1])
+        lines = "\n".join(f"{x} {y}" for x, y in points + 1)
+        (source / f"face_{i}_1.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
+    # Without the precaution the first worker waits for ever for threads that it does not have.
+    DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=2).run()
+    assert len((tmp_path / "set" / "train.txt").read_text().splitlines()) == 3

@@ -86,3 +86,11 @@ def cut(photo, box, size):
             box = (numpy.asarray(box) - offset + 0.5) * ratio - 0.5
             photo = part
     return cv2.warpAffine(photo, crop_matrix(box, size), (size, size), flags=cv2.INTER_LINEAR)
+
+
+def prepare_fork():
+    """Call before processes are forked that use OpenCV; it then works in one thread each.
+
+    OpenCV's threads do not live on in a fork, and a child that starts or stops them waits for ever.
+    """
+    cv2.setNumThreads(1)

@@ -2,14 +2,13 @@
 import argparse
 import colorsys
 import pathlib
-import sys
 
 import cv2
 import numpy
 import yaml
 
 from utils import samples
-from utils.errors import UserError
+from utils.errors import UserError, run
 from utils.landmarks import SCHEMES, Scheme
 
 # Right and left of a pair share a hue; a name that is not here gets one from its letters.
@@ -227,8 +226,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -8,13 +8,13 @@ import os
 import signal
 import time
 
-import cv2
 import numpy
 import torch
 import tqdm
 
 from utils.augment import Augment
 from utils.cache import CropCache
+from utils.crop import prepare_fork
 from utils.dataset import EpochSampler, FaceDataset
 from utils.errors import UserError
 
@@ -179,6 +179,7 @@ def make_loader(faces, prepared, scheme, args, ranks, accumulate):
         context = "fork" if args.workers else None
     ending = multiprocessing.Value("b", 0, lock=False)
     atexit.register(setattr, ending, "value", 1)
+    prepare_fork()
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=sampler, num_workers=args.workers,
         worker_init_fn=functools.partial(_quiet_worker, ending),
@@ -188,10 +189,9 @@ def make_loader(faces, prepared, scheme, args, ranks, accumulate):
 
 
 def _quiet_worker(ending, _):
-    """One thread a worker: the cores are busy with training; signals are for the main process.
+    """Signals are for the main process.
 
     Only when that ends (`ending`), and multiprocessing then sends a SIGTERM, is one obeyed.
     """
-    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: ending.value and os._exit(0))

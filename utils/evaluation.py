@@ -16,6 +16,7 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     """
     mine = range(ranks.rank, len(faces), ranks.world) if ranks else range(len(faces))
     dataset = FaceDataset(faces, margin, size, augmentation=augmentation)
+    crop.prepare_fork()
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
     found, unreadable = [], []

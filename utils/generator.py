@@ -169,6 +169,7 @@ class DataGenerator:
         """[(face, layout, image name, box, published box)] of all faces that could be cut."""
         settings = (self.output / "images", self.target_size, self.rule, self.scale, self.margin)
         done = []
+        crops.prepare_fork()
         try:
             with concurrent.futures.ProcessPoolExecutor(self.workers) as pool:
                 results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
@@ -266,7 +267,6 @@ def _cut(job, settings):
     """Write one crop; (box, published box), or the reason why not."""
     face, layout, name = job
     folder, size, rule, scale, margin = settings
-    cv2.setNumThreads(1)
     try:
         image = image_of(face, layout)
     except UserError as error:
