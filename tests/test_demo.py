@@ -12,6 +12,7 @@ import painted_faces
 import pytest
 
 import demo
+from utils.args import load_args
 from utils.errors import UserError
 from utils.landmarks import SCHEMES
 
@@ -203,7 +204,7 @@ def run(*arguments):
 def test_mistakes_end_with_one_line_and_code_2():
     done = run("--source", "77")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("camera 77") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: camera 77") and done.stderr.count("\n") == 1
 
 
 needs_weights = pytest.mark.skipif(not SHIPPED.is_file(), reason="needs weights/fast.onnx")
@@ -216,7 +217,7 @@ def test_sample_with_shipped_weights(capsys):
     face, = json.loads(pathlib.Path("sample.json").read_text())["frames"][0]["faces"]
     points = numpy.array(face["points"])
     # Her eyes, to a few pixels of the portrait's 512 x 600.
-    assert face["confidence"] > 0.5 and (points.min(0) > [150, 90]).all()
+    assert face["confidence"] > load_args().min_confidence and (points.min(0) > [150, 90]).all()
     assert (points.max(0) < [390, 360]).all()
 
 
