@@ -11,6 +11,8 @@ def run(main):
     try:
         main()
     except UserError as error:
+        # In a log of both, the error comes last.
+        sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
