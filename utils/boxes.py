@@ -2,7 +2,7 @@
 import numpy
 import tqdm
 
-from utils import crop, evaluation, metrics
+from utils import crop, evaluation
 from utils.detector import overlap
 from utils.errors import UserError
 from utils.generator import read_photo
@@ -26,9 +26,8 @@ def score(predictor, detector, prepared):
         kept = faces.take(numpy.flatnonzero(found))
         nme, published = evaluation.errors(predicted[found], kept, predictor.scheme,
                                            prepared.scheme)
-        numbers[name] = metrics.summary(nme) | {"found": 100 * float(found.mean())}
-        numbers[name] |= {f"{k}_crop": v for k, v in metrics.summary(published).items()
-                          if k != "faces"}
+        numbers[name] = evaluation.summarise(nme, published)
+        numbers[name]["found"] = 100 * float(found.mean())
         details[name] = predicted, numpy.where(found, 0.0, numpy.nan)
         details[name][1][found] = nme
     return numbers, details

@@ -96,11 +96,15 @@ def score(predict, model, prepared, workers=0):
         predicted = predict_list(predict, faces, prepared.margin, model.input_size,
                                  workers=workers)
         nme, published = errors(predicted, faces, model.scheme, prepared.scheme)
-        numbers[name] = metrics.summary(nme)
-        numbers[name] |= {f"{k}_crop": v for k, v in metrics.summary(published).items()
-                          if k != "faces"}
+        numbers[name] = summarise(nme, published)
         found[name] = predicted, nme
     return numbers, found
+
+
+def summarise(nme, published):
+    """NMEs of errors(), both (N,), to metrics.summary of each; published units end in `_crop`."""
+    return metrics.summary(nme) | {f"{k}_crop": v for k, v in metrics.summary(published).items()
+                                   if k != "faces"}
 
 
 def print_table(way, numbers):
