@@ -75,7 +75,7 @@ def test_two_processes_take_the_steps_of_one(warm, tmp_path):
     children = warm.ranks(2, call="test_distributed:rank_three_steps",
                           argv=[str(warm.faces), str(tmp_path / "two.pt")])
     assert [c.code for c in children] == [0, 0], children[0].text
-    two = torch.load(tmp_path / "two.pt", weights_only=False)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = in_one_thread(lambda: three_steps(warm.faces, 4))
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-10)
     for name, parameter in one["parameters"].items():
