@@ -19,13 +19,12 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2  # noqa: E402
 import numpy  # noqa: E402
 
-from utils import draw, eyes  # noqa: E402
+from utils import draw, experiment, eyes, memory  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
 from utils.detector import get_detector  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.tracker import Tracker  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
 SETTINGS = ("detect_every", "min_confidence", "filter_min_cutoff", "filter_beta")
@@ -38,8 +37,8 @@ def parse(argv=None):
                     description="Landmarks on a webcam, a video, an image or a folder of images.")
     parser.add_argument("--source", default="0", metavar="0|VIDEO|IMAGE|FOLDER|sample",
                         help="number of a camera, a path, or sample: a portrait [0]")
-    parser.add_argument("--weights", metavar="PATH",
-                        help=".pt or .onnx [the shipped ones, else the newest experiment's]")
+    parser.add_argument("--weights", metavar="PATH|EXP",
+                        help=".pt or .onnx, or an experiment [the shipped ones, else the newest experiment's]")
     parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
                         help="face detector: haar, or a YuNet or SCRFD file [haar]")
     parser.add_argument("--output", metavar="PATH",
@@ -62,25 +61,13 @@ def tracker_settings(given):
     return {"every": settings.pop("detect_every"), **settings}
 
 
-def find_weights(folder=ROOT / "weights"):
-    """The shipped weights, else those of the newest experiment. Raises UserError."""
-    shipped = [folder / "fast.onnx", folder / "fast.pt"]
-    newest = sorted([*folder.glob("*/best.onnx"), *folder.glob("*/best.pt")],
-                    key=lambda path: (path.parent.stat().st_mtime, path.suffix == ".onnx"))
-    for path in [*shipped, *reversed(newest)]:
-        if path.is_file():
-            return path
-    raise UserError(f"{folder.name}/: no trained model; give --weights PATH.pt|PATH.onnx or train "
-                    f"one: bash main.sh 1 --train --test-onnx --data samples")
-
-
 def get_predictor(weights, device=None):
-    """The Predictor of a weights file; torch is imported for a .pt only. Raises UserError."""
+    """The Predictor of a weights file, an experiment, or (None) the shipped weights.
+
+    torch is imported for a .pt only. Raises UserError.
+    """
     from utils.predictor import Predictor
-    path = pathlib.Path(weights) if weights else find_weights()
-    if path.suffix not in (".pt", ".onnx") or not path.is_file():
-        found = "no such file" if not path.is_file() else f"found {path.suffix or 'no suffix'}"
-        raise UserError(f"weights {path}: {found}, expected a .pt or .onnx file of main.py")
+    path = experiment.find_weights(weights or "none", ".onnx")
     # Looking for a GPU means importing torch, which an .onnx does not need.
     return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
 
@@ -357,6 +344,7 @@ def run_video(demo, kind, what, output, window):
 def main(argv=None):
     """Run the demo as the command line says. Raises UserError."""
     given = parse(argv)
+    memory.keep_freed()
     kind, what = find_source(given.source)
     write = bool(given.output) or not has_display()
     output = output_path(given.output, kind, what) if write else None

@@ -89,7 +89,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
     import torch
 
     from nets.model import parameters
-    from utils import checkpoint, dataset, engine, evaluation, gssl, loss, unlabelled
+    from utils import checkpoint, dataset, distil, engine, evaluation, gssl, loss, unlabelled
     from utils.landmarks import model_scheme
     from utils.run import Run
 
@@ -110,17 +110,19 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
         say(f"{pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))
     model.to(ranks.device, memory_format=torch.channels_last)
     criterion, extra = loss.build_loss(model, args.cls, args.reg, args.offset_loss), None
+    teacher = None if args.teacher == "none" else ranks.together(
+        distil.Teacher, args.teacher, scheme, args.teacher_share, ranks.device)
     if args.gssl:
         extra = ranks.together(unlabelled.read, args.unlabelled_dir, prepared)
     if part.number:
-        teacher = None
+        labeller = None
         if state is None:
-            teacher = checkpoint.build_model(args, scheme, neighbour_face)
-            teacher.load_state_dict(ranks.share(
+            labeller = checkpoint.build_model(args, scheme, neighbour_face)
+            labeller.load_state_dict(ranks.share(
                 lambda: checkpoint.weights_of(checkpoint.read(folder / "best.pt"))))
             if not part.fresh:
-                model.load_state_dict(teacher.state_dict())
-        faces, labelled = gssl.round_faces(folder, part, teacher, faces, extra, prepared, scheme,
+                model.load_state_dict(labeller.state_dict())
+        faces, labelled = gssl.round_faces(folder, part, labeller, faces, extra, prepared, scheme,
                                            args, ranks)
         criterion = gssl.RoundLoss(criterion, part.task, labelled)
         model.head.coarse = part.task in gssl.COARSE
@@ -163,8 +165,8 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
     run = Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
               torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,
               criterion, loader, sampler, engine.Faults(faces, folder, ranks), stop,
-              checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), part.number,
-              f"round {part.number} ({part.task}) " if args.gssl else "")
+              checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), teacher,
+              part.number, f"round {part.number} ({part.task}) " if args.gssl else "")
     begin, step = (0, 0) if state is None else run.restore(state)
     if state is not None:
         say(f"resume: {folder.name}: {run.title}" + (

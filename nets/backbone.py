@@ -6,6 +6,7 @@ import timm
 import timm.utils
 import torch
 
+from nets import packaged
 from nets.irnet import IRNet
 from utils.errors import UserError
 
@@ -58,7 +59,8 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
     """The feature extractor called `name` at output stride 16 or 32.
 
     activation: `prelu` or `relu`, for IRNets only. timm_weights: load timm's pretrained weights,
-    which need the network or timm's cache. Raises UserError for unknown names and strides.
+    which come from an installed package (see nets/packaged.py), timm's cache or the network. Raises
+    UserError for unknown names and strides.
     """
     if stride not in (16, 32):
         raise UserError(f"stride must be 16 or 32, found {stride}")
@@ -85,8 +87,11 @@ def _timm_trunk(name, pretrained):
         near = difflib.get_close_matches(name, known, 4, 0.5)
         raise UserError(f"unknown backbone {name!r}; near: {', '.join(near) or 'none'}; known: "
                         f"{', '.join(IRNETS)} and timm's models (timm.list_models())")
+    file = packaged.find(name) if pretrained else None
+    overlay = {"state_dict": packaged.read(file, name)} if file else None
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True)
+        return timm.create_model(name, pretrained=pretrained, features_only=True,
+                                 pretrained_cfg_overlay=overlay)
     except Exception as error:
         # timm and its hub client raise a dozen kinds here; each means the same to the user.
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

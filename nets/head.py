@@ -31,8 +31,9 @@ class PIPHead(torch.nn.Module):
 
     channels: of the feature map. scheme: a landmarks.Scheme with K points. num_nb: M, 0..K-1.
     merge: how the predictions of one landmark are averaged, `plain` (every predictor weighs the
-    same) or `padded` (the published code: lists of predictors are padded to the longest one by
-    repetition, so some weigh more; released models were scored with it).
+    same), `padded` (the published code: lists of predictors are padded to the longest one by
+    repetition, so some weigh more; released models were scored with it) or `confidence` (every
+    predictor weighs its own best score, so that a covered landmark says less of its neighbours).
 
     coarse, an attribute: whether training also gets the coarse score maps (see utils/gssl.py). They
     are the same score layer on max-pooled features.
@@ -43,7 +44,7 @@ class PIPHead(torch.nn.Module):
     def __init__(self, channels, scheme, num_nb=10, merge="plain"):
         super().__init__()
         points = scheme.points
-        self.points, self.num_nb = points, num_nb
+        self.points, self.num_nb, self.merge = points, num_nb, merge
         self.score = torch.nn.Conv2d(channels, points, 1)
         self.offset_x = torch.nn.Conv2d(channels, points, 1)
         self.offset_y = torch.nn.Conv2d(channels, points, 1)
@@ -64,6 +65,7 @@ class PIPHead(torch.nn.Module):
             votes = votes.any(1, keepdim=True).expand_as(votes).float()
         total = 1 + votes.sum(1, keepdim=True)
         self.register_buffer("voters", voters, persistent=False)
+        self.register_buffer("predictors", torch.from_numpy(predictors), persistent=False)
         self.register_buffer("votes", votes / total, persistent=False)
         self.register_buffer("own_vote", (1 / total)[:, 0], persistent=False)
 
@@ -88,8 +90,9 @@ class PIPHead(torch.nn.Module):
         grid = maps.score.shape[-1]
         score, cell = maps.score.flatten(2).max(-1)
         corner_x, corner_y = cell % grid, cell // grid
-        x = self._merge(maps.offset_x, maps.neighbour_x, corner_x, cell, grid)
-        y = self._merge(maps.offset_y, maps.neighbour_y, corner_y, cell, grid)
+        votes = self._votes(score)
+        x = self._merge(maps.offset_x, maps.neighbour_x, corner_x, cell, grid, votes)
+        y = self._merge(maps.offset_y, maps.neighbour_y, corner_y, cell, grid, votes)
         return torch.stack([x, y], -1), score.clamp(0, 1)
 
     def predict(self, features):
@@ -112,24 +115,36 @@ class PIPHead(torch.nn.Module):
                                     conv.weight.view(self.points, self.num_nb, -1).transpose(1, 2)
                                     ).transpose(0, 1).flatten(1)
                       for conv in (self.neighbour_x, self.neighbour_y)]
-        x = self._mean(owns[0], others[0], corner_x, grid)
-        y = self._mean(owns[1], others[1], corner_y, grid)
+        votes = self._votes(score)
+        x = self._mean(owns[0], others[0], corner_x, grid, votes)
+        y = self._mean(owns[1], others[1], corner_y, grid, votes)
         return torch.stack([x, y], -1), score.clamp(0, 1)
 
-    def _merge(self, offset, neighbour, corner, cell, grid):
+    def _votes(self, score):
+        """Weights of own ((N,) K) and others' ((N,) K, R) predictions; each landmark's sum to 1."""
+        if self.merge != "confidence" or not self.num_nb:
+            return self.own_vote, self.votes
+        # A face without any score still has a mean.
+        score = score.clamp(0.01, 1)
+        others = score[:, self.predictors.flatten()].unflatten(1, self.predictors.shape)
+        others = others * (self.votes > 0)
+        total = score + others.sum(-1)
+        return score / total, others / total[..., None]
+
+    def _merge(self, offset, neighbour, corner, cell, grid, votes):
         own = offset.flatten(2).gather(2, cell[..., None])[..., 0]
         if not self.num_nb:
-            return self._mean(own, None, corner, grid)
+            return self._mean(own, None, corner, grid, votes)
         at = cell.repeat_interleave(self.num_nb, 1)[..., None]
-        return self._mean(own, neighbour.flatten(2).gather(2, at)[..., 0], corner, grid)
+        return self._mean(own, neighbour.flatten(2).gather(2, at)[..., 0], corner, grid, votes)
 
-    def _mean(self, own, others, corner, grid):
+    def _mean(self, own, others, corner, grid, votes):
         """Own (N, K) and neighbours' (N, K * M) predictions, from corner (N, K), to (N, K)."""
         if others is None:
             return (own + corner) / grid
         others = others + corner.repeat_interleave(self.num_nb, 1)
         others = others[:, self.voters.flatten()].unflatten(1, self.voters.shape)
-        return ((own + corner) * self.own_vote + (others * self.votes).sum(-1)) / grid
+        return ((own + corner) * votes[0] + (others * votes[1]).sum(-1)) / grid
 
 
 class RegressionHead(torch.nn.Module):

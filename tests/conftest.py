@@ -61,3 +61,15 @@ def tiny_weights(drawn_set, tmp_path_factory):
                      "weights": model.state_dict(), "epoch": 1, "val_nme": 50.0},
                     folder / "best.pt")
     return folder / "best.pt"
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """An empty folder in the place of weights/, for trainings in this process; none is exported."""
+    import main
+    from utils import experiment
+    monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
+    for function in (experiment.new_experiment, experiment.find_experiment):
+        monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
+    monkeypatch.setattr(main, "export", lambda path: None)
+    return tmp_path

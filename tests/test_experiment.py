@@ -1,4 +1,6 @@
 """weights/<exp>/: names, tables and plots."""
+import os
+
 import cv2
 import numpy
 import pytest
@@ -42,6 +44,24 @@ def test_find(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no best.pt yet"):
         experiment.find_weights("empty", folder=tmp_path)
+
+
+def test_weights_when_none_are_named(tmp_path):
+    (tmp_path / "000").mkdir()
+    with pytest.raises(UserError, match="no trained model.*bash main.sh 1 --train"):
+        experiment.find_weights("none", folder=tmp_path)
+    for name in ("000/best.pt", "000/best.onnx"):
+        (tmp_path / name).touch()
+        assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / name
+    assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "000/best.pt"
+    (tmp_path / "001").mkdir()
+    (tmp_path / "001/best.pt").touch()
+    os.utime(tmp_path / "001", (2e9, 2e9))
+    assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / "001/best.pt"
+    for name in ("fast.pt", "fast.onnx"):
+        (tmp_path / name).touch()
+        assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / name
+    assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "fast.pt"
 
 
 def test_epochs_are_written_and_rewritten(tmp_path):

@@ -74,24 +74,29 @@ def test_decode_without_neighbours(golden, scheme):
     numpy.testing.assert_allclose(points.numpy(), golden["decoded_own"], atol=1e-5)
 
 
-def test_plain_merge_is_the_mean_over_the_real_predictors(golden, scheme):
+@pytest.mark.parametrize("merge", ["plain", "confidence"])
+def test_merge_is_a_mean_over_the_real_predictors(golden, scheme, merge):
     maps = _maps(golden)
-    points, _ = PIPHead(4, scheme, 10).decode(maps)
+    points, confidence = PIPHead(4, scheme, 10, merge).decode(maps)
+    weights = confidence.numpy().clip(0.01) if merge == "confidence" else numpy.ones((2, 68))
     table = golden["neighbour_index"]
     score = maps.score.flatten(2).numpy()
     for n, i in ((0, 0), (1, 30), (1, 67)):
-        said = []
+        said, weight = [], []
         for j in range(68):
             cell = score[n, j].argmax()
             row, column = divmod(cell, 8)
             if j == i:
                 said.append(((column + golden["offset_x"][n, j, row, column]) / 8,
                              (row + golden["offset_y"][n, j, row, column]) / 8))
+                weight.append(weights[n, j])
             for slot in numpy.flatnonzero(table[j] == i):
                 c = j * 10 + slot
                 said.append(((column + golden["neighbour_x"][n, c, row, column]) / 8,
                              (row + golden["neighbour_y"][n, c, row, column]) / 8))
-        numpy.testing.assert_allclose(points[n, i].numpy(), numpy.mean(said, 0), atol=1e-5)
+                weight.append(weights[n, j])
+        numpy.testing.assert_allclose(points[n, i].numpy(), numpy.average(said, 0, weight),
+                                      atol=1e-5)
 
 
 def test_nme(golden):

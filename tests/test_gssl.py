@@ -263,15 +263,6 @@ class _Halt(Stop):
         pass
 
 
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
-    for function in (experiment.new_experiment, experiment.find_experiment):
-        monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
-    monkeypatch.setattr(main, "export", lambda path: None)
-    return tmp_path
-
-
 def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkeypatch):
     made = []
 

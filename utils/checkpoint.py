@@ -18,7 +18,8 @@ FORMAT = "pipnet-1"
 # What a run cannot change and still be the same run; the rest may change on --resume.
 FIXED = ("data", "data_dir", "scheme", "mean_face", "backbone", "activation", "head", "num_nb",
          "stride", "input_size", "epochs", "effective_batch", "batch_size", "seed", "ema",
-         "gssl", "unlabelled_dir", "gssl_preset", "gssl_rounds", "gssl_epochs", "gssl_keep")
+         "gssl", "unlabelled_dir", "gssl_preset", "gssl_rounds", "gssl_epochs", "gssl_keep",
+         "teacher", "teacher_share")
 
 
 def save(state, path):

@@ -134,6 +134,8 @@ def _optimise(run, batches, number):
         with wait:
             with torch.autocast(run.ranks.device.type, run.dtype, run.dtype is not None):
                 predicted = run.parallel(images)
+                if run.teacher is not None:
+                    landmarks = run.teacher(images, landmarks)
             loss = run.loss(predicted, landmarks, indices) / run.sampler.accumulate
             # A loss that is no number makes all gradients so, which every rank sees; else times 1.
             run.scaler.scale(loss * (1 + 0 * loss.detach())).backward()

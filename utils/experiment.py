@@ -47,25 +47,27 @@ def find_experiment(name, folder=WEIGHTS):
 
 
 def find_weights(name, suffix=".pt", folder=WEIGHTS):
-    """The file that --exp means: a path, the best of an experiment, or (none) the shipped one.
+    """The file that --exp or --weights means: a path, the best of an experiment, or (none) the
+    shipped one, else the newest experiment's.
 
     suffix: the kind that is wanted first, .pt or .onnx. Raises UserError.
     """
+    kinds = sorted((".pt", ".onnx"), key=lambda kind: kind != suffix)
     if name == "none":
-        shipped = folder / f"fast{suffix}"
-        if shipped.is_file():
-            return shipped
-        newest = sorted(folder.glob(f"*/best{suffix}"), key=lambda p: p.stat().st_mtime)
-        if newest:
-            return newest[-1]
-        raise UserError(f"no weights in {folder}: train some with `python main.py --train --data "
-                        f"samples`, or give their path")
+        newest = sorted(folder.glob("*/best.*"), key=lambda p: (p.parent.stat().st_mtime,
+                                                                p.suffix == suffix), reverse=True)
+        for path in [*(folder / f"fast{kind}" for kind in kinds), *newest]:
+            if path.suffix in kinds and path.is_file():
+                return path
+        raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "
+                        f"train one: bash main.sh 1 --train --test-onnx --data samples")
     path = pathlib.Path(name)
     if name.endswith((".pt", ".onnx")) or path.is_file():
         if not path.exists():
             raise UserError(f"{name}: no such file")
         if path.suffix not in (".pt", ".onnx"):
-            raise UserError(f"{name}: weights are a .pt or .onnx file, or an experiment's name")
+            raise UserError(f"{name}: found {path.suffix or 'no suffix'}; weights are a .pt or "
+                            f".onnx file of main.py, or an experiment's name")
         return path
     found = find_experiment(name, folder)
     for path in (found / f"best{suffix}", found / "best.pt"):

@@ -13,6 +13,8 @@ from utils.errors import UserError, run
 # Knobs of where and how a run was started, which say nothing of the model.
 PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
           "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "dump_pseudo")
+# Knobs that name the weights of another experiment.
+WEIGHTS_KNOBS = ("pretrained", "teacher")
 
 
 def publish(source, target, with_onnx=True):
@@ -23,7 +25,9 @@ def publish(source, target, with_onnx=True):
     """
     state = checkpoint.read(source)
     args = {**state["args"], **dict.fromkeys(("exp", "report", "boxes"), "none")}
-    args["data_dir"], args["pretrained"] = _set_name(args), _weights_name(args["pretrained"])
+    args["data_dir"] = _set_name(args)
+    for knob in WEIGHTS_KNOBS:
+        args[knob] = _weights_name(args.get(knob, "none"))
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in checkpoint.weights_of(state).items()}
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
@@ -44,8 +48,8 @@ def command(source):
     args = checkpoint.read(source)["args"]
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
     typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]}
-    if "pretrained" in typed:
-        typed["pretrained"] = _weights_name(args["pretrained"])
+    for knob in typed.keys() & set(WEIGHTS_KNOBS):
+        typed[knob] = _weights_name(args[knob])
     if "data_dir" in typed:
         typed["data_dir"] = _set_name(args)
         if typed["data_dir"] == shipped["data_dir"]:

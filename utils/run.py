@@ -34,6 +34,7 @@ class Run:
     faults: Faults
     stop: Stop
     description: dict
+    teacher: typing.Callable | None = None
     round: int = 0
     title: str = ""
     losses: list = dataclasses.field(default_factory=list)

@@ -1,0 +1,66 @@
+"""A teacher corrects labels, whatever its input size, and knows the points it is asked for."""
+import pytest
+import torch
+
+import main
+from utils import checkpoint, distil, experiment
+from utils.args import load_args
+from utils.errors import UserError
+from utils.landmarks import SCHEMES, get_scheme
+
+
+def test_labels_move_towards_the_teacher(tiny_weights):
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.rand(2, 68, 2)
+    seen, _ = checkpoint.load_model(tiny_weights).predict(images)
+    for share in (0.0, 0.25, 1.0):
+        moved = distil.Teacher(tiny_weights, SCHEMES["300W"], share)(images, labels)
+        torch.testing.assert_close(moved, (1 - share) * labels + share * seen, atol=1e-5, rtol=0)
+        assert not moved.requires_grad
+
+
+def test_unknown_landmarks_stay_unknown(tiny_weights):
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.full((1, 68, 2), torch.nan)
+    assert distil.Teacher(tiny_weights, SCHEMES["300W"], 0.5)(images, labels).isnan().all()
+
+
+def test_a_teacher_of_another_input_size(tiny_weights):
+    teacher, seen = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0), []
+
+    class Model:
+        input_size = 32
+
+        def predict(self, images):
+            seen.append(images)
+            return torch.zeros(1, 68, 2), None
+
+    teacher.model = Model()
+    teacher(torch.arange(256).view(1, 1, 16, 16).repeat(1, 3, 4, 4).byte(), torch.ones(1, 68, 2))
+    teacher(torch.full((1, 3, 32, 32), 7, dtype=torch.uint8), torch.ones(1, 68, 2))
+    assert [tuple(images.shape) for images in seen] == [(1, 3, 32, 32)] * 2
+    # Pixels keep their range, and each small pixel is about the mean of its four.
+    assert abs(float(seen[0][0, 0, 4, 4]) - (136 + 137 + 152 + 153) / 4) < 3
+    assert seen[1].unique().tolist() == [7]
+
+
+def test_a_student_of_some_of_its_points(tiny_weights):
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    eyes = get_scheme("eyes", SCHEMES["300W"])
+    whole = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0)(images, torch.zeros(1, 68, 2))
+    part = distil.Teacher(tiny_weights, eyes, 1.0)(images, torch.zeros(1, 12, 2))
+    torch.testing.assert_close(part, whole[:, 36:48])
+    with pytest.raises(UserError, match="teacher: .*has the 300W scheme .68 points.*WFLW"):
+        distil.Teacher(tiny_weights, SCHEMES["WFLW"], 1.0)
+
+
+def test_training_with_a_teacher(tiny_weights, drawn_set, weights):
+    losses = []
+    for name, teacher in (("alone", "none"), ("taught", str(tiny_weights))):
+        folder = main.train(load_args({
+            "exp": name, "data_dir": str(drawn_set), "backbone": "mobilenetv3_small_050",
+            "input_size": 64, "epochs": 1, "batch_size": 8, "effective_batch": 8, "workers": 0,
+            "device": "cpu", "teacher": teacher, "teacher_share": 1.0}))
+        losses.append(experiment.read_epochs(folder)[-1]["loss"])
+    # The teacher is an untrained net, and its points are far from every label.
+    assert abs(losses[1] - losses[0]) > 0.02 * losses[0]
