@@ -38,7 +38,7 @@ def parse(argv=None):
     parser.add_argument("--source", default="0", metavar="0|VIDEO|IMAGE|FOLDER|sample",
                         help="number of a camera, a path, or sample: a portrait [0]")
     parser.add_argument("--weights", metavar="PATH|EXP",
-                        help=".pt or .onnx, or an experiment [the shipped ones, else the newest experiment's]")
+                        help="[the shipped weights, else the newest experiment's]")
     parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
                         help="face detector: haar, or a YuNet or SCRFD file [haar]")
     parser.add_argument("--output", metavar="PATH",

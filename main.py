@@ -82,25 +82,40 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
 
     whole: the knobs of all rounds. last: whether no round follows. state: of last.pt, or None.
     """
-    import timm.layers
-    import timm.optim
-    import timm.scheduler
-    import timm.utils
-    import torch
-
-    from nets.model import parameters
-    from utils import checkpoint, dataset, distil, engine, evaluation, gssl, loss, unlabelled
+    from utils import dataset
     from utils.landmarks import model_scheme
-    from utils.run import Run
-
-    say = print if ranks.first else lambda *_: None
     args = part.args(whole)
-    torch.manual_seed(args.seed)
-    source = ranks.share(set_folder, args)
-    prepared = ranks.together(dataset.PreparedSet, source)
+    prepared = ranks.together(dataset.PreparedSet, ranks.share(set_folder, args))
     scheme = model_scheme(args.scheme, prepared.scheme)
     if "train" not in prepared.lists:
         raise UserError(f"{prepared.folder}: has no train.txt; it can only be tested on")
+    run = _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state)
+    begin, step = (0, 0) if state is None else run.restore(state)
+    if state is not None:
+        if ranks.first:
+            print(f"resume: {folder.name}: {run.title}" + (
+                "all epochs are done" if begin == args.epochs else
+                f"goes on at epoch {begin + 1}, step {step + 1}"))
+    elif part.number:
+        run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
+        # best.pt, which this round began from, is about to be overwritten.
+        run.save(0, 0)
+    del state
+    if ranks.first:
+        save_args(whole, folder / "args.yaml")
+    return run if _train_epochs(run, part, last, prepared, begin, step) else None
+
+
+def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state):
+    """The Run of _train_round at its beginning, with what it says on the screen."""
+    import torch
+
+    from nets.model import parameters
+    from utils import checkpoint, dataset, distil, engine, gssl, loss, unlabelled
+    from utils.run import Run, optimisation, parallelise
+
+    say = print if ranks.first else lambda *_: None
+    torch.manual_seed(args.seed)
     faces, val = prepared.lists["train"], prepared.lists["val"]
     neighbour_face = dataset.neighbour_face(args.mean_face, scheme)
     pretrained = args.pretrained if state is None else "none"
@@ -109,11 +124,10 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
         left_out = ranks.together(checkpoint.load_pretrained, model, pretrained)
         say(f"{pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))
     model.to(ranks.device, memory_format=torch.channels_last)
-    criterion, extra = loss.build_loss(model, args.cls, args.reg, args.offset_loss), None
+    criterion = loss.build_loss(model, args.cls, args.reg, args.offset_loss)
     teacher = None if args.teacher == "none" else ranks.together(
         distil.Teacher, args.teacher, scheme, args.teacher_share, ranks.device)
-    if args.gssl:
-        extra = ranks.together(unlabelled.read, args.unlabelled_dir, prepared)
+    extra = ranks.together(unlabelled.read, args.unlabelled_dir, prepared) if args.gssl else None
     if part.number:
         labeller = None
         if state is None:
@@ -131,7 +145,6 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
 
     accumulate = max(1, round(args.effective_batch / (args.batch_size * ranks.world)))
     loader, sampler = engine.make_loader(faces, prepared, scheme, args, ranks, accumulate)
-    steps = sampler.steps * args.epochs
     say(f"{prepared.folder}: {len(faces)} training and {len(val)} validation faces, "
         f"{scheme.name}, {scheme.points} points" + (", drawn by the repository" if prepared.drawn
                                                     else ""))
@@ -140,65 +153,43 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
     batch = args.batch_size * ranks.world * accumulate
     say(f"batch: {args.batch_size} a process x {ranks.world} processes x {accumulate} accumulated "
         f"= {batch} a step (asked {args.effective_batch}); "
-        f"{sampler.steps} steps an epoch, {steps} in all")
+        f"{sampler.steps} steps an epoch, {sampler.steps * args.epochs} in all")
+    if ranks.world > 1 and ranks.device.type != "cuda":
+        say("batch norm: statistics per process (synchronised ones need GPUs)")
     dtype = engine.choose_precision(args.precision, ranks.device, model)
-    optimizer = torch.optim.AdamW(
-        timm.optim.param_groups_weight_decay(model, args.weight_decay), args.lr)
-    warmup = min(round(args.warmup_epochs * sampler.steps), steps - 1)
-    scheduler = timm.scheduler.CosineLRScheduler(
-        optimizer, t_initial=steps, lr_min=args.min_lr, warmup_t=warmup,
-        warmup_lr_init=args.lr / 10, t_in_epochs=False)
-    scheduler.step_update(0)
-    ema = None
-    if args.ema:
-        # Never below a few steps' memory, nor so long that the random start stays in.
-        ema = timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, args.ema * steps), use_warmup=True)
-    parallel = model
-    if ranks.world > 1:
-        if ranks.device.type == "cuda":
-            # timm's, because torch's would drop the activations inside timm's norm layers.
-            model = timm.layers.convert_sync_batchnorm(model)
-        else:
-            say("batch norm: statistics per process (synchronised ones need GPUs)")
-        parallel = torch.nn.parallel.DistributedDataParallel(
-            model, [ranks.device.index] if ranks.device.type == "cuda" else None)
-    run = Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
-              torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,
-              criterion, loader, sampler, engine.Faults(faces, folder, ranks), stop,
-              checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), teacher,
-              part.number, f"round {part.number} ({part.task}) " if args.gssl else "")
-    begin, step = (0, 0) if state is None else run.restore(state)
-    if state is not None:
-        say(f"resume: {folder.name}: {run.title}" + (
-            "all epochs are done" if begin == args.epochs else
-            f"goes on at epoch {begin + 1}, step {step + 1}"))
-    elif part.number:
-        run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
-        # best.pt, which this round began from, is about to be overwritten.
-        run.save(0, 0)
-    del state
-    if ranks.first:
-        save_args(whole, folder / "args.yaml")
+    optimizer, scheduler, ema = optimisation(model, args, sampler.steps)
+    model, parallel = parallelise(model, ranks)
+    return Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
+               torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,
+               criterion, loader, sampler, engine.Faults(faces, folder, ranks), stop,
+               checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), teacher,
+               part.number, f"round {part.number} ({part.task}) " if args.gssl else "")
 
-    for epoch in range(begin, args.epochs):
+
+def _train_epochs(run, part, last, prepared, begin, step):
+    """Train from optimiser step `step` of epoch `begin`; whether the round was finished."""
+    from utils import engine, evaluation
+    ranks, val = run.ranks, prepared.lists["val"]
+    for epoch in range(begin, run.args.epochs):
         finished = engine.train_one_epoch(run, epoch, step)
         step = 0
         if finished:
-            averaged = model if ema is None else ema.module
+            averaged = run.model if run.ema is None else run.ema.module
             # Batch norm's statistics are per process on CPUs; all must judge the same net.
             ranks.copy_buffers(averaged)
             averaged.eval()
-            predict = evaluation.torch_predict(averaged, ranks.device)
-            predicted = evaluation.predict_list(predict, val, prepared.margin, args.input_size,
-                                                ranks=ranks)
-            nme = 100 * float(evaluation.errors(predicted, val, scheme, prepared.scheme)[0].mean())
+            predicted = evaluation.predict_list(
+                evaluation.torch_predict(averaged, ranks.device), val, prepared.margin,
+                run.args.input_size, ranks=ranks)
+            found, _ = evaluation.errors(predicted, val, run.model.scheme, prepared.scheme)
+            nme = 100 * float(found.mean())
             ranks.share(_finish_epoch, run, part, epoch, nme, averaged)
             run.best, run.losses = min(run.best, nme), []
             run.save(epoch + 1, 0)
-        over = last and epoch + 1 == args.epochs
-        if not finished or not over and ranks.total(stop.asked)[0]:
-            return None
-    return run
+        over = last and epoch + 1 == run.args.epochs
+        if not finished or not over and ranks.total(run.stop.asked)[0]:
+            return False
+    return True
 
 
 def _finish_epoch(run, part, epoch, nme, averaged):

@@ -119,7 +119,8 @@ def commands(args):
             knobs = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps)
             if kind != "supervised":
                 knobs |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled, "gssl": "true"}
-            flags = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in knobs.items())
+            flags = " ".join([*(f"--{k.replace('_', '-')} {v}" for k, v in knobs.items()),
+                              args.flags])
             print(f"python main.py {FLAGS} --backbone {args.backbone} --data-dir "
                   f"{prepared.folder} --seed {seed} --exp {name} --report "
                   f"{WEIGHTS / name / 'test.json'} {flags}")
@@ -166,6 +167,7 @@ def main():
     action.add_argument("--steps", type=int, default=9000, help="optimiser steps of a run [9000]")
     action.add_argument("--seeds", type=int, default=3)
     action.add_argument("--backbone", default="mobilenetv3_large_100")
+    action.add_argument("--flags", default="", help="more flags of main.py, in one argument")
     action = actions.add_parser("table")
     action.add_argument("--name", default="few")
     args = parser.parse_args()

@@ -39,5 +39,6 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
                "nme_crop": 51.0}
     text = publish.card(second / "best.pt", {"pytorch": {"test": numbers}}, "fast", 600)
+    assert "trained from random weights" in text
     assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
     shutil.rmtree(second)

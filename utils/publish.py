@@ -73,6 +73,9 @@ def card(source, report, title, seconds):
     """A model card as Markdown. report: of `main.py --test --report`; seconds: of the training."""
     state = checkpoint.read(source)
     args, scheme = state["args"], state["scheme"]
+    begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
+    first = checkpoint.read(chain(source)[0])["args"]
+    begun = begun.get(first["pretrained"], _weights_name(first["pretrained"])).format(**first)
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
@@ -80,6 +83,7 @@ def card(source, report, title, seconds):
         f"{state['crop']['rule']} x {state['crop']['scale']}",
         f"* data: {_set_name(args)}, training list; epoch {state['epoch']} of {args['epochs']} "
         f"was best on the validation list (NME {state['val_nme']:.3f} %); seed {args['seed']}",
+        f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         "* licence: trained on 300W, whose photos may be used for research only; so may these "
         "weights", "", "```", *map(command, chain(source)), "```", "",

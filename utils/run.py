@@ -5,6 +5,10 @@ import pathlib
 import time
 import typing
 
+import timm.layers
+import timm.optim
+import timm.scheduler
+import timm.utils
 import torch
 
 from utils import checkpoint
@@ -99,3 +103,33 @@ class Run:
                             f"{' '.join(str(error).split())[:160]}") from None
         self.scheduler.step_update(epoch * self.sampler.steps + step)
         return epoch, step
+
+
+def optimisation(model, args, steps):
+    """(AdamW, warm-up and cosine, weight average or None) of a training.
+
+    args: resolved knobs. steps: optimiser steps an epoch.
+    """
+    optimizer = torch.optim.AdamW(
+        timm.optim.param_groups_weight_decay(model, args.weight_decay), args.lr)
+    total = steps * args.epochs
+    scheduler = timm.scheduler.CosineLRScheduler(
+        optimizer, t_initial=total, lr_min=args.min_lr, t_in_epochs=False,
+        warmup_t=min(round(args.warmup_epochs * steps), total - 1), warmup_lr_init=args.lr / 10)
+    scheduler.step_update(0)
+    ema = None
+    if args.ema:
+        # Never below a few steps' memory, nor so long that the random start stays in.
+        ema = timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, args.ema * total), use_warmup=True)
+    return optimizer, scheduler, ema
+
+
+def parallelise(model, ranks):
+    """(the model, how to call it in training) on one process or, with DDP, on several."""
+    if ranks.world == 1:
+        return model, model
+    if ranks.device.type == "cuda":
+        # timm's, because torch's would drop the activations inside timm's norm layers.
+        model = timm.layers.convert_sync_batchnorm(model)
+    return model, torch.nn.parallel.DistributedDataParallel(
+        model, [ranks.device.index] if ranks.device.type == "cuda" else None)
