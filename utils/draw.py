@@ -39,8 +39,9 @@ def colours(scheme):
 def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, radius=None):
     """A copy of image, RGB uint8 (H, W, 3), with landmarks (K, 2) in pixels on it.
 
-    confidence (K,) in 0..1 shrinks and dims points; box (x_min, y_min, x_max, y_max) in pixels;
-    label: a text above the face; radius in pixels, by default from the size of the face.
+    confidence (K,) shrinks and dims points against the surest one of the face, because its height
+    depends on how fine the grid is; box (x_min, y_min, x_max, y_max) in pixels; label: a text above
+    the face; radius in pixels, by default from the size of the face.
     """
     image = numpy.ascontiguousarray(image).copy()
     points = numpy.asarray(points_px, numpy.float64)
@@ -51,7 +52,9 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
     else:
         low, side = numpy.zeros(2), 0
     radius = max(1.0, side / 90) if radius is None else radius
-    weight = numpy.ones(len(points)) if confidence is None else numpy.clip(confidence, 0, 1)
+    weight = numpy.ones(len(points))
+    if confidence is not None:
+        weight = numpy.clip(confidence / max(numpy.max(confidence), 1e-6), 0, 1)
     if box is not None:
         low = numpy.asarray(box[:2])
         corners = [tuple(int(round(v)) for v in pair) for pair in (box[:2], box[2:])]

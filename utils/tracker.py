@@ -161,7 +161,7 @@ class Tracker:
     filter_beta (Hz per face side a second) of the One Euro filter; min_cutoff 0 switches it off.
     """
 
-    def __init__(self, predictor, detector, every=10, min_confidence=0.2, filter_min_cutoff=1.2,
+    def __init__(self, predictor, detector, every=10, min_confidence=0.15, filter_min_cutoff=1.2,
                  filter_beta=5.0):
         self.predictor, self.detector = predictor, detector
         self.every, self.min_confidence = every, min_confidence
