@@ -1,0 +1,56 @@
+"""The shipped files are what their cards and the README say, measured anew on the real test set."""
+import re
+
+import pytest
+
+from nets.model import parameters
+from utils import checkpoint, dataset, evaluation
+from utils.args import ROOT
+from utils.generator import DataGenerator
+from utils.predictor import Predictor
+
+WEIGHTS = ROOT / "weights"
+SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
+LIMITS = {"fast": 6e6, "accurate": 12e6, "eyes": 6e6}  # Parameters.
+
+
+@pytest.fixture(scope="module")
+def lfpw(shared, tmp_path_factory):
+    """The 224 faces of the LFPW test set, prepared as a user would."""
+    folder = tmp_path_factory.mktemp("lfpw")
+    (folder / "300W" / "lfpw").mkdir(parents=True)
+    (folder / "300W" / "lfpw" / "testset").symlink_to(shared / "data/300W/lfpw/testset")
+    DataGenerator(str(folder / "300W"), 256, folder / "set").run()
+    return dataset.PreparedSet(folder / "set")
+
+
+def _card(name):
+    """NME in photo pixels and in published units, as the model's card has them."""
+    text = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    cells = re.search(r"^\| test \| 224 \|(.*)\|$", text, re.M)[1].split("|")
+    return float(cells[0]), float(cells[-1])
+
+
+def test_files_are_small_and_complete():
+    files = [path for path in WEIGHTS.iterdir() if path.suffix in (".pt", ".onnx")]
+    sizes = [path.stat().st_size for path in files]
+    assert max(sizes) < 50e6 and sum(sizes) < 90e6
+    assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
+    assert {path.stem for path in files if path.suffix == ".onnx"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_scores_as_its_card(name, lfpw):
+    model = checkpoint.load_model(WEIGHTS / f"{name}.pt")
+    assert parameters(model) <= LIMITS[name]
+    ways = [evaluation.torch_predict(model, "cpu")]
+    if (WEIGHTS / f"{name}.onnx").is_file():
+        onnx = Predictor(WEIGHTS / f"{name}.onnx")
+        ways.append(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0])
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for predict in ways:
+        numbers, _ = evaluation.score(predict, model, lfpw)
+        found = numbers["test"]["nme"], numbers["test"]["nme_crop"]
+        assert found == pytest.approx(_card(name), abs=0.005)
+        row, = re.findall(rf"^\| \[`weights/{name}\.pt`\].*$", shown, re.M)
+        assert f"| {found[0]:.2f} | {found[1]:.2f} |" in row
