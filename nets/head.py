@@ -125,7 +125,7 @@ class PIPHead(torch.nn.Module):
         if self.merge != "confidence" or not self.num_nb:
             return self.own_vote, self.votes
         # A face without any score still has a mean.
-        score = score.clamp(0.01, 1)
+        score = score.clamp(0.01, 1.0)
         others = score[:, self.predictors.flatten()].unflatten(1, self.predictors.shape)
         others = others * (self.votes > 0)
         total = score + others.sum(-1)
