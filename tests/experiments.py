@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils import checkpoint, dataset, evaluation, experiment  # noqa: E402
+from utils.args import load_args  # noqa: E402
 from utils.errors import run as guarded  # noqa: E402
 
 BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 128 "
@@ -78,8 +79,10 @@ def table(args):
     """Print a Markdown table: the lowest validation NME of each run, and against the base."""
     rows = {}
     for name, (what, _) in CHANGES.items():
-        epochs = experiment.read_epochs(experiment.WEIGHTS / f"{args.name}-{name}")
-        if epochs:
+        run = experiment.WEIGHTS / f"{args.name}-{name}"
+        epochs = experiment.read_epochs(run)
+        # A run that is still going on has no place here.
+        if epochs and epochs[-1]["epoch"] == load_args(path=run / "args.yaml").epochs:
             rows[what] = min(row["val_nme"] for row in epochs)
     folder = experiment.find_experiment(f"{args.name}-base")
     best, last = folder / "best.pt", folder / "last.pt"
