@@ -40,7 +40,7 @@ CHANGES = {
     "nb5": ("5 neighbours instead of 10", "--num-nb 5"),
     "nb20": ("20 neighbours instead of 10", "--num-nb 20"),
     "stride32": ("stride 32, a grid of 4 x 4, instead of 16", "--stride 32"),
-    "taught": ("labels half way to the accurate model's landmarks",
+    "taught": ("labels half way to the landmarks of EfficientNet-Lite2's 128 px stage",
                "--teacher {teacher} --teacher-share 0.5"),
 }
 
@@ -108,7 +108,7 @@ def main():
     action = actions.add_parser("commands")
     action.add_argument("data_dir", help="prepared 300W at 128 px")
     action.add_argument("--stretch", help="the same, prepared with --crop stretch")
-    action.add_argument("--teacher", default="weights/accurate.pt")
+    action.add_argument("--teacher", default="weights/accA/best.pt")
     action.add_argument("--epochs", type=int, default=5)
     action.add_argument("--name", default="try", help="how the experiments' names begin [try]")
     action = actions.add_parser("table")
