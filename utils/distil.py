@@ -3,7 +3,7 @@ import pathlib
 
 import torch
 
-from utils import checkpoint
+from utils import checkpoint, evaluation
 from utils.errors import UserError
 
 
@@ -18,12 +18,11 @@ class Teacher:
     def __init__(self, path, scheme, share, device="cpu"):
         self.model, self.share = checkpoint.load_model(pathlib.Path(path), device), share
         known = self.model.scheme
-        self.points = slice(None)
-        if (known.name, known.points) != (scheme.name, scheme.points):
-            if scheme.base != known.name or max(scheme.indices) >= known.points:
-                raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
-                                f"points), which does not hold {scheme.name} ({scheme.points})")
-            self.points = list(scheme.indices)
+        same = (known.name, known.points) == (scheme.name, scheme.points)
+        if not same and not evaluation.fits(scheme, known):
+            raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
+                            f"points), which does not hold {scheme.name} ({scheme.points})")
+        self.points = slice(None) if same else list(scheme.indices)
 
     @torch.no_grad()
     def __call__(self, images, landmarks):

@@ -73,13 +73,16 @@ def errors(predicted, faces, scheme, set_scheme):
     return nme, metrics.nme(predicted, truth, norm)
 
 
+def fits(scheme, whole):
+    """Whether scheme is the scheme `whole` or some of its points."""
+    if scheme.base is None:
+        return scheme.name == whole.name and scheme.points == whole.points
+    return scheme.base == whole.name and max(scheme.indices) < whole.points
+
+
 def fit_scheme(scheme, set_scheme, what):
     """Check that a model of `scheme` can be trained or scored on a set; raises UserError."""
-    if scheme.base is None:
-        same = scheme.name == set_scheme.name and scheme.points == set_scheme.points
-    else:
-        same = scheme.base == set_scheme.name and max(scheme.indices) < set_scheme.points
-    if not same:
+    if not fits(scheme, set_scheme):
         raise UserError(f"{what}: the model has the {scheme.name} scheme ({scheme.points} points), "
                         f"the set {set_scheme.name} ({set_scheme.points} points)")
 
