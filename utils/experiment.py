@@ -42,7 +42,7 @@ def find_experiment(name, folder=WEIGHTS):
     if name != "none" and (folder / name).is_dir():
         return folder / name
     known = sorted(p.parent.name for p in folder.glob("*/*.pt"))
-    what = "give --exp" if name == "none" else f"--exp {name}: no such experiment"
+    what = "give --exp" if name == "none" else f"{name}: no such experiment"
     raise UserError(f"{what}; there are: {', '.join(sorted(set(known))) or 'none yet'}")
 
 
