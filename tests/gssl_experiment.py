@@ -32,6 +32,7 @@ from utils.generator import read_photo  # noqa: E402
 
 LIST = pathlib.Path(__file__).with_name("labelled_200.txt")
 BATCH = 16
+WARM_UP = 1 / 24  # Of the steps of a training, and of each round.
 FLAGS = (f"--train --test --stride 16 --input-size 128 --batch-size {BATCH} "
          f"--effective-batch {BATCH} --ema 0.05 --workers 1 --cache ram")
 
@@ -89,20 +90,21 @@ def _prepare_rest(prepared, chosen, detector, output):
     unlabelled.prepare(folder, output / "few", table, find, output / "rest")
 
 
-def epochs(method, labelled, without, steps):
+def epochs(method, labelled, without, steps, rounds=3):
     """Flags of lengths that make `method` about `steps` optimiser steps long.
 
-    method: supervised, default (a third of the steps before the first round) or paper. labelled,
-    without: numbers of faces.
+    method: supervised, default (`rounds` rounds, a third of the steps before them) or paper (a
+    sixth before its five). labelled, without: numbers of faces.
     """
-    alone = labelled // BATCH
+    first = labelled // BATCH
     if method == "supervised":
-        return {"epochs": max(1, round(steps / alone))}
-    if method == "paper":
-        return {"epochs": max(1, round(steps / (alone + 5 * ((labelled + without) // BATCH))))}
-    one = gssl.repeats(labelled, without, gssl.LABELLED) * labelled + without
-    return {"epochs": max(1, round(steps / 3 / alone)), "gssl_rounds": 3,
-            "gssl_epochs": max(1, round(steps * 2 / 9 / (one // BATCH)))}
+        return {"epochs": max(1, round(steps / first))}
+    rounds, known = (5, 0) if method == "paper" else (rounds, gssl.LABELLED)
+    one = (gssl.repeats(labelled, without, known) * labelled + without) // BATCH
+    alone = 1 / 6 if method == "paper" else 1 / 3
+    each = max(1, round(steps * (1 - alone) / rounds / one))
+    found = {"epochs": max(1, round((steps - rounds * each * one) / first)), "gssl_epochs": each}
+    return found if method == "paper" else {**found, "gssl_rounds": rounds}
 
 
 def commands(args):
@@ -116,7 +118,9 @@ def commands(args):
         for method, prepared in methods.items():
             name = f"{args.name}-{method}-{seed}"
             kind = "supervised" if method == "ceiling" else method
-            knobs = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps)
+            knobs = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps, args.rounds)
+            # Warm-up is counted in epochs, and theirs differ in length.
+            knobs["warmup_epochs"] = f"{WARM_UP * knobs['epochs']:.2f}"
             if kind != "supervised":
                 knobs |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled, "gssl": "true"}
             flags = " ".join([*(f"--{k.replace('_', '-')} {v}" for k, v in knobs.items()),
@@ -166,6 +170,7 @@ def main():
     action.add_argument("--name", default="few", help="how the experiments' names begin [few]")
     action.add_argument("--steps", type=int, default=9000, help="optimiser steps of a run [9000]")
     action.add_argument("--seeds", type=int, default=3)
+    action.add_argument("--rounds", type=int, default=3, help="of the default preset [3]")
     action.add_argument("--backbone", default="mobilenetv3_large_100")
     action.add_argument("--flags", default="", help="more flags of main.py, in one argument")
     action = actions.add_parser("table")

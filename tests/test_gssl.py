@@ -142,7 +142,8 @@ def test_the_coarse_maps_are_the_score_layer_on_pooled_features():
 
 
 def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
-    paper = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60))
+    paper = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60,
+                            gssl_epochs=0))
     assert [(r.task, r.epochs, r.first, r.fresh, r.keep, len(r.views)) for r in paper] == [
         (task, 60, 60 * i, True, 1.0, 1) for i, task in
         enumerate(("supervised", "cls3", "cls2", "std", "std", "std"))]
@@ -150,6 +151,22 @@ def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
     assert [(r.task, r.epochs, r.first, r.fresh) for r in ours] == [
         ("supervised", 60, 0, True), ("std", 20, 60, False), ("std", 20, 80, False)]
     assert len({r.args(_args(drawn_set, unlabelled_set)).seed for r in paper}) == 6
+    # The warm-up is the same share of each round.
+    knobs = _args(drawn_set, unlabelled_set, epochs=60, warmup_epochs=3)
+    assert [r.args(knobs).warmup_epochs for r in ours] == [3, 1, 1]
+
+
+@pytest.mark.parametrize("preset, asked, epochs", [
+    ("paper", 0, [60] * 6), ("paper", 7, [60] + 5 * [7]), ("default", 0, [60, 10, 10, 10]),
+    ("default", 7, [60, 7, 7, 7])])
+def test_lengths_of_rounds(drawn_set, unlabelled_set, preset, asked, epochs):
+    rounds = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=60,
+                             gssl_epochs=asked, gssl_rounds=3))
+    assert [r.epochs for r in rounds] == epochs
+    assert [r.first for r in rounds] == [sum(epochs[:i]) for i in range(len(epochs))]
+
+
+def test_what_presets_refuse(drawn_set, unlabelled_set):
     assert len(gssl.plan(_args(drawn_set, unlabelled_set, gssl=False))) == 1
     with pytest.raises(UserError, match="pip head"):
         gssl.plan(_args(drawn_set, unlabelled_set, head="regression"))
@@ -356,18 +373,22 @@ def test_mistakes_of_the_command_line(drawn_set, unlabelled_set, weights):
     assert parse(["--dump-pseudo", "9", "--exp", "x"]).args.dump_pseudo == 9
 
 
-@pytest.mark.parametrize("labelled, without", [(180, 1795), (1918, 5749)])
-def test_the_experiments_methods_have_equal_steps(labelled, without):
-    per_epoch = [labelled // 16, (labelled + without) // 16]
+@pytest.mark.parametrize("labelled, without, steps, rounds", [
+    (180, 1795, 1500, 3), (180, 1795, 9000, 3), (1918, 5749, 9000, 3), (1918, 5749, 1500, 1)])
+def test_the_experiments_methods_have_equal_steps(labelled, without, steps, rounds):
+    alone, both = labelled // 16, (labelled + without) // 16
     repeated = gssl.repeats(labelled, without, gssl.LABELLED) * labelled
     assert labelled / (labelled + without) > 1 / 3 or 1 / 3 <= repeated / (repeated + without) < 0.5
-    plan = {m: gssl_experiment.epochs(m, labelled, without, 9000)
+    plan = {m: gssl_experiment.epochs(m, labelled, without, steps, rounds)
             for m in ("supervised", "default", "paper")}
-    steps = [plan["supervised"]["epochs"] * per_epoch[0],
-             plan["paper"]["epochs"] * (per_epoch[0] + 5 * per_epoch[1]),
-             plan["default"]["epochs"] * per_epoch[0]
-             + 3 * plan["default"]["gssl_epochs"] * ((repeated + without) // 16)]
-    assert steps == pytest.approx([9000] * 3, rel=0.15)
+    assert plan["default"]["gssl_rounds"] == rounds
+    found = [plan["supervised"]["epochs"] * alone,
+             plan["default"]["epochs"] * alone
+             + rounds * plan["default"]["gssl_epochs"] * ((repeated + without) // 16)]
+    # Five rounds of paper with at least one epoch each need more steps than the shortest plan has.
+    if 5 * both < steps:
+        found.append(plan["paper"]["epochs"] * alone + 5 * plan["paper"]["gssl_epochs"] * both)
+    assert found == pytest.approx([steps] * len(found), rel=0.05)
 
 
 def test_the_committed_list_is_the_rules_choice(shared):

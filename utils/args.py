@@ -33,7 +33,7 @@ CHOICES = {
 }
 # Least and largest value of numbers; everything else that is a number must not be negative.
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,
-         "detect_every": 1, "gssl_rounds": 1, "gssl_epochs": 1, "gssl_keep": 0.01}
+         "detect_every": 1, "gssl_rounds": 1, "gssl_keep": 0.01}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
            "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
            "teacher_share": 1}

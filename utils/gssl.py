@@ -48,8 +48,10 @@ class Round:
     labelled: float = 0.0
 
     def args(self, args):
-        """Resolved knobs of this round: its epochs, and a seed so that no two draw alike."""
+        """Resolved knobs of this round: its epochs, of which the warm-up is the same share in all
+        rounds, and a seed so that no two draw alike."""
         return argparse.Namespace(**{**vars(args), "epochs": self.epochs,
+                                     "warmup_epochs": args.warmup_epochs * self.epochs / args.epochs,
                                      "seed": args.seed + 100003 * self.number})
 
 
@@ -66,9 +68,11 @@ def plan(args):
                         f"input_size {args.input_size} with stride {args.stride} gives {grid} x "
                         f"{grid} cells, which 4 does not divide")
     if args.gssl_preset == "paper":
-        return rounds + [Round(i, task, args.epochs, i * args.epochs)
+        epochs = args.gssl_epochs or args.epochs
+        return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
                          for i, task in enumerate(PAPER, 1)]
-    return rounds + [Round(i, "std", args.gssl_epochs, args.epochs + (i - 1) * args.gssl_epochs,
+    epochs = args.gssl_epochs or math.ceil(args.epochs / 6)
+    return rounds + [Round(i, "std", epochs, args.epochs + (i - 1) * epochs,
                            False, VIEWS, args.gssl_keep, LABELLED)
                      for i in range(1, args.gssl_rounds + 1)]
 
