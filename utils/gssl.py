@@ -50,9 +50,9 @@ class Round:
     def args(self, args):
         """Resolved knobs of this round: its epochs, of which the warm-up is the same share in all
         rounds, and a seed so that no two draw alike."""
-        return argparse.Namespace(**{**vars(args), "epochs": self.epochs,
-                                     "warmup_epochs": args.warmup_epochs * self.epochs / args.epochs,
-                                     "seed": args.seed + 100003 * self.number})
+        return argparse.Namespace(**{
+            **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,
+            "warmup_epochs": args.warmup_epochs * self.epochs / args.epochs})
 
 
 def plan(args):

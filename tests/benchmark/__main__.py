@@ -1,0 +1,94 @@
+"""Speed, measured side by side in one process: python -m tests.benchmark --data-dir PREPARED_SET.
+
+Ways of doing the same work take turns in shuffled order, and a table gives medians, so that a ratio
+holds even where the machine is shared. Without --data-dir the faces are drawn. --only runs parts:
+data, step, evaluation, deployment, irnet, growth, startup. --exp adds trained models (.pt) to the
+deployment table, with the error of each variant. About a quarter of an hour on two cores.
+"""
+import argparse
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import time
+
+import torch
+
+import main
+from tests.benchmark import data, deployment, growth, startup, training
+from tests.benchmark.common import say
+from utils import dataset
+from utils.args import ROOT, load_args
+from utils.errors import run as guarded
+from utils.memory import keep_freed
+
+PARTS = {"data": data.data, "step": training.step, "evaluation": training.evaluate,
+         "deployment": deployment.deployment, "irnet": deployment.irnet, "growth": growth.growth,
+         "startup": startup.startup}
+
+
+def facts(prepared, options):
+    """The machine and the versions, as Markdown lines."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    name = re.search(r"model name\s*: (.*)", text)
+    flags = set((re.search(r"flags\s*: (.*)", text) or [0, ""])[1].split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in (
+        "torch", "torchvision", "timm", "opencv-python", "pillow", "numpy"))
+    try:
+        runtime = importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        runtime = importlib.metadata.version("onnxruntime")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return [f"# Benchmark, {datetime.date.today()}", "",
+            f"* Processor: {name[1] if name else platform.processor()}, "
+            f"{len(os.sched_getaffinity(0))} cores used; "
+            f"{' '.join(flag for flag in wanted if flag in flags)}",
+            f"* GPU: {gpu}", f"* Python {platform.python_version()}, {versions}, ONNX Runtime "
+            f"{runtime}; PyTorch with {torch.get_num_threads()} threads where nothing else is said",
+            f"* Faces: {'drawn' if prepared.drawn else prepared.folder.name}, "
+            f"{len(prepared.lists['train'])} for training; {options.rounds} rounds; load of the "
+            f"machine at the start {os.getloadavg()[0]:.1f}", ""]
+
+
+def parse(argv=None):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help="parts to run [all]")
+    parser.add_argument("--data-dir", help="a prepared set [drawn faces at 256 px]")
+    parser.add_argument("--exp", nargs="*", default=[], metavar="FILE.pt",
+                        help="trained models for the deployment table")
+    parser.add_argument("--rounds", type=int, default=30, help="of each measurement [30]")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of `step` [2]")
+    parser.add_argument("--output", metavar="FILE", help="also write the Markdown here")
+    parser.add_argument("--plot", default=str(ROOT / "assets" / "growth.png"), metavar="FILE",
+                        help="where the growth plot goes [assets/growth.png]")
+    return parser.parse_args(argv)
+
+
+def run():
+    """Measure, print the Markdown, and write it after every part."""
+    options = parse()
+    keep_freed()
+    args = load_args({"data_dir": options.data_dir} if options.data_dir else {"data": "samples"})
+    prepared = dataset.PreparedSet(main.set_folder(args))
+    lines = facts(prepared, options)
+    for name in options.only:
+        say(f"== {name}")
+        begun, threads = time.perf_counter(), torch.get_num_threads()
+        found = PARTS[name](prepared, options)
+        torch.set_num_threads(threads)
+        say(f"== {name}: {time.perf_counter() - begun:.0f} s")
+        lines += [f"## {name}", "", *found]
+        if options.output:
+            pathlib.Path(options.output).write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    guarded(run)

@@ -1,0 +1,68 @@
+"""What the parts share: turns, tables, and models to time."""
+import random
+import sys
+import time
+
+import numpy
+import torch
+
+from nets.backbone import reparameterise
+from nets.model import LandmarkNet
+from utils import dataset
+from utils.args import load_args
+
+
+def say(*words):
+    """Progress, on stderr: the table alone goes to stdout."""
+    print(*words, file=sys.stderr, flush=True)
+
+
+def measure(ways, rounds, clock=time.perf_counter, warm=1):
+    """Name to seconds (rounds,) of each of the ways (name to function), in turns, shuffled."""
+    order, found = list(ways), {name: [] for name in ways}
+    shuffler = random.Random(0)
+    for number in range(rounds + warm):
+        shuffler.shuffle(order)
+        for name in order:
+            begun = clock()
+            ways[name]()
+            if number >= warm:
+                found[name].append(clock() - begun)
+    return {name: numpy.array(values) for name, values in found.items()}
+
+
+def table(head, rows):
+    """Lines of a Markdown table; head and rows are lists of cells."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return [*lines, ""]
+
+
+def ms(seconds, share=50):
+    """A percentile of seconds as text in milliseconds."""
+    value = 1000 * numpy.percentile(seconds, share)
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def build(backbone, scheme, size, faces, prepared, activation="prelu"):
+    """An untrained model as checkpoint.load_model gives it, its batch norms moved off their start.
+
+    timm starts the last norm of a block at zero, which would make int8 and folding look too easy.
+    """
+    torch.manual_seed(0)
+    model = LandmarkNet(scheme, backbone, activation=activation)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            module.momentum = 0.5
+        if isinstance(module, torch.nn.PReLU):
+            torch.nn.init.uniform_(module.weight, 0.05, 0.5)
+    found = dataset.FaceDataset(faces, prepared.margin, size)
+    images = torch.stack([found[i][0] for i in range(4)]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for _ in range(4):
+            model(images)
+    model = reparameterise(model.eval())
+    model.args = load_args({"backbone": backbone, "input_size": size})
+    model.crop, model.input_size = prepared.crop, size
+    return model
