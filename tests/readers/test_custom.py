@@ -1,0 +1,114 @@
+"""Own photos with .pts or .csv."""
+import numpy
+import pytest
+from reader_files import image, pts, reasons, write
+
+from utils import landmarks
+from utils.errors import UserError
+from utils.readers import custom
+
+THREE = landmarks.Scheme("three", numpy.array([1, 0, 2]), numpy.zeros((3, 2)), None, {})
+HEADER = "image,x1,y1,x2,y2,x3,y3"
+
+
+def test_custom_folder(tmp_path):
+    points = numpy.array([[1, 2], [3, 4], [5, 6.5]])
+    for name in ("a.jpg", "sub/a.png", "sub/Test/b.jpg", "val/a.jpg", "bad.jpg", "alone.jpg"):
+        photo = image(tmp_path / name)
+        write(photo.with_suffix(".pts"), pts(points))
+    write(tmp_path / "bad.pts", pts(points[:2]))
+    (tmp_path / "alone.pts").rename(tmp_path / "lonely.PTS")
+    problems = []
+    faces = custom.read(tmp_path, problems, THREE)
+    assert [(f.name, f.lists, f.group) for f in faces] == [
+        ("a", ("train",), "a"), ("sub_a", ("train",), "sub/a"),
+        ("sub_Test_b", ("test",), "sub/Test/b"), ("val_a", ("val",), "val/a")]
+    assert all(numpy.allclose(f.points, points) for f in faces)
+    assert set(reasons(problems)) == {"bad.pts", "alone.jpg", "lonely.PTS"}
+    assert "2 points found, 3 expected" in reasons(problems)["bad.pts"]
+
+
+def test_custom_csv(tmp_path):
+    for name in ("a.jpg", "p/b.png"):
+        image(tmp_path / name)
+    path = write(tmp_path / "faces.csv", (
+        "\ufeffsplit, image,x1,y1,x2,y2,x3,y3,x_min,y_min,x_max,y_max\r\n"
+        "train,a.jpg,1,2,3,4,5,6,,,,\r\n\r\n"
+        "val,./p/b.png,1,2,3,4,5,6.5,0,0,9,9\r\n"
+        ',"a.jpg", 7,8 ,9,10,11,12,,,,\r\n'))
+    for source in (path, tmp_path):
+        problems = []
+        faces = custom.read(source, problems, THREE)
+        assert problems == []
+        assert [(f.name, f.lists, f.group) for f in faces] == [
+            ("a-1", ("train",), "a.jpg"), ("p_b-1", ("val",), "p/b.png"),
+            ("a-2", ("train",), "a.jpg")]
+        assert faces[0].box is None and faces[1].box.tolist() == [0, 0, 9, 9]
+        assert faces[1].points.tolist() == [[1, 2], [3, 4], [5, 6.5]]
+        assert all(f.photo.is_file() for f in faces)
+
+
+@pytest.mark.parametrize("line, reason", [
+    ("a.jpg,1,2,3,4,5", "7 fields expected, 6 found"),
+    ("a.jpg,1,2,3,4,5,6,7", "7 fields expected, 8 found"),
+    ("a.jpg,1,2,3,4,5,nan", "'nan' is no finite number"),
+    ("a.jpg,1,2,3,4,5,", "'' is no number"),
+    ("a.jpg,1,2,3,4,5,six", "'six' is no number"),
+    (",1,2,3,4,5,6", "no image named"),
+    ("b.jpg,1,2,3,4,5,6", "no image"),
+    ('"a"jpg,1,2,3,4,5,6', "expected after"),
+    ('"a.jpg,1,2,3,4,5,6', "unexpected end"),
+    ("x" * 200000, "field larger"),
+    ("a\0.jpg,1,2,3,4,5,6", "")])
+def test_custom_csv_names_the_bad_line(tmp_path, line, reason):
+    image(tmp_path / "a.jpg")
+    good = "a.jpg,1,2,3,4,5,6"
+    path = write(tmp_path / "faces.csv", f"{HEADER}\n{good}\n{line}\n{good}")
+    problems = []
+    assert len(custom.read(path, problems, THREE)) == 2
+    (where, text), = problems
+    assert where == path and text.startswith("line 3: ") and reason in text
+
+
+def test_custom_csv_bad_split_and_box(tmp_path):
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "faces.csv", "\n".join([
+        HEADER + ",split,x_min,y_min,x_max,y_max", "a.jpg,1,2,3,4,5,6,dev,,,,",
+        "a.jpg,1,2,3,4,5,6,test,0,0,,", "a.jpg,1,2,3,4,5,6,test,9,0,1,1",
+        "a.jpg,1,2,3,4,5,6,test,0,0,1,1"]))
+    problems = []
+    assert len(custom.read(path, problems, THREE)) == 1
+    assert [reason.split(":")[0] for _, reason in problems] == ["line 2", "line 3", "line 4"]
+    assert "found 'dev'" in problems[0][1] and "x_min" in problems[2][1]
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "no column image"),
+    (b"image,x1,y1,x2,y2\na.jpg,1,2,3,4\n", "no column x3.*3 points of three"),
+    (b"image;x1;y1;x2;y2;x3;y3\n", "no column image"),
+    (HEADER.encode() + b",x4,y4\n", "unknown column 'x4'"),
+    (HEADER.encode() + b",x1\n", "column 'x1' is there twice"),
+    (HEADER.encode() + b",x_min\n", "needs all of x_min"),
+    (HEADER.encode() + b"\n\xff\xfe\n", "UTF-8"),
+    (bytes(range(256)), "UTF-8"),
+    ('"open' + HEADER, "CSV")])
+def test_custom_csv_of_another_form(tmp_path, content, reason):
+    path = write(tmp_path / "faces.csv", content)
+    with pytest.raises(UserError, match=f"faces.csv: .*{reason}") as caught:
+        custom.read(path, [], THREE)
+    assert "\n" not in str(caught.value)
+
+
+def test_custom_says_what_it_needs(tmp_path):
+    with pytest.raises(UserError, match="needs a landmark scheme"):
+        custom.read(tmp_path, [])
+    with pytest.raises(UserError, match="no .pts and no .csv"):
+        custom.read(tmp_path, [], THREE)
+    write(tmp_path / "a.csv", HEADER)
+    write(tmp_path / "b.csv", HEADER)
+    with pytest.raises(UserError, match="a.csv, b.csv; give the path"):
+        custom.read(tmp_path, [], THREE)
+    (tmp_path / "b.csv").unlink()
+    write(tmp_path / "sub" / "a.pts", "")
+    with pytest.raises(UserError, match="a.csv and .pts files; give the path"):
+        custom.read(tmp_path, [], THREE)
