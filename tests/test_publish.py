@@ -29,16 +29,19 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     second.mkdir(parents=True)
     state = checkpoint.read(tiny_weights)
     state["args"] = {**state["args"], "pretrained": str(tiny_weights), "epochs": 7,
-                     "data_dir": "/somewhere/300W-64"}
+                     "gssl_epochs": 20, "data_dir": "/somewhere/300W-64"}
     checkpoint.save(state, second / "best.pt")
-    first, last = map(publish.command, publish.chain(second / "best.pt"))
+    chain = publish.chain(second / "best.pt")
+    first, last = map(publish.command, chain)
     assert "--exp tiny" in first and "--backbone mobilenetv3_small_050" in first
     assert "--exp second" in last and "--epochs 7" in last
     assert "--pretrained weights/tiny/best.pt" in last
     assert "somewhere" not in last and "--input-size 64" in last
+    # It trained on no unlabelled faces, so their knobs say nothing.
+    assert "gssl" not in last
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
                "nme_crop": 51.0}
-    text = publish.card(second / "best.pt", {"pytorch": {"test": numbers}}, "fast", 600)
+    text = publish.card(chain, {"pytorch": {"test": numbers}}, "fast", 600)
     assert "trained from random weights" in text
     assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
     shutil.rmtree(second)

@@ -47,7 +47,8 @@ def command(source):
     """The command that trains a checkpoint: what differs from the shipped args.yaml."""
     args = checkpoint.read(source)["args"]
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
-    typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]}
+    typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]
+             and (args["gssl"] or not k.startswith("gssl_"))}
     for knob in typed.keys() & set(WEIGHTS_KNOBS):
         typed[knob] = _weights_name(args[knob])
     if "data_dir" in typed:
@@ -69,12 +70,16 @@ def _weights_name(path):
     return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
 
 
-def card(source, report, title, seconds):
-    """A model card as Markdown. report: of `main.py --test --report`; seconds: of the training."""
-    state = checkpoint.read(source)
+def card(sources, report, title, seconds):
+    """A model card as Markdown.
+
+    sources: the chain of a checkpoint. report: of `main.py --test --report`. seconds: of the
+    trainings.
+    """
+    state = checkpoint.read(sources[-1])
     args, scheme = state["args"], state["scheme"]
     begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
-    first = checkpoint.read(chain(source)[0])["args"]
+    first = checkpoint.read(sources[0])["args"]
     begun = begun.get(first["pretrained"], _weights_name(first["pretrained"])).format(**first)
     lines = [
         f"# {title}", "",
@@ -86,7 +91,7 @@ def card(source, report, title, seconds):
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         "* licence: trained on 300W, whose photos may be used for research only; so may these "
-        "weights", "", "```", *map(command, chain(source)), "```", "",
+        "weights", "", "```", *map(command, sources), "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
@@ -119,8 +124,9 @@ def main(argv=None):
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     commands_of_main.test(load_args({"exp": str(target), "data_dir": given.data_dir,
                                      "report": str(report)}), actions)
-    seconds = sum(experiment.read_epochs(path.parent)[-1]["seconds"] for path in chain(source))
-    text = card(source, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
+    sources = chain(source)
+    seconds = sum(experiment.read_epochs(path.parent)[-1]["seconds"] for path in sources)
+    text = card(sources, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
     target.with_suffix(".md").write_text(text, encoding="utf-8")
     report.unlink()
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
