@@ -55,14 +55,15 @@ def train(args, resume=False, stop=None):
     rounds = gssl.plan(args)
     if resume and state is None:
         say(f"resume: {folder.name}: nothing is saved yet, it begins anew")
+    moments = None
     for part in rounds[0 if state is None else state.get("round", 0):]:
         run = None  # The round before goes, with its loader's processes and memory.
-        run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state)
+        run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state, moments)
         if run is None:
             if not launch.stopped():
                 print(f"stopped and saved; go on with: python main.py --resume --exp {folder.name}")
             return None
-        state = None
+        state, moments = None, run.optimizer.state_dict()
     distributed.stop()
     if ranks.first:
         experiment.plot_curves(folder)
@@ -77,10 +78,11 @@ def train(args, resume=False, stop=None):
     return folder
 
 
-def _train_round(whole, part, last, folder, ranks, stop, state):
+def _train_round(whole, part, last, folder, ranks, stop, state, moments):
     """Train one gssl.Round (the only one, without --gssl) and return its Run; None: stopped.
 
     whole: the knobs of all rounds. last: whether no round follows. state: of last.pt, or None.
+    moments: of the optimiser of the round before, or None.
     """
     from utils import dataset
     from utils.landmarks import model_scheme
@@ -98,6 +100,8 @@ def _train_round(whole, part, last, folder, ranks, stop, state):
                 f"goes on at epoch {begin + 1}, step {step + 1}"))
     elif part.number:
         run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
+        if not part.fresh:
+            run.take_moments(moments)
         # best.pt, which this round began from, is about to be overwritten.
         run.save(0, 0)
     del state
@@ -157,13 +161,14 @@ def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state
     if ranks.world > 1 and ranks.device.type != "cuda":
         say("batch norm: statistics per process (synchronised ones need GPUs)")
     dtype = engine.choose_precision(args.precision, ranks.device, model)
-    optimizer, scheduler, ema = optimisation(model, args, sampler.steps)
+    optimizer, scheduler, ema = optimisation(model, args, sampler.steps, part.before, part.whole)
     model, parallel = parallelise(model, ranks)
     return Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
                torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,
                criterion, loader, sampler, engine.Faults(faces, folder, ranks), stop,
                checkpoint.describe(whole, scheme, prepared.crop, neighbour_face), teacher,
-               part.number, f"round {part.number} ({part.task}) " if args.gssl else "")
+               part.number, f"round {part.number} ({part.task}) " if args.gssl else "",
+               part.before * sampler.steps)
 
 
 def _train_epochs(run, part, last, prepared, begin, step):

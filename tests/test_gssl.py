@@ -10,7 +10,7 @@ import yaml
 
 import main
 from nets.head import CoarseMaps, Maps, PIPHead
-from utils import checkpoint, experiment, gssl, loss, unlabelled
+from utils import checkpoint, experiment, gssl, loss, run, unlabelled
 from utils.args import load_args, parse
 from utils.augment import Augment
 from utils.dataset import FaceDataset, FaceList, PreparedSet
@@ -151,9 +151,32 @@ def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
     assert [(r.task, r.epochs, r.first, r.fresh) for r in ours] == [
         ("supervised", 60, 0, True), ("std", 20, 60, False), ("std", 20, 80, False)]
     assert len({r.args(_args(drawn_set, unlabelled_set)).seed for r in paper}) == 6
-    # The warm-up is the same share of each round.
-    knobs = _args(drawn_set, unlabelled_set, epochs=60, warmup_epochs=3)
-    assert [r.args(knobs).warmup_epochs for r in ours] == [3, 1, 1]
+
+
+def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
+    def rates(part, args, steps=5):
+        args = part.args(args)
+        optimizer, scheduler, _ = run.optimisation(torch.nn.Linear(2, 2), args, steps, part.before,
+                                                   part.whole)
+        found = []
+        for step in range(part.before * steps, (part.before + part.epochs) * steps):
+            scheduler.step_update(step)
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    knobs = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
+    args = _args(drawn_set, unlabelled_set, **knobs)
+    first, *later = [rates(part, args) for part in gssl.plan(args)]
+    assert first[:10] == sorted(first[:10]) and first[0] < 0.1 and set(first[10:]) == {0.5}
+    # The rounds go down one cosine between them.
+    later = numpy.concatenate(later)
+    cosine = 0.5 * (1 + numpy.cos(numpy.pi * numpy.arange(60) / 60))
+    assert later == pytest.approx(args.min_lr + (0.5 - args.min_lr) * cosine)
+    # In the authors' rounds, which start anew, each has its own, with its share of the warm-up.
+    args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **knobs)
+    every = [rates(part, args) for part in gssl.plan(args)]
+    assert all(found[-1] < 0.05 for found in every)
+    assert [numpy.argmax(found) for found in every] == [9] + 5 * [4]
 
 
 @pytest.mark.parametrize("preset, asked, epochs", [
@@ -314,6 +337,8 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
     state = checkpoint.read(folder / "last.pt")
     assert (state["round"], state["epoch"], state["step"]) == (2, 1, 0)
     assert state["args"]["gssl"] and state["args"]["seed"] == 0
+    # The optimiser's moments went on from round to round, through all steps.
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {4 + 2 * 6}
     capsys.readouterr()
     # Stopped within the first round (of four steps), at its end, and within the second.
     knobs["exp"] = "parts"

@@ -148,7 +148,7 @@ def _optimise(run, batches, number):
     if finite:
         run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.scheduler.step_update(number + 1)
+    run.schedule(number + 1)
     if not finite:
         for buffer, before in zip(run.model.buffers(), statistics):
             buffer.copy_(before)

@@ -36,7 +36,9 @@ class Round:
     task: `supervised`, or what the unlabelled faces teach (std, cls2, cls3). epochs: its length.
     first: its first epoch in the numbering through all rounds. fresh: whether it starts from new
     weights and not from the round before. views: of the pseudo-labels. keep: share of them, those
-    on which the views agree best. labelled: least share of labelled faces.
+    on which the views agree best. labelled: least share of labelled faces. before, whole: epochs of
+    its learning-rate cosine that are before it, and all of them (None: its own; 0: no cosine, the
+    rate stays at its peak and the next rounds bring it down).
     """
     number: int
     task: str
@@ -46,13 +48,16 @@ class Round:
     views: tuple = VIEWS[:1]
     keep: float = 1.0
     labelled: float = 0.0
+    before: int = 0
+    whole: int | None = None
 
     def args(self, args):
         """Resolved knobs of this round: its epochs, of which the warm-up is the same share in all
-        rounds, and a seed so that no two draw alike."""
+        rounds that start anew, and a seed so that no two draw alike."""
+        warm_up = args.warmup_epochs * self.epochs / args.epochs if self.fresh else 0.0
         return argparse.Namespace(**{
             **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,
-            "warmup_epochs": args.warmup_epochs * self.epochs / args.epochs})
+            "warmup_epochs": warm_up, "min_lr": args.lr if self.whole == 0 else args.min_lr})
 
 
 def plan(args):
@@ -72,9 +77,11 @@ def plan(args):
         return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
                          for i, task in enumerate(PAPER, 1)]
     epochs = args.gssl_epochs or math.ceil(args.epochs / 6)
-    return rounds + [Round(i, "std", epochs, args.epochs + (i - 1) * epochs,
-                           False, VIEWS, args.gssl_keep, LABELLED)
-                     for i in range(1, args.gssl_rounds + 1)]
+    # One cosine: rounds that each brought the rate down and up again learned less in equal steps.
+    return [dataclasses.replace(rounds[0], whole=0)] + [
+        Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
+              LABELLED, (i - 1) * epochs, args.gssl_rounds * epochs)
+        for i in range(1, args.gssl_rounds + 1)]
 
 
 # What is known of a face without labels, in the order of `label`.

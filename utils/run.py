@@ -41,6 +41,7 @@ class Run:
     teacher: typing.Callable | None = None
     round: int = 0
     title: str = ""
+    before: int = 0  # Steps of the learning-rate schedule in earlier rounds.
     losses: list = dataclasses.field(default_factory=list)
     best: float = float("inf")
     begun: float = dataclasses.field(default_factory=time.monotonic)
@@ -83,10 +84,7 @@ class Run:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.module.load_state_dict(state["ema"])
-            # The settings (learning rate, weight decay) are today's, only the moments are old.
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"],
-                                            "param_groups": groups})
+            self.take_moments(state["optimizer"])
             for parameter, moments in self.optimizer.state.items():
                 if any(m.numel() > 1 and m.shape != parameter.shape for m in moments.values()):
                     raise ValueError("the optimiser's moments do not fit the parameters")
@@ -101,22 +99,32 @@ class Run:
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.folder / 'last.pt'}: cannot be resumed from: "
                             f"{' '.join(str(error).split())[:160]}") from None
-        self.scheduler.step_update(epoch * self.sampler.steps + step)
+        self.schedule(epoch * self.sampler.steps + step)
         return epoch, step
 
+    def take_moments(self, optimizer):
+        """Take over the moments of another optimiser's state_dict; the settings stay today's."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
 
-def optimisation(model, args, steps):
+    def schedule(self, steps):
+        """Set the learning rate as after so many optimiser steps of this training."""
+        self.scheduler.step_update(self.before + steps)
+
+
+def optimisation(model, args, steps, before=0, whole=None):
     """(AdamW, warm-up and cosine, weight average or None) of a training.
 
-    args: resolved knobs. steps: optimiser steps an epoch.
+    args: resolved knobs. steps: optimiser steps an epoch. before, whole: epochs of the cosine that
+    were before this training, and all of them (default: the training is the whole).
     """
     optimizer = torch.optim.AdamW(
         timm.optim.param_groups_weight_decay(model, args.weight_decay), args.lr)
-    total = steps * args.epochs
+    total = steps * (whole or args.epochs)
     scheduler = timm.scheduler.CosineLRScheduler(
         optimizer, t_initial=total, lr_min=args.min_lr, t_in_epochs=False,
         warmup_t=min(round(args.warmup_epochs * steps), total - 1), warmup_lr_init=args.lr / 10)
-    scheduler.step_update(0)
+    scheduler.step_update(steps * before)
     ema = None
     if args.ema:
         # Never below a few steps' memory, nor so long that the random start stays in.
