@@ -93,15 +93,16 @@ def _prepare_rest(prepared, chosen, detector, output):
 def epochs(method, labelled, without, steps, rounds=3):
     """Flags of lengths that make `method` about `steps` optimiser steps long.
 
-    method: supervised, default (`rounds` rounds, a third of the steps before them) or paper (a
+    method: supervised, default (`rounds` rounds, half of the steps before them) or paper (a
     sixth before its five). labelled, without: numbers of faces.
     """
     first = labelled // BATCH
     if method == "supervised":
         return {"epochs": max(1, round(steps / first))}
-    rounds, known = (5, 0) if method == "paper" else (rounds, gssl.LABELLED)
-    one = (gssl.repeats(labelled, without, known) * labelled + without) // BATCH
-    alone = 1 / 6 if method == "paper" else 1 / 3
+    rounds, known, batch = ((5, 0, BATCH) if method == "paper" else
+                            (rounds, gssl.LABELLED, gssl.LARGER * BATCH))
+    one = (gssl.repeats(labelled, without, known) * labelled + without) // batch
+    alone = 1 / 6 if method == "paper" else 1 / 2
     each = max(1, round(steps * (1 - alone) / rounds / one))
     found = {"epochs": max(1, round((steps - rounds * each * one) / first)), "gssl_epochs": each}
     return found if method == "paper" else {**found, "gssl_rounds": rounds}

@@ -23,9 +23,10 @@ from utils.loss import encode
 PAPER = ("cls3", "cls2", "std", "std", "std")
 COARSE = {"cls2": 2, "cls3": 4}  # How many cells of the grid are one cell of the coarse map.
 # (mirrored, degrees): the copies of a face whose mean is its pseudo-label in the default preset.
-VIEWS = ((False, 0), (True, 0), (False, 15), (True, -15))
-# In the default preset labelled faces are repeated until they are this share of a round's list.
-LABELLED = 1 / 3
+VIEWS = ((False, 0), (True, 0), (False, 15), (True, -15), (False, -15), (True, 15))
+# In the default preset labelled faces are repeated until they are this share of a round's list,
+# and a step has so many times the faces: as many labelled ones as before, and others beside them.
+LABELLED, LARGER = 1 / 2, 2
 SHEET_SIZE = 224  # Side in pixels of a face on the sheet of pseudo-labels.
 
 
@@ -38,7 +39,8 @@ class Round:
     weights and not from the round before. views: of the pseudo-labels. keep: share of them, those
     on which the views agree best. labelled: least share of labelled faces. before, whole: epochs of
     its learning-rate cosine that are before it, and all of them (None: its own; 0: no cosine, the
-    rate stays at its peak and the next rounds bring it down).
+    rate stays at its peak and the next rounds bring it down). larger: how many times the faces of
+    effective_batch are in a step.
     """
     number: int
     task: str
@@ -50,6 +52,7 @@ class Round:
     labelled: float = 0.0
     before: int = 0
     whole: int | None = None
+    larger: int = 1
 
     def args(self, args):
         """Resolved knobs of this round: its epochs, of which the warm-up is the same share in all
@@ -57,6 +60,7 @@ class Round:
         warm_up = args.warmup_epochs * self.epochs / args.epochs if self.fresh else 0.0
         return argparse.Namespace(**{
             **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,
+            "effective_batch": self.larger * args.effective_batch,
             "warmup_epochs": warm_up, "min_lr": args.lr if self.whole == 0 else args.min_lr})
 
 
@@ -80,7 +84,7 @@ def plan(args):
     # One cosine: rounds that each brought the rate down and up again learned less in equal steps.
     return [dataclasses.replace(rounds[0], whole=0)] + [
         Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
-              LABELLED, (i - 1) * epochs, args.gssl_rounds * epochs)
+              LABELLED, (i - 1) * epochs, args.gssl_rounds * epochs, LARGER)
         for i in range(1, args.gssl_rounds + 1)]
 
 
@@ -207,13 +211,14 @@ def round_faces(folder, part, teacher, labelled, unlabelled, prepared, scheme, a
     make = None if teacher is None else lambda: label(
         teacher.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, part.views,
         ranks, args.workers)
-    points, _, spread = pseudo_labels(folder / f"pseudo-{part.number}.pt", make, unlabelled, ranks)
+    path = folder / f"pseudo-{part.number}.pt"
+    points, confidence, spread = pseudo_labels(path, make, unlabelled, ranks)
     if args.dump_pseudo:
         path = ranks.share(dump, folder, unlabelled, prepared.margin, scheme, args.dump_pseudo)
         if ranks.first:
             print(f"{path}: the least confident faces and their pseudo-labels")
-    return join(labelled, unlabelled, agreed(points, spread, part.keep), scheme.indices,
-                part.labelled)
+    known = agreed(points, confidence, spread, part.keep)
+    return join(labelled, unlabelled, known, scheme.indices, part.labelled)
 
 
 def pseudo_labels(path, make, faces, ranks):
@@ -239,15 +244,20 @@ def pseudo_labels(path, make, faces, ranks):
     return [state[name].double().numpy() for name in LABELS]
 
 
-def agreed(points, spread, keep):
-    """Points (N, K, 2) with NaN where the views agree least.
+def agreed(points, confidence, spread, keep):
+    """Points (N, K, 2) with NaN where the views agree least and are least confident.
 
-    Of each landmark the share `keep` of the faces is kept, so that the hard landmarks, whose spread
-    (N, K) is always larger, are taught as often as the easy ones.
+    Spread (N, K) and confidence (N, K) count alike, each against its landmark's mean. Of each
+    landmark the share `keep` of the faces is kept, so that the hard landmarks, whose spread is
+    always larger, are taught as often as the easy ones.
     """
-    count = math.ceil(keep * len(spread))
-    limit = numpy.sort(spread, 0)[count - 1]
-    return numpy.where((spread <= limit)[..., None], points, numpy.nan)
+    doubt = spread / _positive(spread.mean(0)) - confidence / _positive(confidence.mean(0))
+    limit = numpy.sort(doubt, 0)[math.ceil(keep * len(doubt)) - 1]
+    return numpy.where((doubt <= limit)[..., None], points, numpy.nan)
+
+
+def _positive(values):
+    return numpy.where(values > 0, values, 1)
 
 
 def join(labelled, unlabelled, points, indices=None, share=0.0):
