@@ -55,15 +55,16 @@ def train(args, resume=False, stop=None):
     rounds = gssl.plan(args)
     if resume and state is None:
         say(f"resume: {folder.name}: nothing is saved yet, it begins anew")
-    moments = None
+    run = None
     for part in rounds[0 if state is None else state.get("round", 0):]:
+        moments = None if run is None or part.fresh else run.optimizer.state_dict()
         run = None  # The round before goes, with its loader's processes and memory.
         run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state, moments)
         if run is None:
             if not launch.stopped():
                 print(f"stopped and saved; go on with: python main.py --resume --exp {folder.name}")
             return None
-        state, moments = None, run.optimizer.state_dict()
+        state = None
     distributed.stop()
     if ranks.first:
         experiment.plot_curves(folder)
@@ -82,7 +83,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state, moments):
     """Train one gssl.Round (the only one, without --gssl) and return its Run; None: stopped.
 
     whole: the knobs of all rounds. last: whether no round follows. state: of last.pt, or None.
-    moments: of the optimiser of the round before, or None.
+    moments: of the optimiser of the round before, for one that goes on from it, or None.
     """
     from utils import dataset
     from utils.landmarks import model_scheme
@@ -100,7 +101,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state, moments):
                 f"goes on at epoch {begin + 1}, step {step + 1}"))
     elif part.number:
         run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
-        if not part.fresh:
+        if moments is not None:
             run.take_moments(moments)
         # best.pt, which this round began from, is about to be overwritten.
         run.save(0, 0)

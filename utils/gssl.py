@@ -36,8 +36,8 @@ class Round:
 
     task: `supervised`, or what the unlabelled faces teach (std, cls2, cls3). epochs: its length.
     first: its first epoch in the numbering through all rounds. fresh: whether it starts from new
-    weights and not from the round before. views: of the pseudo-labels. keep: share of them, those
-    on which the views agree best. labelled: least share of labelled faces. before, whole: epochs of
+    weights and not from the round before. views: of the pseudo-labels. keep: share of them, see
+    `agreed`. labelled: least share of labelled faces. before, whole: epochs of
     its learning-rate cosine that are before it, and all of them (None: its own; 0: no cosine, the
     rate stays at its peak and the next rounds bring it down). larger: how many times the faces of
     effective_batch are in a step.
