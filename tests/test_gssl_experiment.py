@@ -1,0 +1,33 @@
+"""The controlled experiments of self-training: equal steps, and the committed list."""
+import gssl_experiment
+import pytest
+
+from utils import gssl
+
+
+@pytest.mark.parametrize("labelled, without, steps, rounds", [
+    (180, 1795, 1500, 3), (180, 1795, 9000, 3), (1918, 5749, 9000, 3), (1918, 5749, 1500, 1)])
+def test_the_experiments_methods_have_equal_steps(labelled, without, steps, rounds):
+    alone, both = labelled // 16, (labelled + without) // 16
+    repeated = gssl.repeats(labelled, without, gssl.LABELLED) * labelled
+    assert 1 / 2 <= repeated / (repeated + without) < 0.6
+    plan = {m: gssl_experiment.epochs(m, labelled, without, steps, rounds)
+            for m in ("supervised", "default", "paper")}
+    assert plan["default"]["gssl_rounds"] == rounds
+    found = [plan["supervised"]["epochs"] * alone,
+             plan["default"]["epochs"] * alone
+             + rounds * plan["default"]["gssl_epochs"] * ((repeated + without) // 32)]
+    # Five rounds of paper with at least one epoch each need more steps than the shortest plan has.
+    if 5 * both < steps:
+        found.append(plan["paper"]["epochs"] * alone + 5 * plan["paper"]["gssl_epochs"] * both)
+    assert found == pytest.approx([steps] * len(found), rel=0.05)
+
+
+def test_the_committed_list_is_the_rules_choice(shared):
+    from utils.readers import READERS
+    faces = READERS["300W"].read(shared / "data" / "300W", [])
+    names = [face.name for face in faces if "train" in face.lists]
+    chosen = gssl_experiment.LIST.read_text().split()
+    assert len(names) == 2012 and len(chosen) == 200
+    assert gssl_experiment.choose(names) == chosen
+    assert gssl_experiment.choose(names[::-1]) == chosen
