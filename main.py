@@ -57,9 +57,9 @@ def train(args, resume=False, stop=None):
         say(f"resume: {folder.name}: nothing is saved yet, it begins anew")
     run = None
     for part in rounds[0 if state is None else state.get("round", 0):]:
-        moments = None if run is None or part.fresh else run.optimizer.state_dict()
+        before = None if run is None or part.fresh else run.carried()
         run = None  # The round before goes, with its loader's processes and memory.
-        run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state, moments)
+        run = _train_round(args, part, part is rounds[-1], folder, ranks, stop, state, before)
         if run is None:
             if not launch.stopped():
                 print(f"stopped and saved; go on with: python main.py --resume --exp {folder.name}")
@@ -79,11 +79,11 @@ def train(args, resume=False, stop=None):
     return folder
 
 
-def _train_round(whole, part, last, folder, ranks, stop, state, moments):
+def _train_round(whole, part, last, folder, ranks, stop, state, before):
     """Train one gssl.Round (the only one, without --gssl) and return its Run; None: stopped.
 
     whole: the knobs of all rounds. last: whether no round follows. state: of last.pt, or None.
-    moments: of the optimiser of the round before, for one that goes on from it, or None.
+    before: Run.carried of the round before, for one that goes on from it, or None.
     """
     from utils import dataset
     from utils.landmarks import model_scheme
@@ -92,7 +92,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state, moments):
     scheme = model_scheme(args.scheme, prepared.scheme)
     if "train" not in prepared.lists:
         raise UserError(f"{prepared.folder}: has no train.txt; it can only be tested on")
-    run = _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state)
+    run = _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state, before)
     begin, step = (0, 0) if state is None else run.restore(state)
     if state is not None:
         if ranks.first:
@@ -101,9 +101,10 @@ def _train_round(whole, part, last, folder, ranks, stop, state, moments):
                 f"goes on at epoch {begin + 1}, step {step + 1}"))
     elif part.number:
         run.begun -= ranks.share(experiment.read_epochs, folder)[-1]["seconds"]
-        if moments is not None:
-            run.take_moments(moments)
-        # best.pt, which this round began from, is about to be overwritten.
+        if before is not None:
+            run.carry_on(before)
+            before.clear()  # The caller holds it, and its memory is not needed again.
+        # What this round began from is about to be overwritten, or gone with the process.
         run.save(0, 0)
     del state
     if ranks.first:
@@ -111,7 +112,7 @@ def _train_round(whole, part, last, folder, ranks, stop, state, moments):
     return run if _train_epochs(run, part, last, prepared, begin, step) else None
 
 
-def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state):
+def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state, before):
     """The Run of _train_round at its beginning, with what it says on the screen."""
     import torch
 
@@ -137,10 +138,8 @@ def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state
         labeller = None
         if state is None:
             labeller = checkpoint.build_model(args, scheme, neighbour_face)
-            labeller.load_state_dict(ranks.share(
-                lambda: checkpoint.weights_of(checkpoint.read(folder / "best.pt"))))
-            if not part.fresh:
-                model.load_state_dict(labeller.state_dict())
+            labeller.load_state_dict(checkpoint.weights_of(
+                before or ranks.share(checkpoint.read, folder / "best.pt")))
         faces, labelled = gssl.round_faces(folder, part, labeller, faces, extra, prepared, scheme,
                                            args, ranks)
         criterion = gssl.RoundLoss(criterion, part.task, labelled)
@@ -162,7 +161,8 @@ def _build_round(whole, args, part, prepared, scheme, folder, ranks, stop, state
     if ranks.world > 1 and ranks.device.type != "cuda":
         say("batch norm: statistics per process (synchronised ones need GPUs)")
     dtype = engine.choose_precision(args.precision, ranks.device, model)
-    optimizer, scheduler, ema = optimisation(model, args, sampler.steps, part.before, part.whole)
+    optimizer, scheduler, ema = optimisation(
+        model, args, sampler.steps, part.before, part.whole, part.fresh)
     model, parallel = parallelise(model, ranks)
     return Run(args, folder, ranks, model, parallel, ema, optimizer, scheduler,
                torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16), dtype,

@@ -90,11 +90,11 @@ def _prepare_rest(prepared, chosen, detector, output):
     unlabelled.prepare(folder, output / "few", table, find, output / "rest")
 
 
-def epochs(method, labelled, without, steps, rounds=3):
+def epochs(method, labelled, without, steps, rounds=15):
     """Flags of lengths that make `method` about `steps` optimiser steps long.
 
-    method: supervised, default (`rounds` rounds, half of the steps before them) or paper (a
-    sixth before its five). labelled, without: numbers of faces.
+    method: supervised, default (at most `rounds` rounds, half of the steps before them) or paper
+    (a sixth before its five). labelled, without: numbers of faces.
     """
     first = labelled // BATCH
     if method == "supervised":
@@ -103,7 +103,10 @@ def epochs(method, labelled, without, steps, rounds=3):
                             (rounds, gssl.LABELLED, gssl.LARGER * BATCH))
     one = (gssl.repeats(labelled, without, known) * labelled + without) // batch
     alone = 1 / 6 if method == "paper" else 1 / 2
-    each = max(1, round(steps * (1 - alone) / rounds / one))
+    fit = steps * (1 - alone) / one
+    if method == "default":
+        rounds = max(1, min(rounds, round(fit)))
+    each = max(1, round(fit / rounds))
     found = {"epochs": max(1, round((steps - rounds * each * one) / first)), "gssl_epochs": each}
     return found if method == "paper" else {**found, "gssl_rounds": rounds}
 
@@ -171,7 +174,7 @@ def main():
     action.add_argument("--name", default="few", help="how the experiments' names begin [few]")
     action.add_argument("--steps", type=int, default=9000, help="optimiser steps of a run [9000]")
     action.add_argument("--seeds", type=int, default=3)
-    action.add_argument("--rounds", type=int, default=3, help="of the default preset [3]")
+    action.add_argument("--rounds", type=int, default=15, help="of the default preset [15]")
     action.add_argument("--backbone", default="mobilenetv3_large_100")
     action.add_argument("--flags", default="", help="more flags of main.py, in one argument")
     action = actions.add_parser("table")

@@ -80,8 +80,9 @@ def plan(args):
         epochs = args.gssl_epochs or args.epochs
         return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
                          for i, task in enumerate(PAPER, 1)]
-    epochs = args.gssl_epochs or math.ceil(args.epochs / 6)
-    # One cosine: rounds that each brought the rate down and up again learned less in equal steps.
+    epochs = args.gssl_epochs or math.ceil(args.epochs / 2 / args.gssl_rounds)
+    # One training in all but its labels: rounds that brought the learning rate down and up again, or
+    # began from the average with a new one, learned less in equal steps, and so did few long rounds.
     return [dataclasses.replace(rounds[0], whole=0)] + [
         Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
               LABELLED, (i - 1) * epochs, args.gssl_rounds * epochs, LARGER)

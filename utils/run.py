@@ -102,6 +102,18 @@ class Run:
         self.schedule(epoch * self.sampler.steps + step)
         return epoch, step
 
+    def carried(self):
+        """What a round that goes on from this one takes over: model, its average, moments."""
+        return {"model": self.model.state_dict(), "ema": self.ema and self.ema.module.state_dict(),
+                "optimizer": self.optimizer.state_dict()}
+
+    def carry_on(self, before):
+        """Take over what `carried` gave in the round before."""
+        self.model.load_state_dict(before["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(before["ema"])
+        self.take_moments(before["optimizer"])
+
     def take_moments(self, optimizer):
         """Take over the moments of another optimiser's state_dict; the settings stay today's."""
         groups = self.optimizer.state_dict()["param_groups"]
@@ -112,11 +124,12 @@ class Run:
         self.scheduler.step_update(self.before + steps)
 
 
-def optimisation(model, args, steps, before=0, whole=None):
+def optimisation(model, args, steps, before=0, whole=None, fresh=True):
     """(AdamW, warm-up and cosine, weight average or None) of a training.
 
     args: resolved knobs. steps: optimiser steps an epoch. before, whole: epochs of the cosine that
-    were before this training, and all of them (default: the training is the whole).
+    were before this training, and all of them (default: the training is the whole). fresh: whether
+    its weights are; the average of others has its full memory from the first step.
     """
     optimizer = torch.optim.AdamW(
         timm.optim.param_groups_weight_decay(model, args.weight_decay), args.lr)
@@ -128,7 +141,9 @@ def optimisation(model, args, steps, before=0, whole=None):
     ema = None
     if args.ema:
         # Never below a few steps' memory, nor so long that the random start stays in.
-        ema = timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, args.ema * total), use_warmup=True)
+        # With update_after_step timm copies the weights in the first step after it, here none.
+        ema = timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, args.ema * total), use_warmup=fresh,
+                                    update_after_step=0 if fresh else -2)
     return optimizer, scheduler, ema
 
 
