@@ -105,7 +105,7 @@ def epochs(method, labelled, without, steps, rounds=15):
     alone = 1 / 6 if method == "paper" else 1 / 2
     fit = steps * (1 - alone) / one
     if method == "default":
-        rounds = max(1, min(rounds, round(fit)))
+        rounds = max(1, min(rounds, round(fit / max(1, round(fit / rounds)))))
     each = max(1, round(fit / rounds))
     found = {"epochs": max(1, round((steps - rounds * each * one) / first)), "gssl_epochs": each}
     return found if method == "paper" else {**found, "gssl_rounds": rounds}
