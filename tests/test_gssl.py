@@ -181,9 +181,10 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
 
 @pytest.mark.parametrize("preset, asked, epochs", [
     ("paper", 0, [60] * 6), ("paper", 7, [60] + 5 * [7]), ("default", 0, [60, 10, 10, 10]),
-    ("default", 7, [60, 7, 7, 7])])
+    ("default", 7, [60, 7, 7, 7]), ("default", 0, [9, 2, 2, 2]), ("default", 0, [8, 2, 2]),
+    ("default", 0, [1, 1])])
 def test_lengths_of_rounds(drawn_set, unlabelled_set, preset, asked, epochs):
-    rounds = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=60,
+    rounds = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=epochs[0],
                              gssl_epochs=asked, gssl_rounds=3))
     assert [r.epochs for r in rounds] == epochs
     assert [r.first for r in rounds] == [sum(epochs[:i]) for i in range(len(epochs))]

@@ -80,13 +80,16 @@ def plan(args):
         epochs = args.gssl_epochs or args.epochs
         return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
                          for i, task in enumerate(PAPER, 1)]
-    epochs = args.gssl_epochs or math.ceil(args.epochs / 2 / args.gssl_rounds)
+    half, number = math.ceil(args.epochs / 2), args.gssl_rounds
+    epochs = args.gssl_epochs or math.ceil(half / number)
+    if not args.gssl_epochs:
+        number = math.ceil(half / epochs)
     # One training in all but its labels: rounds that brought the learning rate down and up again, or
     # began from the average with a new one, learned less in equal steps, and so did few long rounds.
     return [dataclasses.replace(rounds[0], whole=0)] + [
         Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
-              LABELLED, (i - 1) * epochs, args.gssl_rounds * epochs, LARGER)
-        for i in range(1, args.gssl_rounds + 1)]
+              LABELLED, (i - 1) * epochs, number * epochs, LARGER)
+        for i in range(1, number + 1)]
 
 
 # What is known of a face without labels, in the order of `label`.
