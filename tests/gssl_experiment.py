@@ -4,11 +4,12 @@
     python tests/gssl_experiment.py prepare SETS/300W-128 DETECTOR.onnx SETS/gssl
     python tests/gssl_experiment.py commands SETS/gssl/few SETS/gssl/rest --all SETS/gssl/all | bash
     python tests/gssl_experiment.py table
-All faces with labels, and those of LFW without (supervised against --gssl):
+All faces with labels, and those of LFW without, against the ceiling of the above:
     python -m utils.generator LFW --labelled SETS/300W-128 --boxes LFW/boxes.csv \
         --detector DETECTOR.onnx --output-dir SETS/lfw-128
-    python tests/gssl_experiment.py commands SETS/300W-128 SETS/lfw-128 --name lfw | bash
-    python tests/gssl_experiment.py table --name lfw
+    python tests/gssl_experiment.py commands SETS/gssl/all SETS/lfw-128 --name lfw --rounds 4 \
+        --methods default | bash
+    python tests/gssl_experiment.py table --name lfw --baseline few-ceiling
 """
 import argparse
 import hashlib
@@ -33,8 +34,10 @@ from utils.generator import read_photo  # noqa: E402
 LIST = pathlib.Path(__file__).with_name("labelled_200.txt")
 BATCH = 16
 WARM_UP = 1 / 24  # Of the steps of a training, and of each round.
-FLAGS = (f"--train --test --stride 16 --input-size 128 --batch-size {BATCH} "
-         f"--effective-batch {BATCH} --ema 0.05 --workers 1 --cache ram")
+FLAGS = (f"--train --test --stride 16 --input-size 64 --batch-size {BATCH} "
+         f"--effective-batch {BATCH} --ema 0.05 --lr 0.003 --rotation 30 --occlusion 0.2 "
+         "--colour 0.4 --grey 0.05 --blur 0.15 --workers 1 --cache ram")
+METHODS = ("supervised", "paper", "default", "ceiling")
 
 
 def choose(names, count=200):
@@ -118,6 +121,7 @@ def commands(args):
     methods = {"supervised": few, "default": few, "paper": few}
     if args.all:
         methods["ceiling"] = PreparedSet(args.all)
+    methods = {name: methods[name] for name in args.methods if name in methods}
     for seed in range(args.seeds):
         for method, prepared in methods.items():
             name = f"{args.name}-{method}-{seed}"
@@ -137,8 +141,10 @@ def commands(args):
 def table(args):
     """Print mean and spread of the first test list's NME over the seeds, and the gap closed."""
     means = {}
-    for method in ("supervised", "paper", "default", "ceiling"):
-        found = sorted(WEIGHTS.glob(f"{args.name}-{method}-*/test.json"))
+    for method in METHODS:
+        runs = args.baseline if method == "supervised" and args.baseline else (
+            f"{args.name}-{method}")
+        found = sorted(WEIGHTS.glob(f"{runs}-*/test.json"))
         values = [next(iter(json.loads(p.read_text())["pytorch"].values())) for p in found]
         if not values:
             continue
@@ -150,7 +156,9 @@ def table(args):
         print(f"{method:<11} photo pixels {nme[:, 0].mean():.3f} +- {nme[:, 0].std():.3f}, "
               f"published units {nme[:, 1].mean():.3f} +- {nme[:, 1].std():.3f} "
               f"({len(nme)} seeds) {closed}")
-    if "ceiling" in means:
+    if not means:
+        sys.exit(f"weights/{args.name}-*/test.json: there are none")
+    if {"supervised", "ceiling"} <= means.keys():
         gap = means["supervised"] - means["ceiling"]
         for method in ("paper", "default"):
             if method in means:
@@ -172,13 +180,15 @@ def main():
     action.add_argument("unlabelled")
     action.add_argument("--all", help="the set with all labels, for the ceiling")
     action.add_argument("--name", default="few", help="how the experiments' names begin [few]")
-    action.add_argument("--steps", type=int, default=9000, help="optimiser steps of a run [9000]")
+    action.add_argument("--steps", type=int, default=6000, help="optimiser steps of a run [6000]")
     action.add_argument("--seeds", type=int, default=3)
     action.add_argument("--rounds", type=int, default=15, help="of the default preset [15]")
-    action.add_argument("--backbone", default="mobilenetv3_large_100")
+    action.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    action.add_argument("--backbone", default="test_resnet")
     action.add_argument("--flags", default="", help="more flags of main.py, in one argument")
     action = actions.add_parser("table")
     action.add_argument("--name", default="few")
+    action.add_argument("--baseline", help="runs to compare with [those of NAME-supervised]")
     args = parser.parse_args()
     if args.action == "prepare":
         prepare(args.source, args.detector, args.output)

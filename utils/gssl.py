@@ -84,8 +84,8 @@ def plan(args):
     epochs = args.gssl_epochs or math.ceil(half / number)
     if not args.gssl_epochs:
         number = math.ceil(half / epochs)
-    # One training in all but its labels: rounds that brought the learning rate down and up again, or
-    # began from the average with a new one, learned less in equal steps, and so did few long rounds.
+    # One training in all but its labels, which are made anew often: in equal steps, few long rounds
+    # that began from the average learned less, and so did rounds with a cosine each.
     return [dataclasses.replace(rounds[0], whole=0)] + [
         Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
               LABELLED, (i - 1) * epochs, number * epochs, LARGER)
