@@ -80,10 +80,9 @@ def plan(args):
         epochs = args.gssl_epochs or args.epochs
         return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
                          for i, task in enumerate(PAPER, 1)]
-    half, number = math.ceil(args.epochs / 2), args.gssl_rounds
-    epochs = args.gssl_epochs or math.ceil(half / number)
-    if not args.gssl_epochs:
-        number = math.ceil(half / epochs)
+    half = math.ceil(args.epochs / 2)
+    epochs = args.gssl_epochs or math.ceil(half / args.gssl_rounds)
+    number = args.gssl_rounds if args.gssl_epochs else math.ceil(half / epochs)
     # One training in all but its labels, which are made anew often: in equal steps, few long rounds
     # that began from the average learned less, and so did rounds with a cosine each.
     return [dataclasses.replace(rounds[0], whole=0)] + [

@@ -67,8 +67,7 @@ class Run:
         self.ranks.share(checkpoint.save, {
             **self.description, "round": self.round, "epoch": epoch, "step": step,
             "measure": self.measure,
-            "model": self.model.state_dict(), "ema": self.ema and self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            **self.carried(), "scaler": self.scaler.state_dict(),
             "best": self.best, "losses": self.losses, "skipped": self.faults.skipped,
             "in_a_row": self.faults.in_a_row, "seconds": self.seconds}, self.folder / "last.pt")
 
@@ -81,10 +80,7 @@ class Run:
         try:
             if not all(torch.isfinite(v).all() for v in state["model"].values()):
                 raise ValueError("it holds weights that are not finite numbers")
-            self.model.load_state_dict(state["model"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"])
-            self.take_moments(state["optimizer"])
+            self.carry_on(state)
             for parameter, moments in self.optimizer.state.items():
                 if any(m.numel() > 1 and m.shape != parameter.shape for m in moments.values()):
                     raise ValueError("the optimiser's moments do not fit the parameters")
@@ -103,21 +99,18 @@ class Run:
         return epoch, step
 
     def carried(self):
-        """What a round that goes on from this one takes over: model, its average, moments."""
+        """What a save holds and the next round goes on from: model, average and moments."""
         return {"model": self.model.state_dict(), "ema": self.ema and self.ema.module.state_dict(),
                 "optimizer": self.optimizer.state_dict()}
 
     def carry_on(self, before):
-        """Take over what `carried` gave in the round before."""
+        """Take over what `carried` gave; the optimiser's settings stay today's."""
         self.model.load_state_dict(before["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(before["ema"])
-        self.take_moments(before["optimizer"])
-
-    def take_moments(self, optimizer):
-        """Take over the moments of another optimiser's state_dict; the settings stay today's."""
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
+        self.optimizer.load_state_dict({"state": before["optimizer"]["state"],
+                                        "param_groups": groups})
 
     def schedule(self, steps):
         """Set the learning rate as after so many optimiser steps of this training."""
