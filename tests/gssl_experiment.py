@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from utils import gssl, unlabelled  # noqa: E402
 from utils.dataset import PreparedSet  # noqa: E402
 from utils.detector import get_detector  # noqa: E402
+from utils.errors import run as guarded  # noqa: E402
 from utils.experiment import WEIGHTS  # noqa: E402
 from utils.generator import read_photo  # noqa: E402
 
@@ -197,4 +198,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)
