@@ -45,3 +45,28 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     assert "trained from random weights" in text
     assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
     shutil.rmtree(second)
+
+
+def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights, tmp_path):
+    state = checkpoint.read(tiny_weights)
+
+    def stage(name, **args):
+        path = tmp_path / "weights" / name / "best.pt"
+        path.parent.mkdir(parents=True)
+        checkpoint.save({**state, "epoch": 5, "args": {**state["args"], **args}}, path)
+        return path
+
+    large = stage("large", backbone="resnet18", pretrained=str(stage("larger")))
+    begun = stage("begun")
+    taught = stage("taught", pretrained=str(begun), teacher=str(large))
+    found = stage("found", pretrained=str(taught), teacher=str(large), gssl=True, epochs=3,
+                  gssl_rounds=2, gssl_epochs=4, unlabelled_dir="/somewhere/lfw-64")
+    chain = publish.chain(found)
+    assert [p.parent.name for p in chain] == ["begun", "larger", "large", "taught", "found"]
+    last = publish.command(found)
+    assert "--teacher weights/large/best.pt" in last and "--gssl --unlabelled-dir lfw " in last
+    assert "--gssl-rounds 2 --gssl-epochs 4" in last and "somewhere" not in last
+    text = publish.card(chain, {"pytorch": {}}, "fast", 600)
+    assert "and lfw without landmarks; epoch 5 of 11 was best" in text
+    publish.publish(found, tmp_path / "fast.pt", with_onnx=False)
+    assert checkpoint.read(tmp_path / "fast.pt")["args"]["unlabelled_dir"] == "lfw"

@@ -6,15 +6,16 @@ import shlex
 
 import yaml
 
-from utils import checkpoint, experiment, export
+from utils import checkpoint, experiment, export, gssl
 from utils.args import DEFAULTS, KNOBS, load_args
 from utils.errors import UserError, run
 
 # Knobs of where and how a run was started, which say nothing of the model.
 PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
           "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "dump_pseudo")
-# Knobs that name the weights of another experiment.
+# Knobs that name the weights of another experiment (what it began with first), and sets of faces.
 WEIGHTS_KNOBS = ("pretrained", "teacher")
+SET_KNOBS = ("data_dir", "unlabelled_dir")
 
 
 def publish(source, target, with_onnx=True):
@@ -25,7 +26,8 @@ def publish(source, target, with_onnx=True):
     """
     state = checkpoint.read(source)
     args = {**state["args"], **dict.fromkeys(("exp", "report", "boxes"), "none")}
-    args["data_dir"] = _set_name(args)
+    for knob in SET_KNOBS:
+        args[knob] = _set_name(args, knob)
     for knob in WEIGHTS_KNOBS:
         args[knob] = _weights_name(args.get(knob, "none"))
     weights = {k: v.half() if v.is_floating_point() else v
@@ -38,9 +40,14 @@ def publish(source, target, with_onnx=True):
 
 
 def chain(source):
-    """The checkpoints that a checkpoint began with, oldest first, and itself last."""
-    start = pathlib.Path(checkpoint.read(source)["args"]["pretrained"])
-    return [*(chain(start) if start.is_file() else []), pathlib.Path(source)]
+    """The checkpoints to be trained for one, in this order: those that it began with, from the
+    first one on, then its teacher's, and itself last."""
+    args, found = checkpoint.read(source)["args"], []
+    for knob in WEIGHTS_KNOBS:
+        path = pathlib.Path(args.get(knob, "none"))
+        if path.is_file():
+            found += [before for before in chain(path) if before not in found]
+    return [*found, pathlib.Path(source)]
 
 
 def command(source):
@@ -51,17 +58,16 @@ def command(source):
              and (args["gssl"] or not k.startswith("gssl_"))}
     for knob in typed.keys() & set(WEIGHTS_KNOBS):
         typed[knob] = _weights_name(args[knob])
-    if "data_dir" in typed:
-        typed["data_dir"] = _set_name(args)
-        if typed["data_dir"] == shipped["data_dir"]:
-            del typed["data_dir"]
-    flags = [f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in typed.items()]
+    for knob in typed.keys() & set(SET_KNOBS):
+        typed[knob] = _set_name(args, knob)
+    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
+             for k, v in typed.items() if v != shipped[k]]
     return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
 
 
-def _set_name(args):
-    """The publisher's folder of a prepared set named FOLDER-SIZE."""
-    return pathlib.Path(args["data_dir"]).name.removesuffix(f"-{args['input_size']}")
+def _set_name(args, knob="data_dir"):
+    """The photos' folder of a prepared set named FOLDER-SIZE."""
+    return pathlib.Path(args[knob]).name.removesuffix(f"-{args['input_size']}")
 
 
 def _weights_name(path):
@@ -81,13 +87,16 @@ def card(sources, report, title, seconds):
     begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
     first = checkpoint.read(sources[0])["args"]
     begun = begun.get(first["pretrained"], _weights_name(first["pretrained"])).format(**first)
+    last = gssl.plan(argparse.Namespace(**args))[-1]
+    more = f", and {_set_name(args, 'unlabelled_dir')} without landmarks" if args["gssl"] else ""
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
         f"head, stride {args['stride']}, input {args['input_size']} px, crop "
         f"{state['crop']['rule']} x {state['crop']['scale']}",
-        f"* data: {_set_name(args)}, training list; epoch {state['epoch']} of {args['epochs']} "
-        f"was best on the validation list (NME {state['val_nme']:.3f} %); seed {args['seed']}",
+        f"* data: {_set_name(args)}, training list{more}; epoch {state['epoch']} of "
+        f"{last.first + last.epochs} was best on the validation list (NME "
+        f"{state['val_nme']:.3f} %); seed {args['seed']}",
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         "* licence: trained on 300W, whose photos may be used for research only; so may these "
