@@ -88,19 +88,20 @@ def card(sources, report, title, seconds):
     first = checkpoint.read(sources[0])["args"]
     begun = begun.get(first["pretrained"], _weights_name(first["pretrained"])).format(**first)
     last = gssl.plan(argparse.Namespace(**args))[-1]
-    more = f", and {_set_name(args, 'unlabelled_dir')} without landmarks" if args["gssl"] else ""
+    sets = [_set_name(args, knob) for knob in SET_KNOBS[:1 + args["gssl"]]]
+    more = f", and {sets[1]} without landmarks" if args["gssl"] else ""
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
         f"head, stride {args['stride']}, input {args['input_size']} px, crop "
         f"{state['crop']['rule']} x {state['crop']['scale']}",
-        f"* data: {_set_name(args)}, training list{more}; epoch {state['epoch']} of "
+        f"* data: {sets[0]}, training list{more}; epoch {state['epoch']} of "
         f"{last.first + last.epochs} was best on the validation list (NME "
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
-        "* licence: trained on 300W, whose photos may be used for research only; so may these "
-        "weights", "", "```", *map(command, sources), "```", "",
+        f"* licence: that of the photos of {' and '.join(sets)} (300W and LFW: research only)",
+        "", "```", *map(command, sources), "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
