@@ -25,11 +25,7 @@ def publish(source, target, with_onnx=True):
     trained are cut to their last part. Raises UserError.
     """
     state = checkpoint.read(source)
-    args = {**state["args"], **dict.fromkeys(("exp", "report", "boxes"), "none")}
-    for knob in SET_KNOBS:
-        args[knob] = _set_name(args, knob)
-    for knob in WEIGHTS_KNOBS:
-        args[knob] = _weights_name(args.get(knob, "none"))
+    args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in checkpoint.weights_of(state).items()}
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
@@ -52,22 +48,21 @@ def chain(source):
 
 def command(source):
     """The command that trains a checkpoint: what differs from the shipped args.yaml."""
-    args = checkpoint.read(source)["args"]
+    args = _named(checkpoint.read(source)["args"])
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
     typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]
              and (args["gssl"] or not k.startswith("gssl_"))}
-    for knob in typed.keys() & set(WEIGHTS_KNOBS):
-        typed[knob] = _weights_name(args[knob])
-    for knob in typed.keys() & set(SET_KNOBS):
-        typed[knob] = _set_name(args, knob)
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
-             for k, v in typed.items() if v != shipped[k]]
+             for k, v in typed.items()]
     return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
 
 
-def _set_name(args, knob="data_dir"):
-    """The photos' folder of a prepared set named FOLDER-SIZE."""
-    return pathlib.Path(args[knob]).name.removesuffix(f"-{args['input_size']}")
+def _named(args):
+    """Knobs with sets and weights named as the repository's user would, without the machine's
+    paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
+    sets = {knob: pathlib.Path(args[knob]).name.removesuffix(f"-{args['input_size']}")
+            for knob in SET_KNOBS}
+    return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_KNOBS}}
 
 
 def _weights_name(path):
@@ -83,13 +78,15 @@ def card(sources, report, title, seconds):
     trainings.
     """
     state = checkpoint.read(sources[-1])
-    args, scheme = state["args"], state["scheme"]
+    args, scheme = _named(state["args"]), state["scheme"]
     begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
-    first = checkpoint.read(sources[0])["args"]
-    begun = begun.get(first["pretrained"], _weights_name(first["pretrained"])).format(**first)
+    first = _named(checkpoint.read(sources[0])["args"])
+    begun = begun.get(first["pretrained"], first["pretrained"]).format(**first)
     last = gssl.plan(argparse.Namespace(**args))[-1]
-    sets = [_set_name(args, knob) for knob in SET_KNOBS[:1 + args["gssl"]]]
-    more = f", and {sets[1]} without landmarks" if args["gssl"] else ""
+    sets, more = [args["data_dir"]], ""
+    if args["gssl"]:
+        sets.append(args["unlabelled_dir"])
+        more = f", and {args['unlabelled_dir']} without landmarks"
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
