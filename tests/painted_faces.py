@@ -2,8 +2,8 @@
 import cv2
 import numpy
 
-from utils.detector import Detector
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
+from utils.video.detector import Detector
 
 SIZE = 64
 

@@ -4,7 +4,7 @@ import pathlib
 import cv2
 import numpy
 
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
 
 
 def image(path):

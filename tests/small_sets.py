@@ -4,13 +4,13 @@ import sys
 import cv2
 import numpy
 
-from utils import samples
-from utils.landmarks import SCHEMES
+from utils.data.drawn_faces import render
+from utils.landmarks.schemes import SCHEMES
 
 
 def face(number, size=96):
     """A drawn face: RGB uint8 (size, size, 3) and its 68 landmarks in pixels."""
-    return samples.render((7, number), size)
+    return render.render((7, number), size)
 
 
 def write_image(path, image):
@@ -101,12 +101,13 @@ def run_main(*argv):
 
 def run_main_without_export(*argv):
     """The same, without the export after training: it takes longer than the training."""
-    import main
-    main.export = lambda path: path
+    from utils.deploy import export
+    export.export_weights = lambda path: path
     run_main(*argv)
 
 
 def run_generator(*argv):
-    """`python -m utils.generator argv`, likewise."""
-    from utils import errors, generator
+    """`python -m utils.data.generator argv`, likewise."""
+    from utils import errors
+    from utils.data import generator
     errors.run(lambda: generator.main(argv))

@@ -3,8 +3,9 @@ import cv2
 import numpy
 import pytest
 
-from utils import augment, crop
 from utils.args import load_args
+from utils.data import augment
+from utils.landmarks import crop
 
 STILL = {"rotation": 0, "scaling": 0, "shift": 0, "aspect": 0, "flip": 0, "colour": 0, "grey": 0,
          "blur": 0, "occlusion": 0}

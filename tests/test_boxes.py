@@ -2,11 +2,12 @@
 import numpy
 import pytest
 
-from utils import boxes, crop
-from utils.dataset import PreparedSet
-from utils.detector import Detector
+from utils.data.dataset import PreparedSet
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
+from utils.testing import boxes
+from utils.video.detector import Detector
 
 
 class Oracle:
@@ -23,7 +24,7 @@ class Oracle:
 
 @pytest.fixture
 def photo_set(tmp_path, shared):
-    from utils.generator import DataGenerator
+    from utils.data.generator import DataGenerator
     source = tmp_path / "300W" / "lfpw" / "testset"
     source.mkdir(parents=True)
     for name in ("image_0001", "image_0002", "image_0003"):

@@ -10,10 +10,12 @@ import numpy
 import pytest
 import torch
 
-from utils import args, cache, dataset, engine
-from utils.distributed import Ranks
+from utils import args
+from utils.data import cache, dataset
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
+from utils.training import engine
+from utils.training.distributed import Ranks
 
 SCHEME = SCHEMES["300W"]
 FACES = 12
@@ -105,7 +107,8 @@ RANK = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import numpy
-from utils import cache, dataset, distributed
+from utils.data import cache, dataset
+from utils.training import distributed
 paths = sorted(pathlib.Path(sys.argv[2]).glob("*.jpg"))
 unit = numpy.zeros((len(paths), 4))
 faces = dataset.FaceList(paths, numpy.zeros((len(paths), 68, 2)), unit, unit, None)

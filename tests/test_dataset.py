@@ -7,12 +7,13 @@ import pytest
 import small_sets
 import torch
 
-from utils import crop, dataset
 from utils.args import load_args
-from utils.augment import Augment
-from utils.dataset import EpochSampler, FaceDataset, PreparedSet
+from utils.data import dataset
+from utils.data.augment import Augment
+from utils.data.dataset import EpochSampler, FaceDataset, PreparedSet
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
 
 
 def write_list(folder, *lines):

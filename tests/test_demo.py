@@ -13,7 +13,7 @@ import pytest
 import demo
 from utils.args import load_args
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
 
 ROOT = pathlib.Path(demo.__file__).parent
 SHIPPED = ROOT / "weights/fast.onnx"

@@ -3,8 +3,8 @@ import cv2
 import numpy
 import pytest
 
-from utils import detector
 from utils.errors import UserError
+from utils.video import detector
 
 FILES = {"haar": "haar", "yunet": "models/yunet_n_640_640.onnx", "scrfd": "models/scrfd_500m.onnx"}
 

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-import main
-from utils import checkpoint, distil, experiment
+from utils import checkpoint, experiment
 from utils.args import load_args
 from utils.errors import UserError
-from utils.landmarks import SCHEMES, get_scheme
+from utils.landmarks.schemes import SCHEMES, get_scheme
+from utils.training import distil, trainer
 
 
 def test_labels_move_towards_the_teacher(tiny_weights):
@@ -57,7 +57,7 @@ def test_a_student_of_some_of_its_points(tiny_weights):
 def test_training_with_a_teacher(tiny_weights, drawn_set, weights):
     losses = []
     for name, teacher in (("alone", "none"), ("taught", str(tiny_weights))):
-        folder = main.train(load_args({
+        folder = trainer.train(load_args({
             "exp": name, "data_dir": str(drawn_set), "backbone": "mobilenetv3_small_050",
             "input_size": 64, "epochs": 1, "batch_size": 8, "effective_batch": 8, "workers": 0,
             "device": "cpu", "teacher": teacher, "teacher_share": 1.0}))

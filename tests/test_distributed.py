@@ -11,8 +11,12 @@ import torch
 import warm as warm_module
 
 from nets.model import LandmarkNet
-from utils import checkpoint, dataset, distributed, evaluation, metrics
-from utils.landmarks import SCHEMES
+from utils import checkpoint
+from utils.data import dataset
+from utils.landmarks import metrics
+from utils.landmarks.schemes import SCHEMES
+from utils.testing import predict
+from utils.training import distributed
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -37,7 +41,9 @@ def three_steps(faces, batch):
     from types import SimpleNamespace
 
     from utils import args as knobs
-    from utils import augment, engine, loss, run
+    from utils.data import augment
+    from utils.training import engine, gssl, loss
+    from utils.training.trainer import Trainer
     args = knobs.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
     ranks = distributed.start("cpu")
     prepared = dataset.PreparedSet(faces)
@@ -53,13 +59,16 @@ def three_steps(faces, batch):
     assert isinstance(loader.dataset.augmentation, augment.Augment)
     sampler.steps = 3
     parallel = model if ranks.world == 1 else torch.nn.parallel.DistributedDataParallel(model)
-    constant, scaler = SimpleNamespace(step_update=lambda number: None), torch.amp.GradScaler(
-        "cpu", enabled=False)
-    training = run.Run(
-        args, None, ranks, model, parallel, None, torch.optim.Adam(model.parameters(), 1e-3),
-        constant, scaler, None, loss.build_loss(model, 10.0, 1.0, "l1"), loader, sampler,
-        engine.Faults(prepared.lists["train"], None, ranks), SimpleNamespace(asked=False), {})
-    assert engine.train_one_epoch(training, 0) and len(training.losses) == 3
+    training = Trainer(args, None, ranks, SimpleNamespace(asked=False))
+    training.args, training.round = args, gssl.plan(args)[0]
+    training.model, training.parallel, training.loader, training.sampler = (
+        model, parallel, loader, sampler)
+    training.optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    training.scheduler = SimpleNamespace(step_update=lambda number: None)
+    training.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training.loss = loss.build_loss(model, 10.0, 1.0, "l1")
+    training.faults = engine.Faults(prepared.lists["train"], None, ranks)
+    assert training.train_epoch(0) and len(training.losses) == 3
     distributed.stop()
     return {"parameters": dict(model.named_parameters()), "losses": training.losses}
 
@@ -93,11 +102,12 @@ def rank_gather(faces, target):
     given = predictions(listed)
     calls = iter(range(ranks.rank, 43, ranks.world))
 
-    def predict(images):
+    def given_ones(images):
         return numpy.stack([given[next(calls)] for _ in images])
 
-    predicted = evaluation.predict_list(predict, listed, prepared.margin, 32, batch=5, ranks=ranks)
-    nme = evaluation.errors(predicted, listed, prepared.scheme, prepared.scheme)[0]
+    predicted = predict.predict_list(given_ones, listed, prepared.margin, 32, batch=5,
+                                     ranks=ranks)
+    nme = predict.errors(predicted, listed, prepared.scheme, prepared.scheme)[0]
     # One face with a sum over the ranks, to see that every rank has all of them.
     count, everywhere = len(predicted), ranks.total(float(nme.mean()))[0] / ranks.world
     distributed.stop()
@@ -144,9 +154,9 @@ def evaluate(faces, weights, ranks=None):
     prepared = dataset.PreparedSet(faces)
     model = checkpoint.load_model(weights)
     listed = prepared.lists["train"].take(numpy.arange(43))
-    predicted = evaluation.predict_list(evaluation.torch_predict(model, "cpu"), listed,
+    predicted = predict.predict_list(predict.torch_predict(model, "cpu"), listed,
                                         prepared.margin, 64, batch=8, ranks=ranks)
-    nme, _ = evaluation.errors(predicted, listed, model.scheme, prepared.scheme)
+    nme, _ = predict.errors(predicted, listed, model.scheme, prepared.scheme)
     return 100 * float(nme.mean())
 
 

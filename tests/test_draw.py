@@ -7,9 +7,11 @@ import numpy
 import pytest
 import yaml
 
-from utils import draw, samples
+from utils import draw
+from utils.data import sheet
+from utils.data.drawn_faces import render
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
 
 ROOT = draw.pathlib.Path(__file__).resolve().parent.parent
 
@@ -102,7 +104,7 @@ def make_set(folder, size=64, margin=1.5):
     (folder / "images").mkdir(parents=True)
     lines = []
     for i in range(2):
-        image, points = samples.render((9, i), stored)
+        image, points = render.render((9, i), stored)
         cv2.imwrite(str(folder / "images" / f"{i}.png"), image[..., ::-1])
         units = ((points + 0.5) / stored - 0.5) * margin + 0.5
         lines.append(f"images/{i}.png " + " ".join(f"{v:.6f}" for v in units.flatten()))
@@ -115,9 +117,9 @@ def make_set(folder, size=64, margin=1.5):
 
 def test_prepared_faces_carry_their_points(tmp_path):
     folder = make_set(tmp_path / "set")
-    images = draw.prepared(folder, "train", 5, stored_size=256)
+    images = sheet.prepared(folder, "train", 5, stored_size=256)
     assert len(images) == 2
-    _, points = samples.render((9, 1), 256)
+    _, points = render.render((9, 1), 256)
     colours = draw.colours(SCHEMES["300W"]).astype(int)
     x, y = numpy.round(points).astype(int).T
     # Where the points of the original picture lie, the sheet has the colours of these points.
@@ -136,9 +138,9 @@ def test_command_draws_a_prepared_set(tmp_path):
 
 
 def test_commands_draw_schemes_and_samples(tmp_path):
-    draw.main(["--schemes", str(tmp_path / "schemes.png")])
+    sheet.main(["--schemes", str(tmp_path / "schemes.png")])
     assert cv2.imread(str(tmp_path / "schemes.png")).shape == (960, 1440, 3)
-    draw.main(["--samples", "3", "--columns", "2", "--size", "50", "--output",
+    sheet.main(["--samples", "3", "--columns", "2", "--size", "50", "--output",
                str(tmp_path / "faces.jpg")])
     assert cv2.imread(str(tmp_path / "faces.jpg")).shape == (100, 100, 3)
 
@@ -153,17 +155,17 @@ def test_a_users_mistake_is_told_in_two_lines(tmp_path):
 def test_mistakes_name_the_file(tmp_path):
     folder = make_set(tmp_path / "set")
     with pytest.raises(UserError, match="the set has train"):
-        draw.prepared(folder, "test")
+        sheet.prepared(folder, "test")
     listing = folder / "train.txt"
     listing.write_text(listing.read_text().replace("images/1.png ", "images/1.png 0.5 "))
     with pytest.raises(UserError, match="train.txt:2"):
-        draw.prepared(folder)
+        sheet.prepared(folder)
     listing.write_text(listing.read_text().replace("images/0.png", "images/7.png"))
     with pytest.raises(UserError, match="images/7.png cannot be read"):
-        draw.prepared(folder)
+        sheet.prepared(folder)
     with pytest.raises(UserError, match="give the folder"):
-        draw.main([])
+        sheet.main([])
     with pytest.raises(UserError, match="1 or more"):
-        draw.main(["--samples", "0"])
+        sheet.main(["--samples", "0"])
     with pytest.raises(UserError, match="cannot be written"):
         draw.save(tmp_path / "picture.xyz", numpy.zeros((4, 4, 3), numpy.uint8))

@@ -2,10 +2,11 @@
 import numpy
 import pytest
 
-from utils import crop, evaluation, metrics
-from utils.dataset import FaceList, PreparedSet
+from utils.data.dataset import FaceList, PreparedSet
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks import crop, metrics, schemes
+from utils.landmarks.schemes import SCHEMES
+from utils.testing import predict, score
 
 W300 = SCHEMES["300W"]
 
@@ -25,7 +26,7 @@ def test_photo_pixels_and_published_units_differ_by_the_stretch():
     truth_px = crop.to_photo(faces.points, faces.boxes)
     corners = numpy.linalg.norm(truth_px[0, 36] - truth_px[0, 45])
     shifted = crop.to_crop(truth_px + (0, 5.0), faces.boxes)
-    nme, published = evaluation.errors(shifted, faces, W300, W300)
+    nme, published = predict.errors(shifted, faces, W300, W300)
     assert nme == pytest.approx(5 / corners, rel=1e-9)
     # In the stretched crop the face is as high as wide: a vertical pixel counts twice here.
     unit = crop.to_crop(truth_px, faces.published)
@@ -38,7 +39,7 @@ def test_a_subset_is_divided_by_the_whole_face():
     faces = _faces()
     part = W300.subset([30, 31, 35])
     predicted = faces.points[:, [30, 31, 35]] + 0.01
-    nme, _ = evaluation.errors(predicted, faces, part, W300)
+    nme, _ = predict.errors(predicted, faces, part, W300)
     corners = numpy.linalg.norm(faces.points[0, 36] - faces.points[0, 45])
     assert nme == pytest.approx(0.01 * 2 ** 0.5 / corners, rel=1e-9)
 
@@ -47,7 +48,7 @@ def test_a_scheme_without_divisor_is_divided_by_the_box():
     faces = _faces(200, 200)
     scheme = SCHEMES["AFLW"]
     faces.points = faces.points[:, :19]
-    nme, published = evaluation.errors(faces.points + (0.1, 0), faces, scheme, scheme)
+    nme, published = predict.errors(faces.points + (0.1, 0), faces, scheme, scheme)
     assert nme == pytest.approx(0.1 * 240 / 220, rel=1e-9)
     assert published == pytest.approx(0.1 * 240 / 220, rel=1e-9)
 
@@ -56,11 +57,11 @@ def test_mirrored_error_is_the_same():
     faces = _faces()
     rng = numpy.random.default_rng(1)
     predicted = faces.points + rng.normal(0, 0.02, faces.points.shape)
-    nme, _ = evaluation.errors(predicted, faces, W300, W300)
+    nme, _ = predict.errors(predicted, faces, W300, W300)
     for array in (predicted, faces.points):
         array[...] = array[:, W300.flip]
         array[..., 0] = 1 - array[..., 0]
-    assert evaluation.errors(predicted, faces, W300, W300)[0] == pytest.approx(nme, rel=1e-9)
+    assert predict.errors(predicted, faces, W300, W300)[0] == pytest.approx(nme, rel=1e-9)
 
 
 def test_predictions_come_back_in_the_order_of_the_list(drawn_set):
@@ -70,22 +71,22 @@ def test_predictions_come_back_in_the_order_of_the_list(drawn_set):
         value = images.float().mean((1, 2, 3)).numpy()
         return numpy.repeat(value[:, None, None], 2, 2)
 
-    whole = evaluation.predict_list(brightness, faces, 1.6, 64, batch=3)
-    single = [evaluation.predict_list(brightness, faces.take([i]), 1.6, 64)[0] for i in range(8)]
+    whole = predict.predict_list(brightness, faces, 1.6, 64, batch=3)
+    single = [predict.predict_list(brightness, faces.take([i]), 1.6, 64)[0] for i in range(8)]
     numpy.testing.assert_allclose(whole, single)
     assert len(numpy.unique(whole[:, 0, 0])) == 8
 
 
 def test_a_model_of_another_scheme_is_refused():
     with pytest.raises(UserError, match="eyes.*12 points.*WFLW.*98"):
-        evaluation.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")
-    evaluation.fit_scheme(SCHEMES["eyes"], W300, "x.pt")
+        schemes.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")
+    schemes.fit_scheme(SCHEMES["eyes"], W300, "x.pt")
 
 
 def test_the_table_shows_both_units(capsys):
     numbers = {**metrics.summary([0.02, 0.09])}
     numbers |= {f"{k}_crop": v for k, v in metrics.summary([0.03, 0.12]).items()}
-    evaluation.print_table("onnx", {"common": numbers})
+    score.print_table("onnx", {"common": numbers})
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.split()[:2] == ["common", "2"]
     assert "5.500" in line and "7.500" in line and "50.00" in line

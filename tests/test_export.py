@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from utils import checkpoint
+from utils.deploy.export import export
 from utils.errors import UserError
-from utils.export import export
 from utils.predictor import Predictor
 
 

@@ -2,9 +2,9 @@
 import numpy
 import pytest
 
-from utils import eyes
 from utils.errors import UserError
-from utils.landmarks import SCHEMES, get_scheme, read_scheme
+from utils.landmarks.schemes import SCHEMES, get_scheme, read_scheme
+from utils.video import eyes
 
 RATE = 30
 

@@ -12,9 +12,12 @@ import warm as warm_module
 
 from nets.model import LandmarkNet
 from utils import args as knobs
-from utils import checkpoint, dataset, engine, loss, run
-from utils.distributed import Ranks
+from utils import checkpoint
+from utils.data import dataset
 from utils.errors import UserError
+from utils.training import engine, gssl, loss
+from utils.training.distributed import Ranks
+from utils.training.trainer import Trainer
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -25,7 +28,7 @@ def warm():
 
 
 class Poison:
-    """The loss of a run, which is `value` at the given calls and the real one else."""
+    """The loss of a training, which is `value` at the given calls and the real one else."""
 
     def __init__(self, real, calls, value):
         self.real, self.calls, self.value, self.made = real, calls, value, 0
@@ -40,7 +43,7 @@ class Poison:
 
 
 def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
-    """A run on the CPU, six steps of two micro-batches an epoch, with a poisoned loss."""
+    """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss."""
     args = knobs.load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
                             "save_minutes": 1000, **given})
     prepared = dataset.PreparedSet(warm.faces)
@@ -50,9 +53,15 @@ def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None,
     loader, sampler = engine.make_loader(faces, prepared, prepared.scheme, args, Ranks(), 2)
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=scaled, growth_interval=1000)
     poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
-    return run.Run(args, folder, Ranks(), model, model, ema, torch.optim.AdamW(model.parameters()),
-                   SimpleNamespace(step_update=lambda number: None), scaler, None, poisoned, loader,
-                   sampler, engine.Faults(faces, folder, Ranks()), SimpleNamespace(asked=False), {})
+    trainer = Trainer(args, folder, Ranks(), SimpleNamespace(asked=False))
+    trainer.args, trainer.round = args, gssl.plan(args)[0]
+    trainer.model = trainer.parallel = model
+    trainer.optimizer, trainer.scaler, trainer.ema = (
+        torch.optim.AdamW(model.parameters()), scaler, ema)
+    trainer.scheduler = SimpleNamespace(step_update=lambda number: None)
+    trainer.loss, trainer.loader, trainer.sampler = poisoned, loader, sampler
+    trainer.faults = engine.Faults(faces, folder, Ranks())
+    return trainer
 
 
 def snapshot(model):
@@ -84,7 +93,7 @@ def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value
                 assert torch.equal(tensor, before["state"][name]), name
 
     training_.faults.step = look.__get__(training_.faults)
-    assert engine.train_one_epoch(training_, 0)
+    assert training_.train_epoch(0)
     assert training_.faults.skipped == 1 and training_.faults.in_a_row == 0
     assert before["steps"] == 5 and len(training_.losses) == 5
     assert numpy.isfinite(training_.losses).all()
@@ -101,7 +110,7 @@ def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
         return gradient * float("inf") if len(made) == 4 else gradient
 
     parameter.register_hook(spoil)
-    assert engine.train_one_epoch(training_, 0)
+    assert training_.train_epoch(0)
     assert training_.faults.skipped == 1 and torch.isfinite(parameter).all()
 
 
@@ -109,7 +118,7 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
     training_ = training(warm, tmp_path, {4, 6, 8})
     (tmp_path / "last.pt").write_bytes(b"good")
     with pytest.raises(UserError, match="3 steps in a row.*bad_batch.txt.*--resume"):
-        engine.train_one_epoch(training_, 0)
+        training_.train_epoch(0)
     names = (tmp_path / "bad_batch.txt").read_text().splitlines()
     keys = list(training_.sampler)[8:10]
     assert names == [str(training_.faults.faces.images[i]) for batch in keys for _, i in batch]
@@ -120,27 +129,27 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
 
 def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
     training_ = training(warm, tmp_path, {0, 2, 6, 8})
-    assert engine.train_one_epoch(training_, 0)
+    assert training_.train_epoch(0)
     assert training_.faults.skipped == 4 and len(training_.losses) == 2
 
 
 def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
     # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
     training_ = training(warm, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
-    assert engine.train_one_epoch(training_, 0)
+    assert training_.train_epoch(0)
     assert training_.faults.skipped == 1 and len(training_.losses) == 1
     assert training_.scaler.get_scale() < 1
     training_ = training(warm, tmp_path, range(100), float("inf"), scaled=True)
     with pytest.raises(UserError, match="3 steps in a row"):
-        engine.train_one_epoch(training_, 0)
-        engine.train_one_epoch(training_, 1)
+        training_.train_epoch(0)
+        training_.train_epoch(1)
 
 
 def test_the_average_is_not_moved_by_a_skipped_step(warm, tmp_path):
     moved = []
     ema = SimpleNamespace(update=lambda model, number: moved.append(number))
     training_ = training(warm, tmp_path, {2}, ema=ema)
-    assert engine.train_one_epoch(training_, 0)
+    assert training_.train_epoch(0)
     assert moved == [0, 2, 3, 4, 5]
 
 

@@ -11,7 +11,8 @@ import pytest
 import small_sets
 from hypothesis import strategies
 
-from utils import args, dataset, generator
+from utils import args
+from utils.data import dataset, generator
 from utils.errors import UserError
 
 # Four kinds: together 160 cases in CI, and 1,000 more with -m slow.

@@ -11,12 +11,13 @@ import pytest
 import small_sets
 import yaml
 
-from utils import crop, generator
-from utils.dataset import PreparedSet
+from utils.data import generator
+from utils.data.dataset import PreparedSet
+from utils.data.drawn_faces.render import render
+from utils.data.generator import DataGenerator
 from utils.errors import UserError
-from utils.generator import DataGenerator
-from utils.landmarks import SCHEMES
-from utils.samples import render
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
 
 
 def prepare(data, output, **options):

@@ -8,16 +8,17 @@ import pytest
 import torch
 import yaml
 
-import main
 from nets.head import CoarseMaps, Maps, PIPHead
-from utils import checkpoint, experiment, gssl, loss, run, unlabelled
+from utils import checkpoint, experiment
 from utils.args import load_args, parse
-from utils.augment import Augment
-from utils.dataset import FaceDataset, FaceList, PreparedSet
-from utils.distributed import Ranks
+from utils.data import unlabelled
+from utils.data.augment import Augment
+from utils.data.dataset import FaceDataset, FaceList, PreparedSet
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
-from utils.launch import Stop
+from utils.landmarks.schemes import SCHEMES
+from utils.training import engine, gssl, loss, trainer
+from utils.training.distributed import Ranks
+from utils.training.launch import Stop
 
 EYES = SCHEMES["eyes"]
 GROUPS = {"fine": ("score", "offset_x", "offset_y", "neighbour_x", "neighbour_y"),
@@ -154,19 +155,20 @@ def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
 
 
 def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
-    def rates(part, args, steps=5):
-        args = part.args(args)
-        optimizer, scheduler, _ = run.optimisation(torch.nn.Linear(2, 2), args, steps, part.before,
-                                                   part.whole)
-        found = []
-        for step in range(part.before * steps, (part.before + part.epochs) * steps):
+    def rates(round, args, steps=5):
+        args = round.args(args)
+        optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), args)
+        scheduler = engine.make_scheduler(optimizer, args, steps,
+                                          steps * (round.cosine_epochs or args.epochs))
+        found, start = [], round.start_epoch
+        for step in range(start * steps, (start + round.epochs) * steps):
             scheduler.step_update(step)
             found.append(optimizer.param_groups[0]["lr"])
         return found
 
     knobs = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
     args = _args(drawn_set, unlabelled_set, **knobs)
-    first, *later = [rates(part, args) for part in gssl.plan(args)]
+    first, *later = [rates(round, args) for round in gssl.plan(args)]
     assert first[:10] == sorted(first[:10]) and first[0] < 0.1 and set(first[10:]) == {0.5}
     # The rounds go down one cosine between them.
     later = numpy.concatenate(later)
@@ -174,7 +176,7 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     assert later == pytest.approx(args.min_lr + (0.5 - args.min_lr) * cosine)
     # In the authors' rounds, which start anew, each has its own, with its share of the warm-up.
     args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **knobs)
-    every = [rates(part, args) for part in gssl.plan(args)]
+    every = [rates(round, args) for round in gssl.plan(args)]
     assert all(found[-1] < 0.05 for found in every)
     assert [numpy.argmax(found) for found in every] == [9] + 5 * [5]
 
@@ -335,7 +337,7 @@ def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkey
             return super().__call__(predicted, landmarks, indices)
 
     monkeypatch.setattr(gssl, "RoundLoss", Spy)
-    folder = main.train(_args(drawn_set, unlabelled_set, gssl_preset="paper"))
+    folder = trainer.train(_args(drawn_set, unlabelled_set, gssl_preset="paper"))
     assert [spy.task for spy in made] == ["cls3", "cls2", "std", "std", "std"]
     assert [spy.coarse for spy in made] == [{True}, {True}, {False}, {False}, {False}]
     assert [spy.labelled for spy in made] == [38] * 5
@@ -346,7 +348,7 @@ def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkey
 def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weights, monkeypatch,
                                                 capsys):
     knobs = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
-    folder = main.train(_args(drawn_set, unlabelled_set, **knobs))
+    folder = trainer.train(_args(drawn_set, unlabelled_set, **knobs))
     rows = experiment.read_epochs(folder)
     assert [(row["epoch"], row["round"]) for row in rows] == [(1, 0), (2, 1), (3, 2)]
     assert all(numpy.isfinite(row["loss"]) for row in rows)
@@ -363,10 +365,10 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
     args = _args(drawn_set, unlabelled_set, **knobs)
     for looks, told in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
                         (1, "round 0 (supervised) all epochs are done")):
-        assert main.train(args, bool(told), _Halt(looks)) is None
+        assert trainer.train(args, bool(told), _Halt(looks)) is None
         assert told in capsys.readouterr().out
     monkeypatch.setattr(experiment, "plot_curves", lambda folder: None)
-    resumed = main.train(args, True)
+    resumed = trainer.train(args, True)
     assert "round 1 (std) goes on at epoch 1, step 3" in capsys.readouterr().out
     _same(state, checkpoint.read(resumed / "last.pt"))
     _same(checkpoint.read(folder / "best.pt"), checkpoint.read(resumed / "best.pt"))
@@ -377,13 +379,13 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
 def test_a_round_goes_on_from_model_and_average_before(drawn_set, unlabelled_set, weights,
                                                        monkeypatch):
     saved, labelled_by = {}, []
-    save, label = run.Run.save, gssl.label
-    monkeypatch.setattr(run.Run, "save", lambda self, epoch, step: (
-        saved.update({(self.round, epoch): copy.deepcopy(self.carried())}),
+    save, label = trainer.Trainer.save, gssl.label
+    monkeypatch.setattr(trainer.Trainer, "save", lambda self, epoch, step: (
+        saved.update({(self.round.number, epoch): copy.deepcopy(self.carried())}),
         save(self, epoch, step)))
     monkeypatch.setattr(gssl, "label", lambda model, *others: (
         labelled_by.append(copy.deepcopy(model.state_dict())), label(model, *others))[1])
-    main.train(_args(drawn_set, unlabelled_set, ema=0.5))
+    trainer.train(_args(drawn_set, unlabelled_set, ema=0.5))
     assert list(saved) == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     for number in (1, 2):
         before = saved[number - 1, 1]
@@ -392,7 +394,7 @@ def test_a_round_goes_on_from_model_and_average_before(drawn_set, unlabelled_set
         assert any((before["model"][name] != before["ema"][name]).any() for name in before["ema"])
     # The average has its full memory at once: half of the six steps of both rounds, three.
     model = torch.nn.Linear(2, 2)
-    *_, average = run.optimisation(model, _args(drawn_set, unlabelled_set, ema=0.5), 3, 0, 2, False)
+    average = engine.make_average(model, 0.5, total_steps=6, fresh=False)
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(3)
@@ -410,7 +412,7 @@ def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys
     folder = experiment.new_experiment("old")
     args = _args(drawn_set, unlabelled_set, exp="old", dump_pseudo=3)
     with pytest.raises(UserError, match="no pseudo-labels yet; train it with --gssl"):
-        main.dump_pseudo(args)
+        gssl.dump_pseudo(args)
     faces = unlabelled.read(unlabelled_set, PreparedSet(drawn_set))
     confidence = numpy.tile(numpy.linspace(0.9, 0.1, 12)[:, None], 68)
     gssl.pseudo_labels(folder / "pseudo-2.pt",
@@ -420,7 +422,7 @@ def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys
     original = gssl.draw.sheet
     gssl.draw.sheet = lambda *a: captions.extend(a[3]) or original(*a)
     try:
-        main.dump_pseudo(args)
+        gssl.dump_pseudo(args)
     finally:
         gssl.draw.sheet = original
     assert (folder / "pseudo-2.jpg").is_file()
@@ -430,11 +432,11 @@ def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys
 
 def test_mistakes_of_the_command_line(drawn_set, unlabelled_set, weights):
     with pytest.raises(UserError, match="--gssl needs --unlabelled-dir"):
-        main.train(_args(drawn_set, unlabelled_set, unlabelled_dir="none", exp="a"))
+        trainer.train(_args(drawn_set, unlabelled_set, unlabelled_dir="none", exp="a"))
     with pytest.raises(UserError, match="no unlabelled set"):
-        main.train(_args(drawn_set, drawn_set, exp="b"))
+        trainer.train(_args(drawn_set, drawn_set, exp="b"))
     with pytest.raises(UserError, match="is an unlabelled set"):
-        main.train(_args(unlabelled_set, unlabelled_set, exp="c"))
+        trainer.train(_args(unlabelled_set, unlabelled_set, exp="c"))
     with pytest.raises(UserError, match="default, paper"):
         parse(["--train", "--gssl", "--gssl-preset", "best"])
     assert parse(["--gssl", "--train"]).args.gssl is True

@@ -2,7 +2,7 @@
 import gssl_experiment
 import pytest
 
-from utils import gssl
+from utils.training import gssl
 
 
 @pytest.mark.parametrize("labelled, without, steps, rounds, done", [
@@ -26,7 +26,7 @@ def test_the_experiments_methods_have_equal_steps(labelled, without, steps, roun
 
 
 def test_the_committed_list_is_the_rules_choice(shared):
-    from utils.readers import READERS
+    from utils.data.readers import READERS
     faces = READERS["300W"].read(shared / "data" / "300W", [])
     names = [face.name for face in faces if "train" in face.lists]
     chosen = gssl_experiment.LIST.read_text().split()

@@ -3,9 +3,10 @@ import numpy
 import pytest
 import scipy.optimize
 
-from utils import landmarks
+from nets import head
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks import schemes as landmarks
+from utils.landmarks.schemes import SCHEMES
 
 ALL = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 POINTS = {"300W": 68, "WFLW": 98, "COFW": 29, "AFLW": 19, "LaPa": 106, "eyes": 12}
@@ -89,24 +90,24 @@ def test_mean_faces_are_the_published_ones(shared):
 
 def test_neighbours_are_nearest_first():
     face = [[0, 0], [1, 0], [3, 0], [7, 0]]
-    assert landmarks.neighbours(face, 2).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert landmarks.neighbours(face, 0).shape == (4, 0)
+    assert head.neighbours(face, 2).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert head.neighbours(face, 0).shape == (4, 0)
 
 
 @pytest.mark.parametrize("num_nb", [-1, 4, 10])
 def test_neighbours_need_as_many_points(num_nb):
     with pytest.raises(UserError, match="0..3"):
-        landmarks.neighbours(numpy.zeros((4, 2)), num_nb)
+        head.neighbours(numpy.zeros((4, 2)), num_nb)
 
 
 def test_neighbours_need_a_mean_face():
     with pytest.raises(UserError, match="mean face"):
-        landmarks.neighbours(numpy.full((4, 2), numpy.nan), 2)
+        head.neighbours(numpy.full((4, 2), numpy.nan), 2)
 
 
 def test_reverse_neighbours():
     table = numpy.array([[1, 2], [0, 2], [1, 0], [2, 1]])
-    predictors, slots, mask = landmarks.reverse_neighbours(table)
+    predictors, slots, mask = head.reverse_neighbours(table)
     # Point 1 is the neighbour of 0 (slot 0), 2 (slot 0) and 3 (slot 1); nobody predicts point 3.
     assert (predictors[1].tolist(), slots[1].tolist()) == ([0, 2, 3], [0, 0, 1])
     assert mask.sum(1).tolist() == [2, 3, 3, 0]
@@ -115,8 +116,8 @@ def test_reverse_neighbours():
 
 
 def test_reverse_neighbours_of_300w_cover_the_table_once():
-    table = landmarks.neighbours(SCHEMES["300W"].mean_face, 10)
-    predictors, slots, mask = landmarks.reverse_neighbours(table)
+    table = head.neighbours(SCHEMES["300W"].mean_face, 10)
+    predictors, slots, mask = head.reverse_neighbours(table)
     assert predictors.shape == (68, 22)  # FACTS.md: the longest list for M = 10
     assert mask.sum() == 680
     target = numpy.broadcast_to(numpy.arange(68)[:, None], mask.shape)
@@ -125,7 +126,7 @@ def test_reverse_neighbours_of_300w_cover_the_table_once():
 
 
 def test_no_neighbours_have_no_reverse():
-    predictors, slots, mask = landmarks.reverse_neighbours(numpy.zeros((5, 0), int))
+    predictors, slots, mask = head.reverse_neighbours(numpy.zeros((5, 0), int))
     assert predictors.shape == slots.shape == mask.shape == (5, 0)
 
 
@@ -216,9 +217,9 @@ def test_read_scheme_with_the_least(tmp_path):
     scheme = landmarks.read_scheme(tmp_path / "least.yaml")
     assert (scheme.points, scheme.divisor, scheme.flip.tolist()) == (3, None, [0, 1, 2])
     with pytest.raises(UserError, match="mean face"):
-        landmarks.neighbours(scheme.mean_face, 2)
+        head.neighbours(scheme.mean_face, 2)
     given = scheme.with_mean_face([[0, 0], [1, 0], [3, 0]])
-    assert landmarks.neighbours(given.mean_face, 1).tolist() == [[1], [0], [1]]
+    assert head.neighbours(given.mean_face, 1).tolist() == [[1], [0], [1]]
     with pytest.raises(UserError, match="2 points"):
         scheme.with_mean_face([[0, 0], [1, 0]])
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from nets.head import PIPHead, RegressionHead
-from utils import loss
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
+from utils.training import loss
 
 EYES = SCHEMES["eyes"]
 

@@ -233,7 +233,7 @@ def test_mistakes_in_preparing(argv, reason):
 @pytest.mark.parametrize("argv, reason", [
     (["main.py", "--train", "--data-dir", "nowhere"], "util.DataGenerator"),
     (["main.py", "--tests"], "nearest: --test"),
-    (["-m", "utils.generator", "nowhere"], "no such folder"),
+    (["-m", "utils.data.generator", "nowhere"], "no such folder"),
 ])
 def test_mistakes_of_real_processes(argv, reason):
     result = subprocess.run([sys.executable, *argv], cwd=warm().tree, text=True,

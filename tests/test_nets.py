@@ -8,14 +8,15 @@ import torch
 
 from nets.backbone import build_backbone, reparameterise
 from nets.model import LandmarkNet, check_size, gmacs, parameters
-from utils import checkpoint, engine
+from utils import checkpoint
 from utils.args import load_args
-from utils.augment import Augment
-from utils.dataset import FaceDataset, PreparedSet
+from utils.data.augment import Augment
+from utils.data.dataset import FaceDataset, PreparedSet
+from utils.deploy.export import export
 from utils.errors import UserError
-from utils.export import export
-from utils.landmarks import SCHEMES
-from utils.loss import build_loss
+from utils.landmarks.schemes import SCHEMES
+from utils.training import engine
+from utils.training.loss import build_loss
 
 SIZE = 64
 

@@ -4,7 +4,8 @@ import shutil
 import numpy
 import torch
 
-from utils import checkpoint, publish
+from utils import checkpoint
+from utils.deploy import publish
 from utils.predictor import Predictor
 
 

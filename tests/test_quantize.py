@@ -7,12 +7,15 @@ import onnx
 import pytest
 import torch
 
-import main
 from nets.model import LandmarkNet
-from utils import args, checkpoint, dataset, export, loss, quantize, samples
+from utils import args, checkpoint
+from utils.data import dataset
+from utils.data.drawn_faces import render
+from utils.deploy import export, quantize
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
+from utils.training import loss
 
 SIZE, FACES = 64, 12
 SCHEME = SCHEMES["300W"]
@@ -24,7 +27,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     lines = []
     for i in range(FACES):
-        image, points = samples.render((0, i), 160)
+        image, points = render.render((0, i), 160)
         low, high = points.min(0) - 10, points.max(0) + 10
         box = numpy.array([*low, *high])
         x, y = (int(v) for v in low.clip(0))
@@ -69,7 +72,7 @@ def float_model(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def int8_model(folder, float_model):
     """What `main.py --export --int8 --data-dir folder` writes."""
-    return main.export_int8(float_model, args.load_args({"data_dir": str(folder)}))
+    return quantize.export_int8(float_model, args.load_args({"data_dir": str(folder)}))
 
 
 def test_it_lies_beside_the_weights_and_describes_itself_alike(float_model, int8_model):

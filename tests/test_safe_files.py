@@ -14,7 +14,7 @@ import warm as warm_module
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
+from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
 
 

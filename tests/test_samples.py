@@ -2,18 +2,19 @@
 import numpy
 import pytest
 
-from utils import crop, samples
+from utils.data.drawn_faces import render
+from utils.data.drawn_faces.shape import CONTROLS, pose, smooth
+from utils.data.readers import drawn as reader
 from utils.errors import UserError
-from utils.face_shape import CONTROLS, pose, smooth
-from utils.landmarks import SCHEMES
-from utils.readers import samples as reader
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
 
 SCHEME = SCHEMES["300W"]
 
 
 def test_a_seed_gives_the_same_face_every_time():
-    first, points = samples.render((0, 7))
-    again, points_again = samples.render((0, 7))
+    first, points = render.render((0, 7))
+    again, points_again = render.render((0, 7))
     assert first.dtype == numpy.uint8 and first.shape == (320, 320, 3)
     assert points.shape == (68, 2)
     numpy.testing.assert_array_equal(first, again)
@@ -22,13 +23,13 @@ def test_a_seed_gives_the_same_face_every_time():
 
 def test_global_random_state_changes_nothing():
     numpy.random.seed(1)
-    first = samples.render(3)[0]
+    first = render.render(3)[0]
     numpy.random.seed(2)
-    numpy.testing.assert_array_equal(first, samples.render(3)[0])
+    numpy.testing.assert_array_equal(first, render.render(3)[0])
 
 
 def test_seeds_give_different_faces():
-    faces = [samples.render(seed) for seed in ((0, 1), (1, 0), (1, 1), 2, 3)]
+    faces = [render.render(seed) for seed in ((0, 1), (1, 0), (1, 1), 2, 3)]
     for i, (image, points) in enumerate(faces):
         for other, other_points in faces[:i]:
             assert numpy.abs(image.astype(int) - other).mean() > 5
@@ -37,21 +38,21 @@ def test_seeds_give_different_faces():
 
 def test_points_without_a_picture_are_those_of_the_picture():
     for seed in range(5):
-        image, points = samples.render(seed, rasterise=False)
+        image, points = render.render(seed, rasterise=False)
         assert image is None
-        numpy.testing.assert_array_equal(points, samples.render(seed)[1])
+        numpy.testing.assert_array_equal(points, render.render(seed)[1])
 
 
 @pytest.mark.parametrize("size", [64, 160, 321])
 def test_points_scale_with_the_picture(size):
-    image, points = samples.render(11, size)
+    image, points = render.render(11, size)
     assert image.shape == (size, size, 3)
-    numpy.testing.assert_allclose(points / size, samples.render(11, 320)[1] / 320, atol=1e-9)
+    numpy.testing.assert_allclose(points / size, render.render(11, 320)[1] / 320, atol=1e-9)
 
 
 def test_faces_lie_in_the_picture_and_cover_about_half_of_it():
     for seed in range(300):
-        _, points = samples.render((5, seed), rasterise=False)
+        _, points = render.render((5, seed), rasterise=False)
         assert numpy.isfinite(points).all()
         assert points.min() > 320 * 0.15 and points.max() < 320 * 0.85
         side = numpy.ptp(points, axis=0).max() / 320
@@ -61,7 +62,7 @@ def test_faces_lie_in_the_picture_and_cover_about_half_of_it():
 def test_the_mean_of_drawn_faces_is_about_the_mean_face_of_300w():
     drawn = []
     for seed in range(300):
-        points = samples.render((6, seed), rasterise=False)[1]
+        points = render.render((6, seed), rasterise=False)[1]
         drawn.append(crop.to_crop(points, crop.face_box(points, "stretch", 1.1)))
     assert numpy.linalg.norm(numpy.mean(drawn, 0) - SCHEME.mean_face, axis=1).max() < 0.06
     # Poses and shapes vary as much as in photos: a constant face is a poor guess.
@@ -124,7 +125,7 @@ def test_dark_pupils_and_lips_lie_where_the_points_say():
     # An eye is darker and lips are redder than the cheek between them, on most faces.
     darker = redder = 0
     for seed in range(24):
-        image, points = samples.render((7, seed))
+        image, points = render.render((7, seed))
         grey = image.astype(float).mean(2)
 
         def mean(indices, values, points=points):
@@ -157,7 +158,7 @@ def test_reader_draws_splits_that_share_no_face():
 
 def test_reader_redraws_the_picture_that_belongs_to_the_points():
     face = reader.draw({"test": 3})[2]
-    image, points = samples.render((1, 2))
+    image, points = render.render((1, 2))
     numpy.testing.assert_array_equal(reader.image_of(face), image)
     numpy.testing.assert_array_equal(face.points, points)
 

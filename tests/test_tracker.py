@@ -3,9 +3,10 @@ import numpy
 import painted_faces
 import pytest
 
-from utils import crop, tracker
-from utils.detector import Detector
-from utils.landmarks import SCHEMES
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
+from utils.video import tracker
+from utils.video.detector import Detector
 
 RATE = 30
 MEAN = SCHEMES["300W"].mean_face

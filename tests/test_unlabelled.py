@@ -8,11 +8,12 @@ import painted_faces
 import pytest
 import yaml
 
-from utils import crop, unlabelled
-from utils.dataset import PreparedSet
+from utils.data import unlabelled
+from utils.data.dataset import PreparedSet
+from utils.data.generator import DataGenerator
 from utils.errors import UserError
-from utils.generator import DataGenerator
-from utils.landmarks import SCHEMES
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
 
 SQUARES = ((3, 90, 100, 80), (7, 230, 120, 100))
 

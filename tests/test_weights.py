@@ -4,10 +4,12 @@ import re
 import pytest
 
 from nets.model import parameters
-from utils import checkpoint, dataset, evaluation
+from utils import checkpoint
 from utils.args import ROOT
-from utils.generator import DataGenerator
+from utils.data import dataset
+from utils.data.generator import DataGenerator
 from utils.predictor import Predictor
+from utils.testing import predict, score
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
@@ -43,13 +45,13 @@ def test_files_are_small_and_complete():
 def test_scores_as_its_card(name, lfpw):
     model = checkpoint.load_model(WEIGHTS / f"{name}.pt")
     assert parameters(model) <= LIMITS[name]
-    ways = [evaluation.torch_predict(model, "cpu")]
+    ways = [predict.torch_predict(model, "cpu")]
     if (WEIGHTS / f"{name}.onnx").is_file():
         onnx = Predictor(WEIGHTS / f"{name}.onnx")
         ways.append(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0])
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    for predict in ways:
-        numbers, _ = evaluation.score(predict, model, lfpw)
+    for way in ways:
+        numbers, _ = score.score(way, model, lfpw)
         found = numbers["test"]["nme"], numbers["test"]["nme_crop"]
         assert found == pytest.approx(_card(name), abs=0.005)
         row, = re.findall(rf"^\| \[`weights/{name}\.pt`\].*$", shown, re.M)

@@ -113,9 +113,9 @@ def wait_for(condition, seconds=300):
 
 def draw(folder):
     """Prepare a small set of drawn faces."""
-    from utils.generator import DataGenerator
-    from utils.readers import samples
-    samples.COUNTS = FACES
+    from utils.data.generator import DataGenerator
+    from utils.data.readers import drawn
+    drawn.COUNTS = FACES
     DataGenerator("samples", 64, folder, layout="samples", workers=1).run()
 
 
@@ -128,11 +128,12 @@ def _install(hook):
     """
     import torch
 
-    import main
-    from utils import checkpoint, engine
+    from utils import checkpoint
+    from utils.deploy import export
+    from utils.training.trainer import Trainer
 
     # The export takes longer than the whole training, and is tested elsewhere.
-    main.export = lambda path: path
+    export.export_weights = lambda path: path
     kind, number, name = f"{hook or 'none:0'}:KILL".split(":")[:3]
     calls = iter(range(1, 10 ** 6))
 
@@ -159,7 +160,7 @@ def _install(hook):
             moment("renamed")
 
     checkpoint.os = Watched()
-    optimise, update = engine._optimise, torch.optim.AdamW.step
+    optimise, update = Trainer.train_step, torch.optim.AdamW.step
 
     def optimise_watched(*arguments):
         moment("step")
@@ -170,7 +171,7 @@ def _install(hook):
         moment("update")
         return result
 
-    engine._optimise, torch.optim.AdamW.step = optimise_watched, update_watched
+    Trainer.train_step, torch.optim.AdamW.step = optimise_watched, update_watched
 
 
 def _child(job):
@@ -215,16 +216,11 @@ def serve():
     import torch
 
     import main  # noqa: F401
-    from utils import (  # noqa: F401
-        args,
-        boxes,
-        checkpoint,
-        evaluation,
-        experiment,
-        generator,
-        predictor,
-        run,
-    )
+    from utils import args, checkpoint, predictor  # noqa: F401
+    from utils.data import generator  # noqa: F401
+    from utils.deploy import export, quantize  # noqa: F401
+    from utils.testing import score  # noqa: F401
+    from utils.training import trainer  # noqa: F401
     torch.set_num_threads(1)
     args.LEAST["save_minutes"] = 0
     answers = os.fdopen(os.dup(1), "w")

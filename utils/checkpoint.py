@@ -12,7 +12,7 @@ from nets.backbone import reparameterise
 from nets.model import LandmarkNet, check_size
 from utils.args import KNOBS, load_args
 from utils.errors import UserError
-from utils.landmarks import Scheme
+from utils.landmarks.schemes import Scheme
 
 FORMAT = "pipnet-1"
 # What a run cannot change and still be the same run; the rest may change on --resume.

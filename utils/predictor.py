@@ -5,7 +5,7 @@ import pathlib
 import numpy
 
 from utils.errors import UserError
-from utils.landmarks import Scheme
+from utils.landmarks.schemes import Scheme
 
 
 class Predictor:
@@ -76,7 +76,7 @@ class Predictor:
         import torch
 
         from utils.checkpoint import load_model
-        from utils.distributed import choose_device
+        from utils.machine import choose_device
         if threads:
             torch.set_num_threads(threads)
         device = choose_device(device)
@@ -95,7 +95,7 @@ def _providers(device):
     """ONNX Runtime's providers; CUDA is listed by its package even where there is no GPU."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    from utils.distributed import choose_device
+    from utils.machine import choose_device
     chosen = choose_device(device)
     if chosen.type == "cpu":
         return ["CPUExecutionProvider"]

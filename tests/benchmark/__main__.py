@@ -16,13 +16,13 @@ import time
 
 import torch
 
-import main
 from tests.benchmark import data, deployment, growth, startup, training
 from tests.benchmark.common import say
-from utils import dataset
 from utils.args import ROOT, load_args
+from utils.data import dataset
+from utils.data.generator import set_folder
 from utils.errors import run as guarded
-from utils.memory import keep_freed
+from utils.machine import keep_freed
 
 PARTS = {"data": data.data, "step": training.step, "evaluation": training.evaluate,
          "deployment": deployment.deployment, "irnet": deployment.irnet, "growth": growth.growth,
@@ -76,7 +76,7 @@ def run():
     options = parse()
     keep_freed()
     args = load_args({"data_dir": options.data_dir} if options.data_dir else {"data": "samples"})
-    prepared = dataset.PreparedSet(main.set_folder(args))
+    prepared = dataset.PreparedSet(set_folder(args))
     lines = facts(prepared, options)
     for name in options.only:
         say(f"== {name}")

@@ -8,8 +8,8 @@ import torch
 
 from nets.backbone import reparameterise
 from nets.model import LandmarkNet
-from utils import dataset
 from utils.args import load_args
+from utils.data import dataset
 
 
 def say(*words):

@@ -12,10 +12,12 @@ import PIL.ImageFilter
 import torch
 import torchvision
 
+from nets import head
 from nets.model import LandmarkNet
 from tests.benchmark.common import measure, ms, table
-from utils import augment, cache, dataset, distributed, landmarks, loss
 from utils.args import load_args
+from utils.data import augment, cache, dataset
+from utils.training import distributed, loss
 
 # What the authors do to a training face, in our knobs: 30 px of 256 are 0.117.
 AUTHORS = {"rotation": 30, "scaling": 0, "aspect": 0, "shift": 0.117, "flip": 0.5, "colour": 0,
@@ -31,7 +33,7 @@ class PublishedDataset(torch.utils.data.Dataset):
 
     def __init__(self, paths, points, scheme, num_nb=10, grid=8):
         self.paths, self.points, self.flip = paths, points, scheme.flip
-        self.neighbours, self.grid = landmarks.neighbours(scheme.mean_face, num_nb), grid
+        self.neighbours, self.grid = head.neighbours(scheme.mean_face, num_nb), grid
         self.finish = torchvision.transforms.Compose([
             torchvision.transforms.ToTensor(),
             torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
@@ -102,7 +104,7 @@ def data(prepared, options):
     every = prepared.lists["train"]
     faces = every.take(random.Random(0).sample(range(len(every)), min(count, len(every))))
     scheme = prepared.scheme
-    neighbours = torch.from_numpy(landmarks.neighbours(scheme.mean_face, 10))
+    neighbours = torch.from_numpy(head.neighbours(scheme.mean_face, 10))
     normalise = LandmarkNet(scheme)
     normalise.backbone = normalise.head = torch.nn.Identity()
 

@@ -12,8 +12,10 @@ import numpy
 import torch
 
 from tests.benchmark.common import build, measure, ms, say, table
-from utils import checkpoint, evaluation, export, quantize
+from utils import checkpoint
+from utils.deploy import export, quantize
 from utils.predictor import Predictor
+from utils.testing import predict
 
 # Batch norms of untrained nets are brought to life by images, see common.build().
 BACKBONES = ("resnet18", "mobilenetv2_100", "mobileone_s1", "mobilenetv3_large_100", "irnet18")
@@ -90,9 +92,9 @@ def _runners(model, float_file, int8_file, threads):
 def _nme(run, model, prepared):
     """NME in % on the first test list, in photo pixels."""
     faces = next(iter(prepared.tests.values()))
-    found = evaluation.predict_list(lambda images: run(images.permute(0, 2, 3, 1).numpy()), faces,
+    found = predict.predict_list(lambda images: run(images.permute(0, 2, 3, 1).numpy()), faces,
                                     prepared.margin, model.input_size)
-    return 100 * evaluation.errors(found, faces, model.scheme, prepared.scheme)[0].mean()
+    return 100 * predict.errors(found, faces, model.scheme, prepared.scheme)[0].mean()
 
 
 def irnet(prepared, options):

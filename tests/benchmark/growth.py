@@ -9,8 +9,9 @@ import torch
 
 from nets.head import Maps, PIPHead
 from tests.benchmark.common import build, measure, say, table
-from utils import dataset, landmarks
-from utils.memory import give_back
+from utils.data import dataset
+from utils.landmarks import schemes as landmarks
+from utils.machine import give_back
 
 
 def growth(prepared, options):

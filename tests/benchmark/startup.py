@@ -8,8 +8,8 @@ import tempfile
 import numpy
 
 from tests.benchmark.common import build, measure, table
-from utils import export
 from utils.args import ROOT
+from utils.deploy import export
 
 
 def startup(prepared, options):

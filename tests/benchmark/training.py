@@ -10,10 +10,11 @@ import unittest.mock
 import numpy
 import torch
 
-import main
 from tests.benchmark.common import build, measure, say, table
-from utils import engine, evaluation, experiment
+from utils import experiment
 from utils.args import load_args
+from utils.testing import predict
+from utils.training import engine, trainer
 
 
 class Watch:
@@ -30,7 +31,7 @@ class Watch:
 
 
 def step(prepared, options):
-    """Images per second of main.train against the same with one batch over and over."""
+    """Images per second of a training against the same with one batch over and over."""
     rows, steps, parts = [], 12, 3
     for backbone in ("irnet18", "mobilenetv3_large_100"):
         found = {"training": [], "fixed batch": []}
@@ -48,7 +49,7 @@ def step(prepared, options):
 
 
 def _train_steps(prepared, options, backbone, way, steps):
-    """Seconds of `steps` steps of main.train, after two that warm up."""
+    """Seconds of `steps` steps of a training, after two that warm up."""
     args = load_args({"data_dir": str(prepared.folder), "backbone": backbone, "batch_size": 16,
                       "effective_batch": 16, "input_size": prepared.size or 256,
                       "workers": options.workers})
@@ -67,7 +68,7 @@ def _train_steps(prepared, options, backbone, way, steps):
             experiment, "new_experiment", lambda *_: pathlib.Path(folder)))
         if way == "fixed batch":
             stack.enter_context(unittest.mock.patch.object(engine, "make_loader", fixed))
-        main.train(args, stop=watch)
+        trainer.train(args, stop=watch)
     return numpy.diff(watch.times[2:steps + 3])
 
 
@@ -77,18 +78,18 @@ def evaluate(prepared, options):
     faces = faces.take(numpy.arange(min(224, len(faces))))
     size = prepared.size or 256
     model = build("mobilenetv3_large_100", prepared.scheme, size, faces, prepared)
-    predict = evaluation.torch_predict(model.to(memory_format=torch.channels_last),
-                                       torch.device("cpu"))
+    function = predict.torch_predict(model.to(memory_format=torch.channels_last),
+                                     torch.device("cpu"))
     parts = [faces.take(part) for part in numpy.array_split(numpy.arange(len(faces)), 7)]
     found = {}
     for number in range(-(-options.rounds // len(parts))):
         say(f"evaluation: pass {number + 1}")
         for part in parts:
             times = measure({
-                "ours, batch 32": lambda part=part: evaluation.predict_list(
-                    predict, part, prepared.margin, size),
-                "batch 1": lambda part=part: evaluation.predict_list(
-                    predict, part, prepared.margin, size, batch=1)}, 1, warm=int(not found))
+                "ours, batch 32": lambda part=part: predict.predict_list(
+                    function, part, prepared.margin, size),
+                "batch 1": lambda part=part: predict.predict_list(
+                    function, part, prepared.margin, size, batch=1)}, 1, warm=int(not found))
             for name, seconds in times.items():
                 found.setdefault(name, []).append(len(part) / seconds[0])
     rate = {name: numpy.median(values) for name, values in found.items()}

@@ -4,8 +4,8 @@ import pytest
 import scipy.io
 from reader_files import face_of, image
 
+from utils.data.readers import aflw
 from utils.errors import UserError
-from utils.readers import aflw
 
 
 def write_aflw(folder, names, faces, order, **change):

@@ -8,8 +8,8 @@ import pytest
 import scipy.io
 from reader_files import face_of, reasons, write
 
+from utils.data.readers import aflw, cofw
 from utils.errors import UserError
-from utils.readers import aflw, cofw
 
 
 def cofw_rows(faces):

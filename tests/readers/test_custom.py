@@ -3,9 +3,9 @@ import numpy
 import pytest
 from reader_files import image, pts, reasons, write
 
-from utils import landmarks
+from utils.data.readers import custom
 from utils.errors import UserError
-from utils.readers import custom
+from utils.landmarks import schemes as landmarks
 
 THREE = landmarks.Scheme("three", numpy.array([1, 0, 2]), numpy.zeros((3, 2)), None, {})
 HEADER = "image,x1,y1,x2,y2,x3,y3"

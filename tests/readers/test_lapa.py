@@ -2,7 +2,7 @@
 import numpy
 from reader_files import face_of, image, reasons, write
 
-from utils.readers import lapa
+from utils.data.readers import lapa
 
 
 def lapa_text(points, count=None):

@@ -3,7 +3,7 @@ import numpy
 import pytest
 from reader_files import DAMAGED, face_of, pts, write
 
-from utils.readers.pts import read_pts, unique_name
+from utils.data.readers.pts import read_pts, unique_name
 
 
 def test_pts_counts_from_one(tmp_path):

@@ -2,10 +2,10 @@
 import pytest
 from reader_files import write
 
-from utils import readers
+from utils.data import readers
+from utils.data.readers import aflw, cofw, custom, lapa, w300, wflw
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
-from utils.readers import aflw, cofw, custom, lapa, w300, wflw
+from utils.landmarks.schemes import SCHEMES
 
 
 def test_every_reader_has_the_interface():

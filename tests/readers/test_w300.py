@@ -4,7 +4,7 @@ import time
 import cv2
 from reader_files import DAMAGED, GOOD, face_of, image, pts, reasons, write
 
-from utils.readers import w300
+from utils.data.readers import w300
 
 
 def test_w300_lists_groups_and_order(tmp_path):

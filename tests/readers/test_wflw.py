@@ -5,10 +5,10 @@ import numpy
 import pytest
 from reader_files import face_of, image, reasons, write
 
-from utils import landmarks
+from utils.data.readers import wflw
 from utils.errors import UserError
-from utils.landmarks import SCHEMES
-from utils.readers import wflw
+from utils.landmarks import schemes as landmarks
+from utils.landmarks.schemes import SCHEMES
 
 
 def wflw_line(points, name, box=(1, 2, 30, 40), attributes="0 0 0 0 0 0"):

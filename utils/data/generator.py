@@ -1,0 +1,376 @@
+"""Photos and annotations to a prepared set: crops with margin, lists, mean face, set.yaml.
+
+A prepared set is a folder with images/, one list a split (`train.txt`, `val.txt`, `test.txt`,
+`test_<name>.txt`; a line is an image path and K times x y in units of the nominal crop),
+`indices.txt` (the mean face), `sources.csv` (photo and boxes in photo pixels) and `set.yaml`.
+An image shows the nominal crop grown by `margin` about its centre.
+"""
+import argparse
+import collections
+import concurrent.futures.process
+import csv
+import dataclasses
+import glob
+import itertools
+import os
+import pathlib
+import random
+import shutil
+
+import numpy
+import tqdm
+import yaml
+
+from utils.args import ROOT, Parser
+from utils.data import readers
+from utils.data.photo import read_photo, write_crop
+from utils.data.readers.pts import unique_name
+from utils.errors import UserError
+from utils.landmarks import crop as crops
+from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
+
+# What the authors crop to before they measure NME: rule and factor; others as 300W.
+PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
+# A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
+OUTSIDE = 0.15
+
+
+@dataclasses.dataclass
+class Source:
+    """What was read of one folder; problems are (path, reason), expected the published counts."""
+    folder: pathlib.Path
+    layout: str
+    expected: dict
+    scheme: Scheme
+    faces: list
+    problems: list
+    prefix: str
+
+
+class DataGenerator:
+    """Publisher's folders to a prepared set. Call run().
+
+    data_dir: a folder, or several to merge ("300W + WFLW", or a list). target_size: side of the
+    nominal crop in pixels. output_dir: default <data_dir>-<target_size>. layout: the reader's name,
+    else recognised. scheme: of the set, to map to (98 to 68 points) or, for a custom set, a YAML
+    file. crop, scale: see crop.face_box. margin: how much larger than the nominal crop the images
+    are. val: share of the training photos held out. labelled: the prepared set that photos without
+    landmarks are to be trained with (see unlabelled.prepare); boxes, detector: of such photos.
+    Raises UserError.
+    """
+
+    def __init__(self, data_dir="300W", target_size=256, output_dir=None, layout=None, scheme=None,
+                 crop="square", scale=1.2, margin=1.6, val=0.05, workers=None, labelled=None,
+                 boxes=None, detector="haar"):
+        parts = data_dir
+        if not isinstance(data_dir, (list, tuple)):
+            parts = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
+        self.folders = [pathlib.Path(str(part).strip()) for part in parts if part != "+"]
+        name = "+".join(f.name for f in self.folders)
+        self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
+        self.output_dir, self.labelled = output_dir, labelled
+        self.boxes, self.detector = boxes, detector
+        self.layout, self.scheme, self.rule = layout, scheme, crop
+        self.workers = workers or os.cpu_count() or 1
+        try:
+            self.target_size, self.val = int(target_size), float(val)
+            self.scale, self.margin = float(scale), float(margin)
+            fine = (self.target_size >= 16 and 1 <= self.margin < numpy.inf
+                    and 0 < self.scale < numpy.inf and 0 <= self.val < 1)
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise UserError(f"target_size {target_size} (16 or more), margin {margin} (1 or more), "
+                            f"scale {scale} (above 0), val {val} (0 to 1): one is out of range")
+        if crop not in crops.RULES:
+            raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {crop!r}")
+        if boxes is not None and labelled is None:
+            raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
+                            "prepared set they are to be trained with (--labelled SET)")
+
+    def run(self):
+        """Prepare the set, print the table of counts, return the set's folder."""
+        if self.labelled is not None:
+            from utils.data.unlabelled import prepare  # It imports torch, which takes seconds.
+            return prepare(self.folders[0], self.labelled, self.boxes, self.detector,
+                           self.output_dir)
+        sources, problems = self._read_all(), []
+        jobs = [(face, source.layout, source.prefix + face.name)
+                for source in sources for face in source.faces]
+        try:
+            self._clear()
+            done = self._cut_all(jobs, problems)
+            if not done:
+                problems = [p for source in sources for p in source.problems] + problems
+                reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:2])
+                raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
+                                + (f" ({reasons})" if reasons else ""))
+            self._write(done, sources)
+            _print_table(sources, done, problems, self.output)
+        except OSError as error:
+            raise UserError(f"{error.filename or self.output}: cannot be written "
+                            f"({error.strerror}); give another output_dir=FOLDER "
+                            f"(--output-dir FOLDER)") from None
+        return self.output
+
+    def _read_all(self):
+        """The Sources, all of one scheme. Raises UserError where they are not."""
+        sources, taken = [], set()
+        for folder in self.folders:
+            source = self._read(folder)
+            if sources and source.scheme.name != sources[0].scheme.name:
+                raise UserError(_refuse_merge(sources[0].scheme, source.scheme, folder))
+            name = unique_name(folder.name, taken)
+            if len(self.folders) > 1:
+                source.prefix = f"{name}_"
+                for face in source.faces:
+                    # A photo of one source is none of the other's.
+                    face.group = f"{name}/{face.group}"
+                    if "test" in face.lists:
+                        face.lists += (f"test_{name}",)
+            sources.append(source)
+        return sources
+
+    def _read(self, folder):
+        reader = readers.get(self.layout) if self.layout else readers.recognise(folder)
+        scheme = None if self.scheme is None else get_scheme(self.scheme)
+        problems = []
+        if reader.SCHEME is None:
+            faces = reader.read(folder, problems, scheme)
+            native = scheme
+        else:
+            faces = reader.read(folder, problems)
+            native = get_scheme(reader.SCHEME)
+        scheme = scheme or native
+        if scheme.name != native.name:
+            mapping = MAPPINGS.get((native.name, scheme.name))
+            if scheme.base == native.name:
+                raise UserError(f"{folder}: {scheme.name} is a part of {native.name}: prepare the "
+                                f"set without a scheme and train with --scheme {self.scheme}")
+            if mapping is None:
+                raise UserError(f"{folder}: no mapping from {native.name} ({native.points} points) "
+                                f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
+            for face in faces:
+                face.points = mapping(face.points)
+        return Source(folder, reader.NAME, reader.EXPECTED, scheme, faces, problems, "")
+
+    def _clear(self):
+        """Make an empty output folder. Its set.yaml marks it as ours, its lists as finished."""
+        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+            if not (self.output / "set.yaml").is_file():
+                raise UserError(f"{self.output}: exists and is no prepared set; give another "
+                                f"output_dir=FOLDER (--output-dir FOLDER) or empty it")
+            shutil.rmtree(self.output)
+        (self.output / "images").mkdir(parents=True, exist_ok=True)
+        (self.output / "set.yaml").touch()
+
+    def _cut_all(self, jobs, problems):
+        """[(face, layout, image name, box, published box)] of all faces that could be cut."""
+        settings = (self.output / "images", self.target_size, self.rule, self.scale, self.margin)
+        done = []
+        crops.prepare_fork()
+        try:
+            with concurrent.futures.ProcessPoolExecutor(self.workers) as pool:
+                results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
+                bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
+                for job, result in bar:
+                    if isinstance(result, str):
+                        problems.append((job[0].photo, result))
+                    else:
+                        done.append((*job, *result))
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(f"a worker process was killed after {len(done)} faces (out of memory?)"
+                            f"; give workers=1 (--workers 1)") from None
+        return done
+
+    def _write(self, done, sources):
+        held_out = _held_out([d[0] for d in done], self.val)
+        lists = collections.defaultdict(list)
+        rows, means = [], []
+        for face, layout, name, box, published in done:
+            points = crops.to_crop(face.points, box)
+            line = f"images/{name}.jpg " + " ".join(f"{v:.7f}" for v in points.flatten())
+            for split in face.lists:
+                split = "val" if split == "train" and face.group in held_out else split
+                lists[split].append(line)
+                if split == "train":
+                    means.append(points)
+            photo = face.photo.resolve() if face.photo.exists() else ""
+            rows.append([f"images/{name}.jpg", photo, layout,
+                         *(f"{v:.4f}" for v in (*box, *published))])
+        # A set of test faces alone (a benchmark) still needs the order of magnitude of its points.
+        points = means or [crops.to_crop(d[0].points, d[3]) for d in done]
+        scheme = sources[0].scheme.with_mean_face(numpy.mean(points, 0))
+        mean = " ".join(f"{v:.7f}" for v in scheme.mean_face.flatten())
+        (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
+        with open(self.output / "sources.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "photo", "layout", "x_min", "y_min", "x_max", "y_max",
+                             "published_x_min", "published_y_min", "published_x_max",
+                             "published_y_max"])
+            writer.writerows(rows)
+        description = {"size": self.target_size, "margin": self.margin,
+                       "crop": {"rule": self.rule, "scale": self.scale}, "scheme": scheme.state(),
+                       "layouts": sorted({d[1] for d in done})}
+        (self.output / "set.yaml").write_text(
+            yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
+        # Last, so that a set which was interrupted has no list and is not taken for whole.
+        for split, lines in lists.items():
+            (self.output / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def prepare_samples(size):
+    """The prepared set of drawn faces for an input size, made if it is not there; its folder."""
+    folder = ROOT / f"samples-{size}"
+    # The last file that is written: without it drawing was interrupted.
+    if not (folder / "test.txt").is_file():
+        print(f"drawing faces into {folder}")
+        DataGenerator("samples", size, folder, layout="samples").run()
+    return folder
+
+
+def set_folder(args):
+    """The folder of the prepared set that args mean; drawn faces are made on first use."""
+    if args.data == "samples":
+        return prepare_samples(args.input_size)
+    folder = pathlib.Path(args.data_dir)
+    if any(folder.glob("t*.txt")):
+        return folder
+    beside = {int(path.name.rpartition("-")[2]): path for path in
+              folder.parent.glob(f"{glob.escape(folder.name)}-*")
+              if path.name.removeprefix(f"{folder.name}-").isdecimal()}
+    # Rather reduce larger crops than blow up smaller ones.
+    enough = [size for size in beside if size >= args.input_size]
+    return beside[min(enough) if enough else max(beside)] if beside else folder
+
+
+def _mappings():
+    return ", ".join(f"{a} to {b}" for a, b in MAPPINGS)
+
+
+def _refuse_merge(first, second, folder):
+    way = f"the mappings there are: {_mappings()}"
+    for a, b in ((first, second), (second, first)):
+        if (a.name, b.name) in MAPPINGS:
+            way = f"{a.name} maps to {b.name}: give scheme=\"{b.name}\" (--scheme {b.name})"
+    return (f"{folder}: has the {second.name} scheme ({second.points} points), the set before it "
+            f"{first.name} ({first.points}); they do not merge as they are; {way}")
+
+
+def image_of(face, layout):
+    """The photo of a face as RGB uint8 (H, W, 3), or None where it cannot be read."""
+    if face.image is not None:
+        return face.image
+    module = readers.READERS.get(layout)
+    if hasattr(module, "image_of"):
+        return module.image_of(face)
+    return read_photo(face.photo)
+
+
+def _cut(job, settings):
+    """Write one crop; (box, published box), or the reason why not."""
+    face, layout, name = job
+    folder, size, rule, scale, margin = settings
+    try:
+        image = image_of(face, layout)
+    except UserError as error:
+        return str(error)
+    if image is None:
+        empty = face.photo.is_file() and face.photo.stat().st_size == 0
+        return "the image file is empty" if empty else "the image cannot be read"
+    height, width = image.shape[:2]
+    try:
+        box = crops.face_box(face.points, rule, scale, face.box)
+        published = _published_box(face, layout)
+    except UserError as error:
+        return str(error)
+    reach = OUTSIDE * float((face.points.max(0) - face.points.min(0)).max())
+    outside = (face.points < -reach) | (face.points > numpy.array([width, height]) - 1 + reach)
+    if outside.any():
+        point = int(numpy.flatnonzero(outside.any(1))[0])
+        return (f"point {point} at {face.points[point, 0]:.0f}, {face.points[point, 1]:.0f} is far "
+                f"outside the photo of {width} x {height}")
+    stored = crops.cut(image, crops.grow(box, margin), round(size * margin))
+    write_crop(folder / f"{name}.jpg", stored)
+    return box, published
+
+
+def _published_box(face, layout):
+    rule, scale = PUBLISHED_CROPS.get(layout, ("stretch", 1.1))
+    if rule == "box" and face.box is None:
+        rule, scale = "stretch", 1.1
+    return crops.face_box(face.points, rule, scale, face.box)
+
+
+def _held_out(faces, share):
+    """Groups (photos) of training faces for validation: `share` of them, the same every time."""
+    if any("val" in face.lists for face in faces):
+        return set()
+    groups = sorted({face.group for face in faces if "train" in face.lists})
+    random.Random(0).shuffle(groups)
+    count = min(max(1, round(share * len(groups))), len(groups) - 1) if share else 0
+    return set(groups[:max(count, 0)])
+
+
+def _print_table(sources, done, unusable, output):
+    """Print, for each source and subset, what was found, expected, skipped and why."""
+    usable = {id(face) for face, *_ in done}
+    print(f"{'layout':<9}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
+    for source in sources:
+        read = collections.Counter(face.subset for face in source.faces)
+        prepared = collections.Counter(f.subset for f in source.faces if id(f) in usable)
+        unread = collections.Counter(_subset(path, source, read) for path, reason
+                                     in source.problems if not reason.startswith("note:"))
+        for subset in dict.fromkeys([*source.expected, *read, *unread]):
+            found = read[subset] + unread[subset]
+            print(f"{source.layout:<9}{subset:<18}{found:>9}{source.expected.get(subset, '-'):>9}"
+                  f"{found - prepared[subset]:>9}{prepared[subset]:>9}")
+    problems = [problem for source in sources for problem in source.problems] + unusable
+    for path, reason in problems[:20]:
+        print(f"  {path}: {reason}")
+    if len(problems) > 20:
+        print(f"  … and {len(problems) - 20} more")
+    if problems:
+        text = "".join(f"{path}: {reason}\n" for path, reason in problems)
+        (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
+        print(f"all {len(problems)} are listed in {output / 'problems.txt'}")
+    print(f"{len(done)} faces in {output}")
+
+
+def _subset(path, source, read):
+    """The row of the table that an unread file belongs to, as far as its name tells."""
+    place = os.path.relpath(path, source.folder)
+    known = [*source.expected, *read]
+    near = [s for s in known if place.startswith(s)] or [s for s in known if s in path.stem]
+    # list_..._train_test/list_..._train.txt: the longest of them, then the last.
+    return max(near, key=lambda s: (len(s), path.stem.rfind(s))) if near else "unreadable"
+
+
+def main(argv=None):
+    """The command line of `python -m utils.data.generator`."""
+    parser = Parser(prog="python -m utils.data.generator", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir", nargs="+", help="folder(s) as published; several are merged")
+    parser.add_argument("--target-size", type=int, default=256,
+                        help="side of the nominal crop [256]")
+    parser.add_argument("--output-dir", help="where the set goes [DATA_DIR-SIZE]")
+    parser.add_argument("--layout", help=f"{', '.join(readers.READERS)} [recognised]")
+    parser.add_argument("--scheme", help="map to this scheme, or the .yaml of a custom one")
+    parser.add_argument("--crop", default="square", help=f"{', '.join(crops.RULES)} [square]")
+    parser.add_argument("--scale", type=float, default=1.2,
+                        help="nominal crop against the face's box [1.2]")
+    parser.add_argument("--margin", type=float, default=1.6,
+                        help="image against the nominal crop [1.6]")
+    parser.add_argument("--val", type=float, default=0.05, help="share of photos for validation")
+    parser.add_argument("--workers", type=int, help="processes [one a core]")
+    parser.add_argument("--labelled", help="for photos without landmarks: the prepared set to "
+                                           "train them with, whose size and crop they get")
+    parser.add_argument("--boxes", help="face boxes of such photos, a .csv of "
+                                        "image,x_min,y_min,x_max,y_max [--detector finds them]")
+    parser.add_argument("--detector", default="haar", help="haar, or a YuNet or SCRFD .onnx [haar]")
+    DataGenerator(**vars(parser.parse_args(argv))).run()
+
+
+if __name__ == "__main__":
+    from utils.errors import run
+    run(main)

@@ -1,0 +1,145 @@
+"""An experiment's best weights as files to ship: fp16 .pt, .onnx of the same numbers, card."""
+import argparse
+import json
+import pathlib
+import shlex
+
+import yaml
+
+from utils import checkpoint, experiment
+from utils.args import DEFAULTS, KNOBS, load_args
+from utils.deploy import export
+from utils.errors import UserError, run
+from utils.testing import score
+from utils.training import gssl
+
+# Knobs of where and how a run was started, which say nothing of the model.
+PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
+          "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "dump_pseudo")
+# Knobs that name the weights of another experiment (what it began with first), and sets of faces.
+WEIGHTS_KNOBS = ("pretrained", "teacher")
+SET_KNOBS = ("data_dir", "unlabelled_dir")
+
+
+def publish(source, target, with_onnx=True):
+    """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
+
+    The ONNX file comes from the rounded weights, so both score the same. Paths of the machine that
+    trained are cut to their last part. Raises UserError.
+    """
+    state = checkpoint.read(source)
+    args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
+    weights = {k: v.half() if v.is_floating_point() else v
+               for k, v in checkpoint.weights_of(state).items()}
+    shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
+                                       "val_nme")}
+    checkpoint.save({**shown, "args": args, "weights": weights}, target)
+    if with_onnx:
+        export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
+
+
+def chain(source):
+    """The checkpoints to be trained for one, in this order: those that it began with, from the
+    first one on, then its teacher's, and itself last."""
+    args, found = checkpoint.read(source)["args"], []
+    for knob in WEIGHTS_KNOBS:
+        path = pathlib.Path(args.get(knob, "none"))
+        if path.is_file():
+            found += [before for before in chain(path) if before not in found]
+    return [*found, pathlib.Path(source)]
+
+
+def command(source):
+    """The command that trains a checkpoint: what differs from the shipped args.yaml."""
+    args = _named(checkpoint.read(source)["args"])
+    shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+    typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]
+             and (args["gssl"] or not k.startswith("gssl_"))}
+    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
+             for k, v in typed.items()]
+    return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
+
+
+def _named(args):
+    """Knobs with sets and weights named as the repository's user would, without the machine's
+    paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
+    sets = {knob: pathlib.Path(args[knob]).name.removesuffix(f"-{args['input_size']}")
+            for knob in SET_KNOBS}
+    return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_KNOBS}}
+
+
+def _weights_name(path):
+    """weights/EXP/best.pt of any path that ends so; `none` and `timm` as they are."""
+    parts = pathlib.Path(path).parts[-2:]
+    return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
+
+
+def card(sources, report, title, seconds):
+    """A model card as Markdown.
+
+    sources: the chain of a checkpoint. report: of `main.py --test --report`. seconds: of the
+    trainings.
+    """
+    state = checkpoint.read(sources[-1])
+    args, scheme = _named(state["args"]), state["scheme"]
+    begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
+    first = _named(checkpoint.read(sources[0])["args"])
+    begun = begun.get(first["pretrained"], first["pretrained"]).format(**first)
+    last = gssl.plan(argparse.Namespace(**args))[-1]
+    sets, more = [args["data_dir"]], ""
+    if args["gssl"]:
+        sets.append(args["unlabelled_dir"])
+        more = f", and {args['unlabelled_dir']} without landmarks"
+    lines = [
+        f"# {title}", "",
+        f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
+        f"head, stride {args['stride']}, input {args['input_size']} px, crop "
+        f"{state['crop']['rule']} x {state['crop']['scale']}",
+        f"* data: {sets[0]}, training list{more}; epoch {state['epoch']} of "
+        f"{last.first + last.epochs} was best on the validation list (NME "
+        f"{state['val_nme']:.3f} %); seed {args['seed']}",
+        f"* trained from {begun}, by the commands below",
+        f"* training time: {seconds / 60:.0f} minutes in all",
+        f"* licence: that of the photos of {' and '.join(sets)} (300W and LFW: research only)",
+        "", "```", *map(command, sources), "```", "",
+        "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name, n in report["pytorch"].items():
+        lines.append(f"| {name} | {n['faces']} | {n['nme']:.3f} | {n['fr8']:.2f} | "
+                     f"{n['auc8']:.4f} | {n['fr10']:.2f} | {n['auc10']:.4f} | "
+                     f"{n['nme_crop']:.3f} |")
+    if "onnx" in report:
+        difference = max(abs(report["onnx"][k]["nme"] - n["nme"])
+                         for k, n in report["pytorch"].items())
+        lines += ["", f"The ONNX file differs by {difference:.4f} NME at most, "
+                      f"{report['max_abs_diff_px']:.4f} px in a coordinate."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None):
+    """python -m utils.deploy.publish EXP NAME --data-dir SET"""
+    parser = argparse.ArgumentParser(prog="python -m utils.deploy.publish", description=__doc__)
+    parser.add_argument("exp", help="the experiment whose best.pt is shipped")
+    parser.add_argument("name", help="its name in weights/, such as fast")
+    parser.add_argument("--data-dir", default="300W", help="set to score on [300W]")
+    parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
+    given = parser.parse_args(argv)
+    source = experiment.find_weights(given.exp)
+    target = experiment.WEIGHTS / f"{given.name}.pt"
+    if target == source:
+        raise UserError(f"{target}: is what it would be made from")
+    publish(source, target, not given.no_onnx)
+    report = target.with_suffix(".json")
+    actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
+    score.test(load_args({"exp": str(target), "data_dir": given.data_dir,
+                                     "report": str(report)}), actions)
+    sources = chain(source)
+    seconds = sum(experiment.read_epochs(path.parent)[-1]["seconds"] for path in sources)
+    text = card(sources, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
+    target.with_suffix(".md").write_text(text, encoding="utf-8")
+    report.unlink()
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

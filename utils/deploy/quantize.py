@@ -1,0 +1,108 @@
+"""Int8 ONNX models: QDQ, calibrated on training crops, fast in ONNX Runtime on CPUs."""
+import logging
+import os
+import pathlib
+import tempfile
+
+import numpy
+
+from utils.data.dataset import FaceDataset, PreparedSet
+from utils.data.generator import set_folder
+from utils.errors import UserError
+from utils.landmarks import schemes
+from utils.predictor import Predictor
+
+# What ONNX Runtime runs in int8 between convolutions without going back to float.
+OPERATORS = ("Conv", "Relu", "Clip", "Add", "MaxPool")
+CROPS = 64
+
+
+def quantize(path, images, output=None):
+    """Write the int8 variant of an ONNX file of export.export beside it; returns its path.
+
+    images (N, S, S, 3) uint8 RGB: crops that show the range of activations. Weights are int8 per
+    output channel, activations uint8 per tensor. Normalisation, squeeze-and-excitation, heads and
+    decoding stay float, as does what follows the last convolution. Input, outputs and metadata are
+    those of the float model. Raises UserError.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    path = pathlib.Path(path)
+    output = pathlib.Path(output or path.with_suffix(".int8.onnx"))
+    model = onnx.load(path)
+    if not any(p.key == "input_size" for p in model.metadata_props):
+        raise UserError(f"{path}: an ONNX model, but not of this repository")
+    if not len(images):
+        raise UserError(f"{path}: there are no training crops to calibrate its int8 variant with")
+    metadata = {p.key: p.value for p in model.metadata_props}
+    batches = ({"images": image.transpose(2, 0, 1)[None]} for image in images)
+
+    class Crops(quantization.CalibrationDataReader):
+        """Hands the crops to ONNX Runtime one by one."""
+
+        def get_next(self):
+            """A dict of inputs, or None at the end."""
+            return next(batches, None)
+
+    model = onnx.shape_inference.infer_shapes(model)
+    handle, temporary = tempfile.mkstemp(suffix=".onnx", dir=output.parent)
+    os.close(handle)
+    # The quantiser advises preprocessing on the root logger, which has been done by then.
+    logging.disable(logging.WARNING)
+    try:
+        quantization.quantize_static(
+            model, temporary, Crops(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would saturate.
+            reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS)
+        result = onnx.load(temporary)
+        onnx.helper.set_model_props(result, metadata)
+        onnx.save(result, temporary)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"{output}: could not be written ({error.strerror})") from None
+    finally:
+        logging.disable(logging.NOTSET)
+        pathlib.Path(temporary).unlink(missing_ok=True)
+    return output
+
+
+def export_int8(path, args):
+    """Write the .int8.onnx beside an .onnx (pathlib.Path), calibrated on the set that args mean;
+    returns its path. Raises UserError."""
+    prepared, model = PreparedSet(set_folder(args)), Predictor(path)
+    schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
+    if model.crop != prepared.crop:
+        print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
+    print(f"exporting {path.with_suffix('.int8.onnx')}")
+    return quantize(path, training_crops(prepared, model.input_size))
+
+
+def training_crops(prepared, size):
+    """Up to CROPS nominal crops (n, size, size, 3) from all over the training list of a
+    dataset.PreparedSet, never from a test list. Raises UserError where it has none."""
+    faces = prepared.lists.get("train")
+    if faces is None:
+        raise UserError(f"{prepared.folder}: has no train.txt to calibrate an int8 model with; "
+                        f"give --data-dir or --data samples")
+    found = FaceDataset(faces, prepared.margin, size)
+    chosen = numpy.unique(numpy.linspace(0, len(faces) - 1, CROPS).round().astype(int))
+    return numpy.stack([found[int(index)][0].numpy() for index in chosen])
+
+
+def _choose(model):
+    """Names of the nodes that become int8: those of the backbone, up to its last convolution."""
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in model.graph.value_info}
+    nodes = list(model.graph.node)
+    convolutions = [i for i, n in enumerate(nodes) if n.op_type == "Conv"
+                    and not any(name.startswith("model.head.") for name in n.input)]
+    chosen = []
+    for node in nodes[convolutions[0]:convolutions[-1] + 1]:
+        shape = shapes.get(node.output[0], ())
+        # Convolutions of a pooled vector are squeeze-and-excitation: little to gain, much to lose.
+        pooled = len(shape) == 4 and shape[2].dim_value == shape[3].dim_value == 1
+        if node.op_type in OPERATORS and not pooled:
+            chosen.append(node.name)
+    return chosen

@@ -1,0 +1,48 @@
+"""What a process runs on: the device it computes on, and the C library's habits with memory."""
+import ctypes
+
+from utils.errors import UserError
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed():
+    """Let glibc keep freed memory for the next tensor instead of handing it back to the system.
+
+    It hands back large blocks at once, so every large activation is made of pages that must be
+    zeroed again: on CPUs a tenth of a training step, half of a prediction of 32 faces. Does nothing
+    where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back():
+    """Hand all freed memory back now, so that what is in use can be measured."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+def choose_device(name, local_rank=0):
+    """A torch.device from `auto`, `cpu`, `cuda` or `cuda:N`. Raises UserError if it is missing."""
+    import torch  # Not needed, and slow to import, where only memory matters.
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, found {name!r}")
+    if int(number) >= count:
+        raise UserError(f"asked for GPU {int(number) + 1}, this machine has {count}; ask for fewer "
+                        f"processes or give --device cpu")
+    return torch.device(name)

@@ -1,0 +1,59 @@
+"""The test from end to end: faces are found by a detector, not given by the annotation."""
+import numpy
+import tqdm
+
+from utils.data.photo import read_photo
+from utils.errors import UserError
+from utils.landmarks import crop
+from utils.testing import predict
+from utils.video.detector import overlap
+from utils.video.tracker import refine
+
+# A box counts as the face's when it overlaps the landmarks' box by this intersection over union.
+SAME_FACE = 0.3
+
+
+def score(predictor, detector, prepared):
+    """All test lists from detected boxes, as score.score; numbers also hold `found`, in %.
+
+    NME, FR and AUC are over the faces found. Raises UserError where the set keeps no photos.
+    """
+    numbers, details = {}, {}
+    photos = {}
+    for name, faces in prepared.tests.items():
+        predicted, found = _predict(predictor, detector, faces, photos)
+        if not found.any():
+            raise UserError(f"{detector.name} finds no face of {name}")
+        kept = faces.take(numpy.flatnonzero(found))
+        nme, published = predict.errors(predicted[found], kept, predictor.scheme,
+                                           prepared.scheme)
+        numbers[name] = predict.summarise(nme, published)
+        numbers[name]["found"] = 100 * float(found.mean())
+        details[name] = predicted, numpy.where(found, 0.0, numpy.nan)
+        details[name][1][found] = nme
+    return numbers, details
+
+
+def _predict(predictor, detector, faces, photos):
+    """Landmarks (N, K, 2) in crop units of the annotated crop, and which faces were found (N,)."""
+    if faces.photos is None:
+        raise UserError("--boxes needs a set whose sources.csv names the photos; prepare it again")
+    predicted = numpy.zeros((len(faces), predictor.scheme.points, 2))
+    found = numpy.zeros(len(faces), bool)
+    points_px = crop.to_photo(faces.points, faces.boxes)
+    for i, photo in enumerate(tqdm.tqdm(faces.photos, desc="photos", leave=False)):
+        image = read_photo(photo) if photo.is_file() else None
+        if image is None:
+            raise UserError(f"{photo}: cannot be read; --boxes needs the photos where they were "
+                            f"when the set was prepared")
+        if photo not in photos:
+            photos[photo] = detector(image)
+        boxes = photos[photo]
+        truth = numpy.concatenate([points_px[i].min(0), points_px[i].max(0)])
+        shares = overlap(boxes[:, :4], truth[None])[:, 0] if len(boxes) else numpy.zeros(0)
+        if not len(boxes) or shares.max() < SAME_FACE:
+            continue
+        start = detector.to_crop(boxes[[shares.argmax()]], predictor.crop["scale"])
+        predicted[i] = crop.to_crop(refine(predictor, image, start)[0], faces.boxes[[i]])[0]
+        found[i] = True
+    return predicted, found

@@ -1,0 +1,79 @@
+"""Whole lists to landmarks, and the landmarks' errors as numbers."""
+import numpy
+import torch
+
+from utils.data.dataset import FaceDataset
+from utils.errors import UserError
+from utils.landmarks import crop, metrics
+
+
+def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
+                 augmentation=None):
+    """Landmarks of a whole FaceList in crop units, (N, K, 2) float64, in its order, on every rank.
+
+    predict: uint8 (n, 3, S, S) tensor to landmarks (n, K, 2). The list is split over the ranks and
+    gathered without padding. An image that cannot be read is an error: a score needs every face.
+    """
+    mine = range(ranks.rank, len(faces), ranks.world) if ranks else range(len(faces))
+    dataset = FaceDataset(faces, margin, size, augmentation=augmentation)
+    crop.prepare_fork()
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
+                                         num_workers=workers)
+    found, unreadable = [], []
+    for images, _, _, bad in loader:
+        unreadable += bad[bad >= 0].tolist()
+        found.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
+    part = list(mine), found, unreadable
+    parts = ranks.collect(part) if ranks else [part]
+    for *_, unreadable in parts:
+        # After all ranks have met, so that none waits for one that gave up.
+        if unreadable:
+            raise UserError(f"{faces.images[unreadable[0]]}: cannot be read; prepare the set again")
+    first = next(p for _, chunks, _ in parts for p in chunks)
+    out = numpy.empty((len(faces), *first.shape[1:]))
+    for indices, chunks, _ in parts:
+        if indices:
+            out[indices] = numpy.concatenate(chunks)
+    return out
+
+
+def torch_predict(model, device, flip_test=False):
+    """A function for predict_list from a LandmarkNet; flip_test averages with the mirrored face."""
+    flip = torch.from_numpy(model.scheme.flip).to(device)
+
+    @torch.inference_mode()
+    def predict(images):
+        images = images.to(device)
+        landmarks, _ = model.predict(images)
+        if flip_test:
+            mirrored, _ = model.predict(images.flip(3))
+            mirrored = mirrored[:, flip]
+            mirrored[..., 0] = 1 - mirrored[..., 0]
+            landmarks = (landmarks + mirrored) / 2
+        return landmarks.float().cpu().numpy()
+
+    return predict
+
+
+def errors(predicted, faces, scheme, set_scheme):
+    """NMEs of each face as fractions: (in photo pixels, in published units), both (N,).
+
+    predicted (N, K, 2): crop units of scheme, set_scheme itself or a subset of it. Published units
+    are those of the authors' stretched crop. The divisor is always the whole set's.
+    """
+    truth = faces.points if scheme.base is None else faces.points[:, list(scheme.indices)]
+    truth_px, predicted_px = (crop.to_photo(p, faces.boxes) for p in (truth, predicted))
+    whole_px = crop.to_photo(faces.points, faces.boxes)
+    norm = metrics.divisors(whole_px, set_scheme.divisor, faces.published)
+    nme = metrics.nme(predicted_px, truth_px, norm)
+    truth, predicted, whole = (crop.to_crop(p, faces.published)
+                               for p in (truth_px, predicted_px, whole_px))
+    unit = numpy.tile(numpy.array([0.0, 0, 1, 1]), (len(faces), 1))
+    norm = metrics.divisors(whole, set_scheme.divisor, unit)
+    return nme, metrics.nme(predicted, truth, norm)
+
+
+def summarise(nme, published):
+    """NMEs of errors(), both (N,), to metrics.summary of each; published units end in `_crop`."""
+    return metrics.summary(nme) | {f"{k}_crop": v for k, v in metrics.summary(published).items()
+                                   if k != "faces"}

@@ -1,0 +1,118 @@
+"""The test: whole lists scored with PyTorch, ONNX Runtime or both; tables, plots, report."""
+import json
+import pathlib
+
+import numpy
+
+from utils import checkpoint, draw, experiment, machine
+from utils.data import dataset
+from utils.data.generator import set_folder
+from utils.errors import UserError
+from utils.landmarks import crop, schemes
+from utils.predictor import Predictor
+from utils.testing import boxes, predict
+from utils.video.detector import get_detector
+
+
+def test(args, actions):
+    """Score the test lists with PyTorch, ONNX Runtime or both; print, plot, report.
+
+    args: resolved. actions: holds "test", "test_onnx" or both; the .onnx must be there. Raises
+    UserError.
+    """
+    if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
+        raise UserError(f"--report {args.report}: there is no such folder")
+    prepared = dataset.PreparedSet(set_folder(args))
+    if not prepared.tests:
+        raise UserError(f"{prepared.folder}: has no test list")
+    path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
+    ways = {}
+    if "test" in actions:
+        weights = path.with_suffix(".pt")
+        if not weights.is_file():
+            raise UserError(f"{weights}: no such file; for an ONNX file alone give --test-onnx")
+        if args.boxes == "none":
+            device = machine.choose_device(args.device)
+            model = checkpoint.load_model(weights, device)
+            ways["pytorch"] = model, predict.torch_predict(model, device, args.flip_test)
+        else:
+            ways["pytorch"] = Predictor(weights, args.device), None
+    if "test_onnx" in actions:
+        predictor = Predictor(path.with_suffix(".onnx"), args.device)
+        ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
+    report, found = {}, {}
+    for way, (model, function) in ways.items():
+        schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
+        if model.crop != prepared.crop:
+            print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
+        if args.boxes == "none":
+            report[way], found[way] = score(function, model, prepared, args.workers)
+        else:
+            report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
+        print_table(way, report[way])
+    if len(ways) == 2:
+        report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
+        print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
+    draw_errors(next(iter(found.values())), model.scheme, prepared, path)
+    if args.boxes == "none":
+        data = args.data if args.data != "none" else prepared.folder.name
+        experiment.record_score(path, report, data)
+    if args.report != "none":
+        pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def score(function, model, prepared, workers=0):
+    """All test lists of a prepared set.
+
+    function: see predict.predict_list. model: has `scheme` and `input_size`. Returns
+    ({list: numbers}, {list: (landmarks, NMEs)}); numbers are metrics.summary in photo pixels plus
+    `nme_crop`, `fr8_crop` ... in published units.
+    """
+    numbers, found = {}, {}
+    for name, faces in prepared.tests.items():
+        predicted = predict.predict_list(function, faces, prepared.margin, model.input_size,
+                                         workers=workers)
+        nme, published = predict.errors(predicted, faces, model.scheme, prepared.scheme)
+        numbers[name] = predict.summarise(nme, published)
+        found[name] = predicted, nme
+    return numbers, found
+
+
+def print_table(way, numbers):
+    """Print the numbers of score(), one line a list; published units in the second half."""
+    print(f"{way:<12}{'':>7} | photo pixels{'':<33} | published units (stretched crop)")
+    columns = f"{'NME %':>8}{'FR8 %':>8}{'AUC8':>8}{'FR10 %':>8}{'AUC10':>8}"
+    print(f"{'list':<12}{'faces':>7} |{columns}      |{columns}")
+    for name, n in numbers.items():
+        if "found" in n:
+            print(f"{name:<12}{n['found']:>6.2f} % of the faces were found; of these:")
+        cells = ["".join(f"{n[k + unit]:>8.{d}f}" for k, d in
+                         (("nme", 3), ("fr8", 2), ("auc8", 4), ("fr10", 2), ("auc10", 4)))
+                 for unit in ("", "_crop")]
+        print(f"{name:<12}{n['faces']:>7} |{cells[0]}      |{cells[1]}")
+
+
+def largest_difference(first, second, prepared):
+    """Largest difference of a coordinate between two predictions of score(), in photo pixels."""
+    return max(float(numpy.abs(crop.to_photo(first[name][0], faces.boxes)
+                               - crop.to_photo(second[name][0], faces.boxes)).max())
+               for name, faces in prepared.tests.items())
+
+
+def draw_errors(found, scheme, prepared, weights):
+    """Write ced.png and worst.png (the 16 worst faces of the first list) beside the weights.
+
+    Weights at the top of weights/ share their folder, so there the names begin with theirs.
+    """
+    prefix = "" if weights.stem == "best" else f"{weights.stem}-"
+    experiment.plot_ced({name: nme for name, (_, nme) in found.items()},
+                        weights.with_name(f"{prefix}ced.png"))
+    name, faces = next(iter(prepared.tests.items()))
+    predicted, nme = found[name]
+    size = prepared.size or 256
+    crops = dataset.FaceDataset(faces, prepared.margin, size)
+    worst = numpy.argsort(-nme)[:16]
+    images = [draw.landmarks(crops[int(i)][0].numpy(), predicted[i] * size - 0.5, scheme)
+              for i in worst]
+    captions = [f"{100 * nme[i]:.1f} % {faces.images[i].stem}" for i in worst]
+    draw.save(weights.with_name(f"{prefix}worst.png"), draw.sheet(images, 4, 256, captions))

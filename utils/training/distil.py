@@ -1,0 +1,36 @@
+"""Distillation: a trained model corrects the landmarks that another one learns from."""
+import pathlib
+
+import torch
+
+from utils import checkpoint
+from utils.errors import UserError
+from utils.landmarks import schemes
+
+
+class Teacher:
+    """Called with images and their landmarks, gives landmarks moved towards what it sees itself.
+
+    path: a .pt of this repository, of any backbone and input size. scheme: of the landmarks, which
+    may be some of the teacher's. share: how far they move, 0 (not at all) to 1. Raises UserError
+    where the teacher knows other points.
+    """
+
+    def __init__(self, path, scheme, share, device="cpu"):
+        self.model, self.share = checkpoint.load_model(pathlib.Path(path), device), share
+        known = self.model.scheme
+        same = (known.name, known.points) == (scheme.name, scheme.points)
+        if not same and not schemes.fits(scheme, known):
+            raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
+                            f"points), which does not hold {scheme.name} ({scheme.points})")
+        self.points = slice(None) if same else list(scheme.indices)
+
+    @torch.no_grad()
+    def __call__(self, images, landmarks):
+        """Images (N, 3, S, S) of 0..255 and landmarks (N, K, 2) in crop units to such landmarks."""
+        size = self.model.input_size
+        if images.shape[-1] != size:
+            images = torch.nn.functional.interpolate(images.float(), (size, size), mode="bilinear",
+                                                     antialias=True)
+        found, _ = self.model.predict(images.contiguous(memory_format=torch.channels_last))
+        return landmarks + self.share * (found[:, self.points].to(landmarks.dtype) - landmarks)

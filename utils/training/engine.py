@@ -1,0 +1,153 @@
+"""What a training runs with: precision, optimiser, schedule, average, processes, loader, faults."""
+import atexit
+import functools
+import multiprocessing
+import os
+import signal
+
+import timm.layers
+import timm.optim
+import timm.scheduler
+import timm.utils
+import torch
+import tqdm
+
+from utils.data.augment import Augment
+from utils.data.cache import CropCache
+from utils.data.dataset import EpochSampler, FaceDataset
+from utils.errors import UserError
+from utils.landmarks.crop import prepare_fork
+
+BAD_STEPS = 3
+BAD_IMAGES = 0.01
+
+
+def choose_precision(name, device, model):
+    """The autocast dtype for training, or None for float32.
+
+    `auto`: bf16 on GPUs that have it and on CPUs with AVX512-BF16 or AMX unless the net has
+    depthwise convolutions (those are fastest in float32 there), fp16 on other GPUs.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            grouped = any(getattr(m, "groups", 1) > 1 for m in model.modules())
+            name = "bf16" if fast and not grouped else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 needs a GPU; use auto, bf16 or fp32")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def make_optimizer(model, args):
+    """AdamW; norms, biases and PReLU slopes (parameters of one dimension) get no weight decay."""
+    return torch.optim.AdamW(
+        timm.optim.param_groups_weight_decay(model, args.weight_decay), args.lr)
+
+
+def make_scheduler(optimizer, args, steps, total_steps):
+    """Linear warm-up, then a cosine to min_lr. steps: of an epoch. total_steps: of the cosine."""
+    return timm.scheduler.CosineLRScheduler(
+        optimizer, t_initial=total_steps, lr_min=args.min_lr, t_in_epochs=False,
+        warmup_t=min(round(args.warmup_epochs * steps), total_steps - 1),
+        warmup_lr_init=args.lr / 10)
+
+
+def make_average(model, share, total_steps, fresh=True):
+    """The exponential average of a model's weights, over `share` of all steps; None for 0.
+
+    fresh: whether the weights are; the average of others has its full memory from the first step.
+    """
+    if not share:
+        return None
+    # Never below a few steps' memory, nor so long that the random start stays in.
+    # With update_after_step timm copies the weights in the first step after it, here none.
+    return timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, share * total_steps), use_warmup=fresh,
+                                 update_after_step=0 if fresh else -2)
+
+
+def parallelise(model, ranks):
+    """(the model, how to call it in training) on one process or, with DDP, on several."""
+    if ranks.world == 1:
+        return model, model
+    if ranks.device.type == "cuda":
+        # timm's, because torch's would drop the activations inside timm's norm layers.
+        model = timm.layers.convert_sync_batchnorm(model)
+    return model, torch.nn.parallel.DistributedDataParallel(
+        model, [ranks.device.index] if ranks.device.type == "cuda" else None)
+
+
+class Faults:
+    """Counts skipped steps and unreadable images of all ranks, and stops a run with too many."""
+
+    def __init__(self, faces, folder, ranks):
+        self.faces, self.folder, self.ranks = faces, folder, ranks
+        self.skipped, self.in_a_row = 0, 0
+        self.bad_images = set()
+
+    def images(self, bad):
+        """Note indices of unreadable images on this rank. Raises UserError above 1 %."""
+        for index in sorted(set().union(*self.ranks.collect(bad)) - self.bad_images):
+            self.bad_images.add(index)
+            if self.ranks.first:
+                tqdm.tqdm.write(f"{self.faces.images[index]}: cannot be read; the next image takes "
+                                f"its place")
+        if len(self.bad_images) > max(1, BAD_IMAGES * len(self.faces)):
+            raise UserError(f"{len(self.bad_images)} of {len(self.faces)} training images cannot "
+                            f"be read (more than 1 %), {self.faces.images[min(self.bad_images)]} "
+                            f"among them; prepare the set again, then --resume")
+
+    def step(self, finite, indices):
+        """Note whether a step was finite. Raises UserError after three bad ones in a row."""
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.skipped += not finite
+        if self.in_a_row < BAD_STEPS:
+            return
+        path = self.folder / "bad_batch.txt"
+        names = [f"{self.faces.images[i]}\n" for part in self.ranks.collect(indices) for i in part]
+        if self.ranks.first:
+            path.write_text("".join(names), encoding="utf-8")
+        raise UserError(f"{BAD_STEPS} steps in a row had a loss or gradient that is no number; the "
+                        f"last batch is listed in {path}, last.pt is from before: go on with "
+                        f"--resume and a lower --lr or --precision fp32")
+
+
+def next_batch(batches):
+    """The next batch; a UserError of a loader process without the traceback it was sent with."""
+    try:
+        return next(batches)
+    except UserError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(last.removeprefix(f"{UserError.__module__}.UserError: ")) from None
+
+
+def make_loader(faces, prepared, scheme, args, ranks, accumulate):
+    """The training loader and its sampler."""
+    dataset = FaceDataset(faces, prepared.margin, args.input_size, scheme.indices,
+                          Augment(args, scheme.flip), args.seed)
+    sampler = EpochSampler(len(faces), args.batch_size, accumulate, ranks.rank, ranks.world,
+                           args.seed)
+    context = None
+    if args.cache == "ram":
+        dataset.cache = CropCache(dataset, ranks)
+        # Forked workers inherit the cache; any other kind would be sent a copy.
+        context = "fork" if args.workers else None
+    ending = multiprocessing.Value("b", 0, lock=False)
+    atexit.register(setattr, ending, "value", 1)
+    prepare_fork()
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=sampler, num_workers=args.workers,
+        worker_init_fn=functools.partial(_quiet_worker, ending),
+        persistent_workers=args.workers > 0, pin_memory=ranks.device.type == "cuda",
+        multiprocessing_context=context)
+    return loader, sampler
+
+
+def _quiet_worker(ending, _):
+    """Signals are for the main process.
+
+    Only when that ends (`ending`), and multiprocessing then sends a SIGTERM, is one obeyed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: ending.value and os._exit(0))
