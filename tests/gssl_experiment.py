@@ -128,12 +128,14 @@ def commands(args):
         for method, prepared in methods.items():
             name = f"{args.name}-{method}-{seed}"
             kind = "supervised" if method == "ceiling" else method
-            knobs = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps, args.rounds)
+            settings = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps,
+                              args.rounds)
             # Warm-up is counted in epochs, and theirs differ in length.
-            knobs["warmup_epochs"] = f"{WARM_UP * knobs['epochs']:.2f}"
+            settings["warmup_epochs"] = f"{WARM_UP * settings['epochs']:.2f}"
             if kind != "supervised":
-                knobs |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled, "gssl": "true"}
-            flags = " ".join([*(f"--{k.replace('_', '-')} {v}" for k, v in knobs.items()),
+                settings |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled,
+                             "gssl": "true"}
+            flags = " ".join([*(f"--{k.replace('_', '-')} {v}" for k, v in settings.items()),
                               args.flags])
             print(f"python main.py {FLAGS} --backbone {args.backbone} --data-dir "
                   f"{prepared.folder} --seed {seed} --exp {name} --report "

@@ -7,19 +7,19 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from utils import args as knobs
+from utils import args as settings
 from utils.args import load_args, parse
 from utils.errors import UserError
 
 
 def test_args_yaml_holds_every_knob_once_with_a_sentence():
-    text = knobs.DEFAULTS.read_text()
-    groups, helps = knobs.read_help()
-    assert set(yaml.safe_load(text)) == set(knobs.KNOBS) == set(helps)
-    assert sorted(name for names in groups.values() for name in names) == sorted(knobs.KNOBS)
+    text = settings.DEFAULTS.read_text()
+    groups, helps = settings.read_help()
+    assert set(yaml.safe_load(text)) == set(settings.KINDS) == set(helps)
+    assert sorted(name for names in groups.values() for name in names) == sorted(settings.KINDS)
     assert all(len(sentence) > 5 for sentence in helps.values())
-    assert not set(knobs.CHOICES) - set(knobs.KNOBS)
-    assert not (set(knobs.LEAST) | set(knobs.LARGEST)) - set(knobs.KNOBS)
+    assert not set(settings.CHOICES) - set(settings.KINDS)
+    assert not (set(settings.LEAST) | set(settings.LARGEST)) - set(settings.KINDS)
 
 
 def test_every_knob_is_a_flag_that_wins(tmp_path):
@@ -29,16 +29,16 @@ def test_every_knob_is_a_flag_that_wins(tmp_path):
     assert request.actions == {"train"}
     assert (request.args.lr, request.args.epochs, request.args.flip_test) == (0.01, 3, True)
     assert request.args.scheme == "36,37,45" and request.args.pretrained == "none"
-    assert request.args.batch_size == yaml.safe_load(knobs.DEFAULTS.read_text())["batch_size"]
+    assert request.args.batch_size == yaml.safe_load(settings.DEFAULTS.read_text())["batch_size"]
     named = ("data-dir data exp backbone head scheme num-nb cls reg stride input-size epochs "
              "batch-size lr pretrained precision workers device seed").split()
-    assert {name.replace("-", "_") for name in named} <= set(knobs.KNOBS)
-    assert set(knobs.ACTIONS) >= {"train", "test", "export", "test_onnx", "compare", "resume"}
+    assert {name.replace("-", "_") for name in named} <= set(settings.KINDS)
+    assert set(settings.ACTIONS) >= {"train", "test", "export", "test_onnx", "compare", "resume"}
 
 
 def test_saved_args_are_read_back(tmp_path):
     args = load_args({"lr": 0.3, "scheme": "eyes", "flip": 0, "exp": "007"})
-    knobs.save_args(args, tmp_path / "args.yaml")
+    settings.save_args(args, tmp_path / "args.yaml")
     assert vars(load_args(path=tmp_path / "args.yaml")) == vars(args)
 
 

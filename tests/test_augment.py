@@ -61,12 +61,12 @@ def test_margin_and_plain():
     assert augment.plain(stored, 1, 205) is stored
 
 
-@pytest.mark.parametrize("knobs", [
+@pytest.mark.parametrize("settings", [
     {}, {"rotation": 40}, {"scaling": 0.2}, {"shift": 0.1}, {"aspect": 0.1}, {"flip": 1},
     {"rotation": 40, "scaling": 0.12, "shift": 0.08, "aspect": 0.05, "flip": 0.5}])
-def test_dots_follow_the_landmarks(knobs):
+def test_dots_follow_the_landmarks(settings):
     flip = numpy.array([1, 0, 2])
-    move = augment.Augment(load_args({**STILL, **knobs}), flip)
+    move = augment.Augment(load_args({**STILL, **settings}), flip)
     units = numpy.array([[0.35, 0.4], [0.66, 0.44], [0.5, 0.7]])
     size, stored_size, margin = 96, 180, 1.6
     stored = paint((stored_size,) * 2, ((units - 0.5) / margin + 0.5) * stored_size - 0.5)
@@ -83,8 +83,8 @@ def test_dots_follow_the_landmarks(knobs):
         # A face stays the right way round: point 0 left of point 1 along the eye line.
         eyes, down = landmarks[1] - landmarks[0], landmarks[2] - landmarks[:2].mean(0)
         assert eyes[0] * down[1] - eyes[1] * down[0] > 0
-    assert changed >= (9 if knobs and "rotation" not in knobs else 5 if knobs else 0)
-    assert mirrored == 12 if knobs.get("flip") == 1 else mirrored <= 11
+    assert changed >= (9 if settings and "rotation" not in settings else 5 if settings else 0)
+    assert mirrored == 12 if settings.get("flip") == 1 else mirrored <= 11
 
 
 def test_looks_leave_the_landmarks_alone():

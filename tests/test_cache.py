@@ -36,10 +36,10 @@ def prepared(tmp_path):
     return argparse.Namespace(lists=dataset.FaceList(paths, points, unit, unit, None), margin=1.6)
 
 
-def loader(prepared, **knobs):
+def loader(prepared, **settings):
     """The training loader of make_loader at 64 px, at its second epoch."""
-    knobs = args.load_args({"input_size": 64, "batch_size": 4, "seed": 5, **knobs})
-    found, sampler = engine.make_loader(prepared.lists, prepared, SCHEME, knobs, Ranks(), 1)
+    settings = args.load_args({"input_size": 64, "batch_size": 4, "seed": 5, **settings})
+    found, sampler = engine.make_loader(prepared.lists, prepared, SCHEME, settings, Ranks(), 1)
     sampler.set_epoch(1)
     return found
 

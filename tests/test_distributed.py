@@ -40,11 +40,11 @@ def three_steps(faces, batch):
     """Parameters after three optimiser steps in float64 with batch norm in evaluation mode."""
     from types import SimpleNamespace
 
-    from utils import args as knobs
+    from utils import args as settings
     from utils.data import augment
     from utils.training import engine, gssl, loss
     from utils.training.trainer import Trainer
-    args = knobs.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
+    args = settings.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
     ranks = distributed.start("cpu")
     prepared = dataset.PreparedSet(faces)
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def three_steps(faces, batch):
     training.scheduler = SimpleNamespace(step_update=lambda number: None)
     training.scaler = torch.amp.GradScaler("cpu", enabled=False)
     training.loss = loss.build_loss(model, 10.0, 1.0, "l1")
-    training.faults = engine.Faults(prepared.lists["train"], None, ranks)
+    training.skips = engine.Skips(prepared.lists["train"], None, ranks)
     assert training.train_epoch(0) and len(training.losses) == 3
     distributed.stop()
     return {"parameters": dict(model.named_parameters()), "losses": training.losses}

@@ -14,9 +14,9 @@ def test_every_line_is_a_command_of_its_own(capsys):
     requests = [parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
     assert len(requests) == len(experiments.CHANGES)
     assert all(request.actions == {"train"} for request in requests)
-    knobs = [{k: v for k, v in vars(request.args).items() if k != "exp"} for request in requests]
-    changed = [[k for k in knobs[0] if other[k] != knobs[0][k]] for other in knobs[1:]]
-    # One factor at a time; a teacher is two knobs, and strong augmentation a group of them.
+    settings = [{k: v for k, v in vars(request.args).items() if k != "exp"} for request in requests]
+    changed = [[k for k in settings[0] if other[k] != settings[0][k]] for other in settings[1:]]
+    # One factor at a time; a teacher is two settings, and strong augmentation a group of them.
     assert all(len(names) == 1 or "teacher" in names or "occlusion" in names for names in changed)
     assert len({request.args.exp for request in requests}) == len(requests)
 

@@ -11,8 +11,8 @@ import torch
 import warm as warm_module
 
 from nets.model import LandmarkNet
-from utils import args as knobs
 from utils import checkpoint
+from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
 from utils.training import engine, gssl, loss
@@ -44,8 +44,8 @@ class Poison:
 
 def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
     """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss."""
-    args = knobs.load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
-                            "save_minutes": 1000, **given})
+    args = load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
+                      "save_minutes": 1000, **given})
     prepared = dataset.PreparedSet(warm.faces)
     torch.manual_seed(0)
     model = LandmarkNet(prepared.scheme, BACKBONE)
@@ -60,7 +60,7 @@ def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None,
         torch.optim.AdamW(model.parameters()), scaler, ema)
     trainer.scheduler = SimpleNamespace(step_update=lambda number: None)
     trainer.loss, trainer.loader, trainer.sampler = poisoned, loader, sampler
-    trainer.faults = engine.Faults(faces, folder, Ranks())
+    trainer.skips = engine.Skips(faces, folder, Ranks())
     return trainer
 
 
@@ -84,7 +84,7 @@ def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value
         return result
 
     training_.optimizer.step = remember
-    kept = engine.Faults.step
+    kept = engine.Skips.step
 
     def look(faults, finite, indices):
         kept(faults, finite, indices)
@@ -92,9 +92,9 @@ def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value
             for name, tensor in snapshot(training_.model).items():
                 assert torch.equal(tensor, before["state"][name]), name
 
-    training_.faults.step = look.__get__(training_.faults)
+    training_.skips.step = look.__get__(training_.skips)
     assert training_.train_epoch(0)
-    assert training_.faults.skipped == 1 and training_.faults.in_a_row == 0
+    assert training_.skips.skipped == 1 and training_.skips.in_a_row == 0
     assert before["steps"] == 5 and len(training_.losses) == 5
     assert numpy.isfinite(training_.losses).all()
     assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
@@ -111,7 +111,7 @@ def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
 
     parameter.register_hook(spoil)
     assert training_.train_epoch(0)
-    assert training_.faults.skipped == 1 and torch.isfinite(parameter).all()
+    assert training_.skips.skipped == 1 and torch.isfinite(parameter).all()
 
 
 def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
@@ -121,7 +121,7 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
         training_.train_epoch(0)
     names = (tmp_path / "bad_batch.txt").read_text().splitlines()
     keys = list(training_.sampler)[8:10]
-    assert names == [str(training_.faults.faces.images[i]) for batch in keys for _, i in batch]
+    assert names == [str(training_.skips.faces.images[i]) for batch in keys for _, i in batch]
     assert all(pathlib.Path(name).is_file() for name in names)
     assert (tmp_path / "last.pt").read_bytes() == b"good"
     assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
@@ -130,14 +130,14 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
 def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
     training_ = training(warm, tmp_path, {0, 2, 6, 8})
     assert training_.train_epoch(0)
-    assert training_.faults.skipped == 4 and len(training_.losses) == 2
+    assert training_.skips.skipped == 4 and len(training_.losses) == 2
 
 
 def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
     # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
     training_ = training(warm, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
     assert training_.train_epoch(0)
-    assert training_.faults.skipped == 1 and len(training_.losses) == 1
+    assert training_.skips.skipped == 1 and len(training_.losses) == 1
     assert training_.scaler.get_scale() < 1
     training_ = training(warm, tmp_path, range(100), float("inf"), scaled=True)
     with pytest.raises(UserError, match="3 steps in a row"):

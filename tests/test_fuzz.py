@@ -150,7 +150,7 @@ def test_args_files(tmp_path, settings):
     path = tmp_path / "mine.yaml"
     shipped = args.DEFAULTS.read_bytes()
     lines = shipped.split(b"\n")
-    # A whole file, or a few of its lines, so that wounds meet all knobs.
+    # A whole file, or a few of its lines, so that wounds meet all settings.
     some = strategies.lists(strategies.sampled_from(lines), min_size=1, max_size=6).map(b"\n".join)
 
     @settings
@@ -159,7 +159,7 @@ def test_args_files(tmp_path, settings):
         path.write_bytes(content)
         try:
             request = args.parse(["--train", "--args", str(path)])
-            for name, kind in args.KNOBS.items():
+            for name, kind in args.KINDS.items():
                 assert isinstance(getattr(request.args, name), kind), name
         except UserError as error:
             assert "mine.yaml" in str(error) and str(error).count("\n") <= 1

@@ -59,7 +59,8 @@ def test_loss_terms(golden):
     table = torch.from_numpy(golden["neighbour_index"])
     truth = torch.from_numpy(golden["labels"][:len(maps.score)])
     terms = loss.PIPLoss(table).terms(maps, truth)
-    numpy.testing.assert_allclose([float(t) for t in terms.values()], golden["loss_terms"], atol=1e-5)
+    numpy.testing.assert_allclose([float(t) for t in terms.values()], golden["loss_terms"],
+                                  atol=1e-5)
     total = loss.PIPLoss(table, cls=10, reg=1)(maps, truth)
     expected = 10 * golden["loss_terms"][0] + golden["loss_terms"][1:].sum()
     numpy.testing.assert_allclose(float(total), expected, atol=1e-4)

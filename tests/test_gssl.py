@@ -166,8 +166,8 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
             found.append(optimizer.param_groups[0]["lr"])
         return found
 
-    knobs = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
-    args = _args(drawn_set, unlabelled_set, **knobs)
+    settings = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
+    args = _args(drawn_set, unlabelled_set, **settings)
     first, *later = [rates(round, args) for round in gssl.plan(args)]
     assert first[:10] == sorted(first[:10]) and first[0] < 0.1 and set(first[10:]) == {0.5}
     # The rounds go down one cosine between them.
@@ -175,7 +175,7 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     cosine = 0.5 * (1 + numpy.cos(numpy.pi * numpy.arange(60) / 60))
     assert later == pytest.approx(args.min_lr + (0.5 - args.min_lr) * cosine)
     # In the authors' rounds, which start anew, each has its own, with its share of the warm-up.
-    args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **knobs)
+    args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **settings)
     every = [rates(round, args) for round in gssl.plan(args)]
     assert all(found[-1] < 0.05 for found in every)
     assert [numpy.argmax(found) for found in every] == [9] + 5 * [5]
@@ -347,8 +347,8 @@ def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkey
 
 def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weights, monkeypatch,
                                                 capsys):
-    knobs = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
-    folder = trainer.train(_args(drawn_set, unlabelled_set, **knobs))
+    settings = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
+    folder = trainer.train(_args(drawn_set, unlabelled_set, **settings))
     rows = experiment.read_epochs(folder)
     assert [(row["epoch"], row["round"]) for row in rows] == [(1, 0), (2, 1), (3, 2)]
     assert all(numpy.isfinite(row["loss"]) for row in rows)
@@ -361,8 +361,8 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
     assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {4 + 2 * 3}
     capsys.readouterr()
     # Stopped within the first round (of four steps), at its end, and within the second (of three).
-    knobs["exp"] = "parts"
-    args = _args(drawn_set, unlabelled_set, **knobs)
+    settings["exp"] = "parts"
+    args = _args(drawn_set, unlabelled_set, **settings)
     for looks, told in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
                         (1, "round 0 (supervised) all epochs are done")):
         assert trainer.train(args, bool(told), _Halt(looks)) is None

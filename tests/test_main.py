@@ -234,6 +234,11 @@ def test_mistakes_in_preparing(argv, reason):
     (["main.py", "--train", "--data-dir", "nowhere"], "util.DataGenerator"),
     (["main.py", "--tests"], "nearest: --test"),
     (["-m", "utils.data.generator", "nowhere"], "no such folder"),
+    (["-c", "from utils import util; util.DataGenerator(data_dir='nowhere').run()"],
+     "no such folder"),
+    # The names of these commands in earlier READMEs.
+    (["-m", "utils.generator", "nowhere"], "no such folder"),
+    (["-m", "utils.draw"], "the folder of a prepared set"),
 ])
 def test_mistakes_of_real_processes(argv, reason):
     result = subprocess.run([sys.executable, *argv], cwd=warm().tree, text=True,

@@ -97,9 +97,9 @@ def same(model, session, images):
     return expected
 
 
-def whole_way(prepared, folder, scheme=None, **knobs):
+def whole_way(prepared, folder, scheme=None, **settings):
     scheme = scheme or prepared.scheme
-    args = load_args({"input_size": SIZE, "device": "cpu", **knobs})
+    args = load_args({"input_size": SIZE, "device": "cpu", **settings})
     torch.manual_seed(0)
     model = checkpoint.build_model(args, scheme)
     images, landmarks = batch(prepared, scheme)
@@ -123,7 +123,7 @@ def whole_way(prepared, folder, scheme=None, **knobs):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("backbone, head, knobs", [
+@pytest.mark.parametrize("backbone, head, settings", [
     ("irnet18", "pip", {}),
     ("irnet18", "regression", {"offset_loss": "wing"}),
     ("mobilenetv3_large_100", "pip", {"stride": 16, "merge": "confidence"}),
@@ -138,8 +138,8 @@ SLOW = pytest.mark.slow
     pytest.param("resnet18", "pip", {}, marks=SLOW),
     pytest.param("resnet50", "pip", {}, marks=SLOW),
 ])
-def test_train_export_and_the_same_in_onnx(prepared, tmp_path, backbone, head, knobs):
-    whole_way(prepared, tmp_path, backbone=backbone, head=head, **knobs)
+def test_train_export_and_the_same_in_onnx(prepared, tmp_path, backbone, head, settings):
+    whole_way(prepared, tmp_path, backbone=backbone, head=head, **settings)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_100", "regnetx_008", "resnet18", "resnet50"])
@@ -156,11 +156,11 @@ def test_numbers_of_neighbours(prepared, tmp_path, points, neighbours):
     """The user's notes record failures at 0, 1, 2 and, with 12 points, at 12."""
     scheme = prepared.scheme if points == 68 else prepared.scheme.subset(range(36, 48), "eyes")
     count = neighbours % points if neighbours < 0 else neighbours
-    knobs = {"backbone": "mobilenetv3_small_050", "num_nb": count, "input_size": SIZE}
+    settings = {"backbone": "mobilenetv3_small_050", "num_nb": count, "input_size": SIZE}
     if (points, neighbours) == (12, -1):
-        whole_way(prepared, tmp_path, scheme, **knobs)
+        whole_way(prepared, tmp_path, scheme, **settings)
         return
-    args = load_args(knobs)
+    args = load_args(settings)
     torch.manual_seed(0)
     model = checkpoint.build_model(args, scheme)
     images, landmarks = batch(prepared, scheme, 4)

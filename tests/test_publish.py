@@ -38,7 +38,7 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     assert "--exp second" in last and "--epochs 7" in last
     assert "--pretrained weights/tiny/best.pt" in last
     assert "somewhere" not in last and "--input-size 64" in last
-    # It trained on no unlabelled faces, so their knobs say nothing.
+    # It trained on no unlabelled faces, so their settings say nothing.
     assert "gssl" not in last
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
                "nme_crop": 51.0}

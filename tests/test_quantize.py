@@ -62,9 +62,10 @@ def float_model(folder, tmp_path_factory):
             module.reset_running_stats()
     with torch.no_grad():
         model(images)
-    knobs = args.load_args({"backbone": "mobilenetv3_small_050", "num_nb": 3, "input_size": SIZE})
+    settings = args.load_args({"backbone": "mobilenetv3_small_050", "num_nb": 3,
+                               "input_size": SIZE})
     path = tmp_path_factory.mktemp("weights") / "best.pt"
-    checkpoint.save({**checkpoint.describe(knobs, prepared.scheme, prepared.crop),
+    checkpoint.save({**checkpoint.describe(settings, prepared.scheme, prepared.crop),
                      "weights": model.state_dict()}, path)
     return export.export(checkpoint.load_model(path), path.with_suffix(".onnx"))
 

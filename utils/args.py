@@ -24,7 +24,7 @@ TYPES = {
            "filter_min_cutoff filter_beta gssl_keep teacher_share",
     bool: "flip_test gssl",
 }
-KNOBS = {name: kind for kind, names in TYPES.items() for name in names.split()}
+KINDS = {name: kind for kind, names in TYPES.items() for name in names.split()}
 CHOICES = {
     "data": ("none", "samples"), "cache": ("none", "ram"), "activation": ("prelu", "relu"),
     "head": ("pip", "regression"), "merge": ("plain", "padded", "confidence"),
@@ -49,15 +49,15 @@ ACTIONS = {
 
 
 def read_help(path=DEFAULTS):
-    """The comments of args.yaml: group title to knob names, and knob name to its sentence."""
+    """The comments of args.yaml: group title to setting names, and setting name to its sentence."""
     groups, helps, title = {}, {}, ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if re.match(r"# \w[^:]*: ", line):
             title = line[2:]
-        knob = re.match(r"(\w+): *[^#]*# (.*)", line)
-        if knob and knob[1] in KNOBS:
-            groups.setdefault(title, []).append(knob[1])
-            helps[knob[1]] = knob[2]
+        setting = re.match(r"(\w+): *[^#]*# (.*)", line)
+        if setting and setting[1] in KINDS:
+            groups.setdefault(title, []).append(setting[1])
+            helps[setting[1]] = setting[2]
     return groups, helps
 
 
@@ -74,15 +74,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(description, prog=None):
-    """The argument parser with one flag a knob, grouped and explained as in args.yaml."""
+    """The argument parser with one flag a setting, grouped and explained as in args.yaml."""
     groups, helps = read_help()
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     for title, names in groups.items():
         group = parser.add_argument_group(*title.split(": ", 1))
         for name in names:
             # A switch may stand alone: --gssl is --gssl true.
-            alone = {"nargs": "?", "const": "true"} if KNOBS[name] is bool else {}
-            group.add_argument(_flag(name), metavar=KNOBS[name].__name__.upper(), **alone,
+            alone = {"nargs": "?", "const": "true"} if KINDS[name] is bool else {}
+            group.add_argument(_flag(name), metavar=KINDS[name].__name__.upper(), **alone,
                                default=argparse.SUPPRESS, help=helps[name].replace("%", "%%"))
     return parser
 
@@ -92,14 +92,14 @@ def _flag(name):
 
 
 def load_args(given=(), path=DEFAULTS):
-    """Resolved knobs as a namespace.
+    """Resolved args as a namespace.
 
     given: name to value (strings from the command line, or typed values from a checkpoint), which
     win over the file at path, which wins over the shipped args.yaml. Raises UserError for unknown
     names, wrong types and values out of range.
     """
     values = _read_file(DEFAULTS)
-    missing = [name for name in KNOBS if name not in values]
+    missing = [name for name in KINDS if name not in values]
     if missing:
         raise UserError(f"{DEFAULTS.name}: missing key {missing[0]}; git has the shipped file")
     if pathlib.Path(path).resolve() != DEFAULTS:
@@ -119,11 +119,11 @@ def _read_file(path):
 
 
 def check(name, value, where):
-    """value in the type and range of knob `name`. Raises UserError that begins with where."""
-    if name not in KNOBS:
-        near = difflib.get_close_matches(str(name), KNOBS, 1, 0.5)
+    """value in the type and range of setting `name`. Raises UserError that begins with where."""
+    if name not in KINDS:
+        near = difflib.get_close_matches(str(name), KINDS, 1, 0.5)
         raise UserError(f"{where}: unknown key" + (f"; nearest: {near[0]}" if near else ""))
-    value = _convert(value, KNOBS[name], where)
+    value = _convert(value, KINDS[name], where)
     if name in CHOICES and value not in CHOICES[name]:
         raise UserError(f"{where}: must be one of {', '.join(map(str, CHOICES[name]))}, "
                         f"found {value}")
@@ -161,7 +161,7 @@ def _convert(value, kind: type, where) -> typing.Any:
 
 
 def save_args(args, path):
-    """Write the resolved knobs as YAML, in the order and groups of args.yaml."""
+    """Write the resolved args as YAML, in the order and groups of args.yaml."""
     groups, _ = read_help()
     lines = []
     for title, names in groups.items():
@@ -173,7 +173,7 @@ def save_args(args, path):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A parsed command line: resolved knobs, the actions asked for, and the knobs typed."""
+    """A parsed command line: resolved args, the actions asked for, and the settings typed."""
     args: argparse.Namespace
     actions: frozenset
     typed: dict

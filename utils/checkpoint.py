@@ -10,7 +10,7 @@ import torch
 
 from nets.backbone import reparameterise
 from nets.model import LandmarkNet, check_size
-from utils.args import KNOBS, load_args
+from utils.args import KINDS, load_args
 from utils.errors import UserError
 from utils.landmarks.schemes import Scheme
 
@@ -111,12 +111,12 @@ def build_model(args, scheme, neighbour_face=None, timm_weights=False):
 def load_model(path, device="cpu", **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
-    It gets the attributes `args` (resolved knobs), `scheme`, `crop` ({"rule", "scale"}) and
-    `input_size`. overrides: knobs of the model to change, such as merge. Raises UserError.
+    It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}) and
+    `input_size`. overrides: settings of the model to change, such as merge. Raises UserError.
     """
     state = read(path)
     try:
-        known = {k: v for k, v in state["args"].items() if k in KNOBS}
+        known = {k: v for k, v in state["args"].items() if k in KINDS}
         args = load_args({**known, **overrides})
         scheme = Scheme.from_state(state["scheme"])
         crop = {"rule": str(state["crop"]["rule"]), "scale": float(state["crop"]["scale"])}
@@ -175,7 +175,7 @@ def load_pretrained(model, path):
 
 
 def changed(old, new):
-    """[(knob, old, new)] where a resumed run's knobs differ (dict of its last.pt, namespace).
+    """[(setting, old, new)] where a resumed run's settings differ (dict of its last.pt, namespace).
 
     Raises UserError for a change that would make it another run.
     """

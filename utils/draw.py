@@ -1,11 +1,12 @@
 """Landmarks drawn on faces, contact sheets, pictures of the schemes."""
 import colorsys
 import pathlib
+import runpy
 
 import cv2
 import numpy
 
-from utils.errors import UserError, run
+from utils.errors import UserError
 
 # Right and left of a pair share a hue; a name that is not here gets one from its letters.
 _COLOURS = {"jaw": (80, 200, 255), "right brow": (255, 190, 60), "left brow": (255, 140, 40),
@@ -149,5 +150,5 @@ def save(path, image):
 
 
 if __name__ == "__main__":
-    from utils.data.sheet import main
-    run(main)
+    # The command of earlier READMEs.
+    runpy.run_module("utils.data.sheet", run_name="__main__")

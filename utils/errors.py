@@ -6,6 +6,23 @@ class UserError(Exception):
     """A mistake in the input. The message names the file, what was found and what to do."""
 
 
+def show_on_one_line():
+    """Let a UserError that nobody catches end this process as `run` does, without a traceback."""
+    before = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if not issubclass(kind, UserError):
+            before(kind, error, traceback)
+            return
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        # At an interactive prompt the person goes on.
+        if not hasattr(sys, "ps1"):
+            sys.exit(2)
+
+    sys.excepthook = hook
+
+
 def run(main):
     """Call main(); a UserError is printed on stderr and ends the process with exit code 2."""
     try:

@@ -19,7 +19,7 @@ from utils.args import load_args
 from utils.data import augment, cache, dataset
 from utils.training import distributed, loss
 
-# What the authors do to a training face, in our knobs: 30 px of 256 are 0.117.
+# What the authors do to a training face, in our settings: 30 px of 256 are 0.117.
 AUTHORS = {"rotation": 30, "scaling": 0, "aspect": 0, "shift": 0.117, "flip": 0.5, "colour": 0,
            "grey": 0.2, "blur": 0.3, "occlusion": 0.5, "occlusion_size": 0.4}
 
@@ -108,9 +108,9 @@ def data(prepared, options):
     normalise = LandmarkNet(scheme)
     normalise.backbone = normalise.head = torch.nn.Identity()
 
-    def ours(knobs, cached=False):
+    def ours(settings, cached=False):
         found = dataset.FaceDataset(faces, prepared.margin, size, scheme.indices,
-                                    augment.Augment(load_args(knobs), scheme.flip))
+                                    augment.Augment(load_args(settings), scheme.flip))
         if cached:
             with contextlib.redirect_stdout(sys.stderr):
                 found.cache = cache.CropCache(found, distributed.Ranks())

@@ -13,7 +13,7 @@ class Augment:
     """
 
     def __init__(self, args, flip):
-        """args: resolved knobs. flip (K,): the scheme's flip table."""
+        """args: resolved args. flip (K,): the scheme's flip table."""
         self.args, self.flip = args, flip
 
     def __call__(self, stored, landmarks, margin, size, rng):

@@ -47,52 +47,76 @@ class Source:
     prefix: str
 
 
+@dataclasses.dataclass
+class Options:
+    """How a set is prepared; keyword arguments of DataGenerator. Raises UserError.
+
+    layout: the reader's name, else recognised. scheme: of the set, to map to (98 to 68 points) or,
+    for a custom set, a YAML file. crop, scale: see crop.face_box. margin: how much larger than the
+    nominal crop the images are. val: share of the training photos held out. workers: processes,
+    else one a core. labelled: the prepared set that photos without landmarks are to be trained with
+    (see unlabelled.prepare); boxes, detector: of such photos.
+    """
+    layout: str | None = None
+    scheme: str | None = None
+    crop: str = "square"
+    scale: float = 1.2
+    margin: float = 1.6
+    val: float = 0.05
+    workers: int | None = None
+    labelled: str | None = None
+    boxes: str | None = None
+    detector: str = "haar"
+
+    def __post_init__(self):
+        self.workers = self.workers or os.cpu_count() or 1
+        try:
+            self.scale, self.margin, self.val = (
+                float(self.scale), float(self.margin), float(self.val))
+            fine = (1 <= self.margin < numpy.inf and 0 < self.scale < numpy.inf
+                    and 0 <= self.val < 1)
+        except (TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise UserError(f"margin {self.margin} (1 or more), scale {self.scale} (above 0), val "
+                            f"{self.val} (0 to 1): one is out of range")
+        if self.crop not in crops.RULES:
+            raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {self.crop!r}")
+        if self.boxes is not None and self.labelled is None:
+            raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
+                            "prepared set they are to be trained with (--labelled SET)")
+
+
 class DataGenerator:
     """Publisher's folders to a prepared set. Call run().
 
     data_dir: a folder, or several to merge ("300W + WFLW", or a list). target_size: side of the
-    nominal crop in pixels. output_dir: default <data_dir>-<target_size>. layout: the reader's name,
-    else recognised. scheme: of the set, to map to (98 to 68 points) or, for a custom set, a YAML
-    file. crop, scale: see crop.face_box. margin: how much larger than the nominal crop the images
-    are. val: share of the training photos held out. labelled: the prepared set that photos without
-    landmarks are to be trained with (see unlabelled.prepare); boxes, detector: of such photos.
+    nominal crop in pixels. output_dir: default <data_dir>-<target_size>. options: see Options.
     Raises UserError.
     """
 
-    def __init__(self, data_dir="300W", target_size=256, output_dir=None, layout=None, scheme=None,
-                 crop="square", scale=1.2, margin=1.6, val=0.05, workers=None, labelled=None,
-                 boxes=None, detector="haar"):
+    def __init__(self, data_dir="300W", target_size=256, output_dir=None, **options):
         parts = data_dir
         if not isinstance(data_dir, (list, tuple)):
             parts = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
         self.folders = [pathlib.Path(str(part).strip()) for part in parts if part != "+"]
+        try:
+            self.target_size = int(target_size)
+        except (TypeError, ValueError):
+            self.target_size = 0
+        if self.target_size < 16:
+            raise UserError(f"target_size {target_size}: is out of range (16 or more)")
+        self.options = Options(**options)
         name = "+".join(f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
-        self.output_dir, self.labelled = output_dir, labelled
-        self.boxes, self.detector = boxes, detector
-        self.layout, self.scheme, self.rule = layout, scheme, crop
-        self.workers = workers or os.cpu_count() or 1
-        try:
-            self.target_size, self.val = int(target_size), float(val)
-            self.scale, self.margin = float(scale), float(margin)
-            fine = (self.target_size >= 16 and 1 <= self.margin < numpy.inf
-                    and 0 < self.scale < numpy.inf and 0 <= self.val < 1)
-        except (TypeError, ValueError):
-            fine = False
-        if not fine:
-            raise UserError(f"target_size {target_size} (16 or more), margin {margin} (1 or more), "
-                            f"scale {scale} (above 0), val {val} (0 to 1): one is out of range")
-        if crop not in crops.RULES:
-            raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {crop!r}")
-        if boxes is not None and labelled is None:
-            raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
-                            "prepared set they are to be trained with (--labelled SET)")
+        self.output_dir = output_dir
 
     def run(self):
         """Prepare the set, print the table of counts, return the set's folder."""
-        if self.labelled is not None:
+        options = self.options
+        if options.labelled is not None:
             from utils.data.unlabelled import prepare  # It imports torch, which takes seconds.
-            return prepare(self.folders[0], self.labelled, self.boxes, self.detector,
+            return prepare(self.folders[0], options.labelled, options.boxes, options.detector,
                            self.output_dir)
         sources, problems = self._read_all(), []
         jobs = [(face, source.layout, source.prefix + face.name)
@@ -132,8 +156,9 @@ class DataGenerator:
         return sources
 
     def _read(self, folder):
-        reader = readers.get(self.layout) if self.layout else readers.recognise(folder)
-        scheme = None if self.scheme is None else get_scheme(self.scheme)
+        options = self.options
+        reader = readers.get(options.layout) if options.layout else readers.recognise(folder)
+        scheme = None if options.scheme is None else get_scheme(options.scheme)
         problems = []
         if reader.SCHEME is None:
             faces = reader.read(folder, problems, scheme)
@@ -146,7 +171,7 @@ class DataGenerator:
             mapping = MAPPINGS.get((native.name, scheme.name))
             if scheme.base == native.name:
                 raise UserError(f"{folder}: {scheme.name} is a part of {native.name}: prepare the "
-                                f"set without a scheme and train with --scheme {self.scheme}")
+                                f"set without a scheme and train with --scheme {options.scheme}")
             if mapping is None:
                 raise UserError(f"{folder}: no mapping from {native.name} ({native.points} points) "
                                 f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
@@ -166,11 +191,13 @@ class DataGenerator:
 
     def _cut_all(self, jobs, problems):
         """[(face, layout, image name, box, published box)] of all faces that could be cut."""
-        settings = (self.output / "images", self.target_size, self.rule, self.scale, self.margin)
+        options = self.options
+        settings = (self.output / "images", self.target_size, options.crop, options.scale,
+                    options.margin)
         done = []
         crops.prepare_fork()
         try:
-            with concurrent.futures.ProcessPoolExecutor(self.workers) as pool:
+            with concurrent.futures.ProcessPoolExecutor(self.options.workers) as pool:
                 results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
                 bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
                 for job, result in bar:
@@ -184,7 +211,7 @@ class DataGenerator:
         return done
 
     def _write(self, done, sources):
-        held_out = _held_out([d[0] for d in done], self.val)
+        held_out = _held_out([d[0] for d in done], self.options.val)
         lists = collections.defaultdict(list)
         rows, means = [], []
         for face, layout, name, box, published in done:
@@ -209,8 +236,10 @@ class DataGenerator:
                              "published_x_min", "published_y_min", "published_x_max",
                              "published_y_max"])
             writer.writerows(rows)
-        description = {"size": self.target_size, "margin": self.margin,
-                       "crop": {"rule": self.rule, "scale": self.scale}, "scheme": scheme.state(),
+        options = self.options
+        description = {"size": self.target_size, "margin": options.margin,
+                       "crop": {"rule": options.crop, "scale": options.scale},
+                       "scheme": scheme.state(),
                        "layouts": sorted({d[1] for d in done})}
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")

@@ -62,7 +62,7 @@ def drawn(count=40, size=320, first=0):
 
 def main(arguments=None):
     """The command line, see --help. Returns the picture's path. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="python -m utils.draw", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m utils.data.sheet", description=__doc__)
     parser.add_argument("set", nargs="?", help="folder of a prepared set")
     parser.add_argument("--list", default="train", help="which of its lists [train]")
     parser.add_argument("--count", type=int, default=40, help="faces to show [40]")

@@ -262,7 +262,7 @@ def read(data_dir, prepared):
     folder = pathlib.Path(data_dir)
     if not (folder / LIST).is_file() and prepared.size:
         folder = folder.with_name(f"{folder.name}-{prepared.size}")
-    # "none" is the knob's way to say that it was not given.
+    # "none" is the setting's way to say that it was not given.
     if data_dir == "none" or not (folder / LIST).is_file():
         what = ("--gssl needs --unlabelled-dir, the faces to train on without labels"
                 if data_dir == "none" else f"{data_dir}: no unlabelled set (no {LIST})")

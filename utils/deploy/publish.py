@@ -7,18 +7,18 @@ import shlex
 import yaml
 
 from utils import checkpoint, experiment
-from utils.args import DEFAULTS, KNOBS, load_args
+from utils.args import DEFAULTS, KINDS, load_args
 from utils.deploy import export
 from utils.errors import UserError, run
 from utils.testing import score
 from utils.training import gssl
 
-# Knobs of where and how a run was started, which say nothing of the model.
+# Settings of where and how a run was started, which say nothing of the model.
 PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
           "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "dump_pseudo")
-# Knobs that name the weights of another experiment (what it began with first), and sets of faces.
-WEIGHTS_KNOBS = ("pretrained", "teacher")
-SET_KNOBS = ("data_dir", "unlabelled_dir")
+# Those that name the weights of another experiment (what it began with first), and sets of faces.
+WEIGHTS_ARGS = ("pretrained", "teacher")
+SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
 def publish(source, target, with_onnx=True):
@@ -42,8 +42,8 @@ def chain(source):
     """The checkpoints to be trained for one, in this order: those that it began with, from the
     first one on, then its teacher's, and itself last."""
     args, found = checkpoint.read(source)["args"], []
-    for knob in WEIGHTS_KNOBS:
-        path = pathlib.Path(args.get(knob, "none"))
+    for setting in WEIGHTS_ARGS:
+        path = pathlib.Path(args.get(setting, "none"))
         if path.is_file():
             found += [before for before in chain(path) if before not in found]
     return [*found, pathlib.Path(source)]
@@ -53,7 +53,7 @@ def command(source):
     """The command that trains a checkpoint: what differs from the shipped args.yaml."""
     args = _named(checkpoint.read(source)["args"])
     shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
-    typed = {k: v for k, v in args.items() if k in KNOBS and k not in PLACES and v != shipped[k]
+    typed = {k: v for k, v in args.items() if k in KINDS and k not in PLACES and v != shipped[k]
              and (args["gssl"] or not k.startswith("gssl_"))}
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
              for k, v in typed.items()]
@@ -61,11 +61,11 @@ def command(source):
 
 
 def _named(args):
-    """Knobs with sets and weights named as the repository's user would, without the machine's
+    """Settings with sets and weights named as the repository's user would, without the machine's
     paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
-    sets = {knob: pathlib.Path(args[knob]).name.removesuffix(f"-{args['input_size']}")
-            for knob in SET_KNOBS}
-    return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_KNOBS}}
+    sets = {setting: pathlib.Path(args[setting]).name.removesuffix(f"-{args['input_size']}")
+            for setting in SET_ARGS}
+    return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_ARGS}}
 
 
 def _weights_name(path):

@@ -1,4 +1,4 @@
-"""What a training runs with: precision, optimiser, schedule, average, processes, loader, faults."""
+"""What a training runs with: precision, optimiser, schedule, average, processes, loader, skips."""
 import atexit
 import functools
 import multiprocessing
@@ -78,7 +78,7 @@ def parallelise(model, ranks):
         model, [ranks.device.index] if ranks.device.type == "cuda" else None)
 
 
-class Faults:
+class Skips:
     """Counts skipped steps and unreadable images of all ranks, and stops a run with too many."""
 
     def __init__(self, faces, folder, ranks):

@@ -50,7 +50,7 @@ def main():
 
 
 def resumed(request):
-    """The knobs that the experiment of a request was started with; those typed now win."""
+    """The settings that the experiment of a request was started with; those typed now win."""
     path = experiment.WEIGHTS / request.args.exp / "args.yaml"
     return load_args(request.typed, path) if path.is_file() else request.args
 

@@ -63,7 +63,7 @@ class Trainer:
         self.experiment_args, self.folder, self.ranks, self.stop = args, folder, ranks, stop
         self.round = self.args = None
         self.model = self.parallel = self.ema = self.optimizer = self.scheduler = None
-        self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.faults = None
+        self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.skips = None
         self.teacher = self._carried = None
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
 
@@ -178,7 +178,7 @@ class Trainer:
     def _prepare(self, faces, loss):
         """Loader, optimiser, schedule and average of a round, and what it says on the screen."""
         args, ranks = self.args, self.ranks
-        self.loss, self.faults = loss, engine.Faults(faces, self.folder, ranks)
+        self.loss, self.skips = loss, engine.Skips(faces, self.folder, ranks)
         accumulate = max(1, round(args.effective_batch / (args.batch_size * ranks.world)))
         self.loader, self.sampler = engine.make_loader(faces, self.set, self.scheme, args, ranks,
                                                        accumulate)
@@ -223,7 +223,7 @@ class Trainer:
                                                                 len(bad))
                 loss /= self.ranks.world
                 if unreadable:
-                    self.faults.images(bad)
+                    self.skips.images(bad)
                 if applied:
                     self.losses.append(loss)
                 bar.update()
@@ -279,7 +279,7 @@ class Trainer:
             self.ema.update(self.model, number)
         self.schedule(number + 1)
         if not overflow:
-            self.faults.step(finite, seen)
+            self.skips.step(finite, seen)
         return total, finite, unreadable
 
     def schedule(self, steps):
@@ -311,7 +311,7 @@ class Trainer:
         experiment.append_epoch(self.folder, {
             "epoch": number, "lr": lr, "loss": loss, "val_nme": nme,
             "seconds": round(self.seconds, 1), "round": self.round.number})
-        skipped = f", {self.faults.skipped} steps skipped" if self.faults.skipped else ""
+        skipped = f", {self.skips.skipped} steps skipped" if self.skips.skipped else ""
         print(f"{self.title}epoch {epoch + 1:>3}/{self.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  "
               f"val NME {nme:.3f}{' *' if nme < self.best else ''}  {self.seconds:.0f} s{skipped}",
               flush=True)
@@ -341,8 +341,8 @@ class Trainer:
         self.ranks.share(checkpoint.save, {
             **self.description(), "round": self.round.number, "epoch": epoch, "step": step,
             "measure": self.measure, **self.carried(), "scaler": self.scaler.state_dict(),
-            "best": self.best, "losses": self.losses, "skipped": self.faults.skipped,
-            "in_a_row": self.faults.in_a_row, "seconds": self.seconds}, self.folder / "last.pt")
+            "best": self.best, "losses": self.losses, "skipped": self.skips.skipped,
+            "in_a_row": self.skips.in_a_row, "seconds": self.seconds}, self.folder / "last.pt")
 
     def restore(self, state):
         """Take over a state of save(); returns (epoch, step) to go on from. Raises UserError."""
@@ -360,7 +360,7 @@ class Trainer:
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             self.best, self.losses = float(state["best"]), list(state["losses"])
-            self.faults.skipped, self.faults.in_a_row = state["skipped"], state["in_a_row"]
+            self.skips.skipped, self.skips.in_a_row = state["skipped"], state["in_a_row"]
             self.begun = time.monotonic() - state["seconds"]
             epoch, step = state["epoch"], state["step"]
             if not (0 <= epoch <= self.args.epochs and 0 <= step < self.sampler.steps):
