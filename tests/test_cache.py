@@ -135,7 +135,7 @@ def test_ranks_share_one_cache_and_only_the_first_decodes(prepared, tmp_path):
     before = left_files()
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    root = str(pathlib.Path(cache.__file__).resolve().parent.parent)
+    root = str(pathlib.Path(__file__).resolve().parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(script), root, str(tmp_path)], capture_output=True, text=True, timeout=120)
