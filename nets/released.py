@@ -1,10 +1,19 @@
 """Reads the IRNet checkpoints that PIPNet repositories release (IR18.pth and the like: a whole
 pickled module) without running anything in them, and maps them to our names.
 
-`torch.load` would import and call whatever such a file names. Here every name in the file becomes
-an inert `Record` class; creating one stores nothing but its state, calling one is refused unless
-`BUILDERS` has our own stand-in for it. No module that the file names is ever imported."""
+torch.load(weights_only=True) with stand-ins in torch.serialization.safe_globals would be shorter,
+but up to torch 2.14 it
+* refuses whole modules in the format before torch 1.6 (their persistent ids name classes), and
+  pickle protocols 4 and 5;
+* prefers its own list of names to any stand-in: bytearray(2 ** 32) or FloatTensor(2 ** 31) in a
+  file is called, and so was _rebuild_qtensor with unchecked strides (pytorch issue 184652);
+* unpacks compressed records, however large they become;
+and its older releases give a tensor that claims more than its record the memory behind it.
+Each of these needs the pickle or the zip read by us, so they are read once: by zipfile and by
+pickle.Unpickler in its documented restricted form. `find_class` imports nothing and makes every
+name an inert `Record` class; calling one is refused unless `BUILDERS` has a stand-in for it."""
 
+import collections
 import io
 import math
 import pathlib
@@ -20,10 +29,6 @@ import utils.errors
 MAX_BYTES = 2 ** 31
 MAX_PICKLE_BYTES = 2 ** 24
 MAX_NESTING = 50
-
-# torch.serialization: the first two pickles of a file in the format before torch 1.6.
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_VERSION = 1001
 
 STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -55,12 +60,11 @@ class Record(metaclass=_Name):
     """An object of the file: the dotted `path` of its class and its `state`, nothing else."""
 
     path = ""
+    state = {}
 
     def __new__(cls, *_):
         """Pickle's way to create an object without calling its class."""
-        record = object.__new__(cls)
-        record.state = {}
-        return record
+        return object.__new__(cls)
 
     def __setstate__(self, state):
         self.state = state
@@ -73,53 +77,21 @@ class _Ordered(dict):
         pass
 
 
-class _Storage:
-    """A claim on the file: `count` numbers of `dtype` in the record `key`; read on first use."""
-
-    def __init__(self, dtype, key, count):
-        self.dtype, self.key, self.count = dtype, key, count
-
-
-class _Tensor:
-    """A claimed view of a storage, checked when the tensor is made."""
-
-    def __init__(self, storage, offset, size, stride):
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-
-def _build_tensor(storage, offset, size, stride, *_):
-    if not isinstance(storage, _Storage):
-        raise Refused("has a tensor without a storage")
-    return _Tensor(storage, offset, size, stride)
-
-
-def _build_parameter(tensor, *_):
-    return tensor
-
-
-def _build_list(items=()):
-    if type(items) is not list:
-        raise Refused("has a set that is not made from a list")
-    return items
-
-
-def _build_nothing(*_):
-    return Record.__new__(Record)
-
-
-# numpy arrays and the like hang on released modules as plain attributes that nothing here reads.
-_UNREAD = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-           "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
-           "_codecs.encode", "torch.Size", "torch.device")
+# A claim on the file, `count` numbers of `dtype` in the record `key`; and a view of one.
+_Storage = collections.namedtuple("_Storage", "dtype key count")
+_Tensor = collections.namedtuple("_Tensor", "storage offset size stride")
 
 BUILDERS = {
-    "torch._utils._rebuild_tensor_v2": _build_tensor,
-    "torch._utils._rebuild_parameter": _build_parameter,
+    "torch._utils._rebuild_tensor_v2": lambda *claim: _Tensor(*claim[:4]),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "collections.OrderedDict": _Ordered,
-    # A set stays a list: hashing what a file holds can be made to take forever.
-    "__builtin__.set": _build_list,
-    "builtins.set": _build_list,
-    **dict.fromkeys(_UNREAD, _build_nothing),
+    # A set stays the list it is made from: hashing what a file holds can be made to take forever.
+    **dict.fromkeys(("__builtin__.set", "builtins.set"), list.copy),
+    # numpy arrays and the like hang on released modules as attributes that nothing here reads.
+    **dict.fromkeys((
+        "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+        "_codecs.encode", "torch.Size", "torch.device"), lambda *_: Record.__new__(Record)),
 }
 
 
@@ -129,33 +101,25 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, stream):
         super().__init__(stream)
-        self.classes = {}
         self.claims = {}
 
     def find_class(self, module, name):
-        """The Record class for `module.name`; imports nothing."""
-        path = f"{module}.{name}"
-        if path not in self.classes:
-            self.classes[path] = _Name("Record", (Record,), {"path": path})
-        return self.classes[path]
+        """A Record class for `module.name`; imports nothing."""
+        return _Name("Record", (Record,), {"path": f"{module}.{name}"})
 
     def persistent_load(self, claim):
         """('storage', class, key, device, count[, view]) -> _Storage; the format before torch 1.6
         also wraps a module's class as ('module', class, source file, source)."""
-        if type(claim) is not tuple:
-            raise Refused(f"has a persistent id of type {type(claim).__name__}")
-        if len(claim) == 4 and claim[0] == "module" and isinstance(claim[1], _Name):
-            return claim[1]
-        if len(claim) not in (5, 6) or claim[0] != "storage" or claim[5:] not in ((), (None,)):
-            raise Refused("has a persistent id that is no plain storage")
-        _, kind, key, _, count = claim[:5]
-        module, _, name = getattr(kind, "path", "").rpartition(".")
-        if module not in ("torch", "torch.cuda") or name not in STORAGES:
-            raise Refused(f"has a storage of unknown kind {_short(getattr(kind, 'path', kind))}")
-        if type(key) is not str or not key.isdecimal() or type(count) is not int or count < 0:
-            raise Refused("has a storage with a bad key or size")
-        self.claims[key] = _Storage(STORAGES[name], key, count)
-        return self.claims[key]
+        if type(claim) is tuple and 4 <= len(claim) <= 6 and isinstance(claim[1], _Name):
+            role, name, key, _, count, view = (*claim, None, None)[:6]
+            if role == "module" and len(claim) == 4:
+                return name
+            dtype = STORAGES.get(re.sub(r"^torch\.(cuda\.)?", "", name.path))
+            if (role == "storage" and dtype and type(key) is str and key.isdecimal()
+                    and type(count) is int and view is None):
+                self.claims[key] = _Storage(dtype, key, count)
+                return self.claims[key]
+        raise Refused("has a persistent id that is no plain storage")
 
 
 def read_released(path):
@@ -167,8 +131,9 @@ def read_released(path):
         if pathlib.Path(path).stat().st_size > MAX_BYTES:
             raise Refused(f"is larger than {MAX_BYTES >> 30} GiB, no IRNet is")
         with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        root, storages = _read_zip(path) if zipped else _read_legacy(path)
+            read = _read_zip if file.read(4) == b"PK\x03\x04" else _read_legacy
+            file.seek(0)
+            root, storages = read(file)
         if isinstance(root, dict) and "model" in root:
             root = root["model"]
         names = {}
@@ -178,59 +143,52 @@ def read_released(path):
             _walk(root, "", names, 0)
         if not names or not all(type(name) is str for name in names):
             raise Refused("holds no module with parameters; expected {'model': module}")
-        if sum(_claimed_bytes(claim) for claim in names.values()) > MAX_BYTES:
+        views = {name: _view(name, claim, storages) for name, claim in names.items()}
+        if sum(view.numel() * view.itemsize for view in views.values()) > MAX_BYTES:
             raise Refused(f"claims more than {MAX_BYTES >> 30} GiB of tensors")
-        return {name: _tensor(name, claim, storages) for name, claim in names.items()}
+        return {name: view.clone(memory_format=torch.contiguous_format)
+                for name, view in views.items()}
     except OSError as error:
         raise utils.errors.UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Refused as reason:
+    except Exception as error:
+        # A damaged or forged pickle or zip can fail in any way (KeyError, MemoryError ...).
+        reason = error if isinstance(error, Refused) else f"is damaged or forged ({_short(error)})"
         raise utils.errors.UserError(
             f"{path}: {reason}. Nothing in it was run; give a checkpoint as it was released"
         ) from None
 
 
-def _read_zip(path):
+def _read_zip(file):
     """-> (root object, dict storage key -> bytearray) of torch.save's format since 1.6."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            sizes = {info.filename: info.file_size for info in infos}
-            pickles = [name for name in sizes if re.fullmatch(r"[^/]+/data\.pkl", name)]
-            if len(sizes) < len(infos) or len(pickles) != 1:
-                raise Refused("is a zip file, but not one that torch.save wrote")
-            if sum(sizes.values()) > MAX_BYTES:
-                raise Refused(f"would unpack to more than {MAX_BYTES >> 30} GiB")
-            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                # Stored records cannot be larger than the file: no zip bomb.
-                raise Refused("has compressed records, which torch.save never writes")
-            folder = pickles[0][:-len("data.pkl")]
-            if sizes.get(folder + "byteorder", 0) > 6:
-                raise Refused("has a bad byteorder record")
-            if folder + "byteorder" in sizes and archive.read(folder + "byteorder") != b"little":
-                raise Refused("was saved on a big-endian machine, which is not supported")
-            if sizes[pickles[0]] > MAX_PICKLE_BYTES:
-                raise Refused(f"has a pickle over {MAX_PICKLE_BYTES >> 20} MiB")
-            root, claims = _unpickle(io.BytesIO(archive.read(pickles[0])))
-            records = {key: f"{folder}data/{key}" for key in claims}
-            return root, {key: bytearray(archive.read(name))
-                          for key, name in records.items() if name in sizes}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise Refused(f"is a damaged or truncated zip file ({_short(error)})") from None
+    with zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+        sizes = {info.filename: info.file_size for info in infos}
+        pickles = [name for name in sizes if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(sizes) < len(infos) or len(pickles) != 1:
+            raise Refused("is a zip file, but not one that torch.save wrote")
+        if sum(sizes.values()) > MAX_BYTES:
+            raise Refused(f"would unpack to more than {MAX_BYTES >> 30} GiB")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            # Stored records cannot be larger than the file: no zip bomb.
+            raise Refused("has compressed records, which torch.save never writes")
+        folder = pickles[0][:-len("data.pkl")]
+        if folder + "byteorder" in sizes and archive.read(folder + "byteorder") != b"little":
+            raise Refused("was saved on a big-endian machine, which is not supported")
+        root, claims = _unpickle(io.BytesIO(archive.read(pickles[0])))
+        return root, {key: bytearray(archive.read(f"{folder}data/{key}")) for key in claims
+                      if f"{folder}data/{key}" in sizes}
 
 
-def _read_legacy(path):
+def _read_legacy(file):
     """-> (root object, dict storage key -> bytearray) of the format before 1.6: five pickles
     (magic, version, machine, object, storage keys), then each storage as a count and numbers."""
-    stream = io.BytesIO(pathlib.Path(path).read_bytes())
+    stream = io.BytesIO(file.read())
     try:
-        magic, _ = _unpickle(stream)
-    except Refused:
-        magic = None
-    if magic != LEGACY_MAGIC:
+        magic, version, machine = (_unpickle(stream)[0] for _ in range(3))
+    except Exception:
+        magic = version = machine = None
+    if (magic, version) != (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION):
         raise Refused("is neither a zip file nor a file of torch.save (or it is damaged)")
-    if _unpickle(stream)[0] != LEGACY_VERSION:
-        raise Refused("is a torch.save file of an unknown version")
-    machine, _ = _unpickle(stream)
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise Refused("was saved on a big-endian machine, which is not supported")
     root, claims = _unpickle(stream)
@@ -239,44 +197,38 @@ def _read_legacy(path):
         raise Refused("lists storages that no tensor uses")
     storages = {}
     for key in keys:
-        count = int.from_bytes(stream.read(8), "little")
-        if count != claims[key].count:
+        if int.from_bytes(stream.read(8), "little") != claims[key].count:
             raise Refused(f"is truncated or damaged: storage {_short(key)} has another size")
-        storages[key] = bytearray(stream.read(count * claims[key].dtype.itemsize))
+        storages[key] = bytearray(stream.read(claims[key].count * claims[key].dtype.itemsize))
     return root, storages
 
 
 def _unpickle(stream):
     """The next pickle of a BytesIO, read inertly -> (object, dict storage key -> _Storage); leaves
-    the stream behind it. Refused if the pickle is damaged or uses what torch.save does not."""
+    the stream behind it."""
     start = stream.tell()
-    try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if opcode.name in FORBIDDEN_OPCODES:
-                raise Refused(f"uses the pickle opcode {opcode.name}, which torch.save never does")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
-                # Pickle's memo is an array: a large index alone would allocate gigabytes.
-                raise Refused("has a damaged pickle (memo index)")
-        end = stream.tell()
-        if end - start > MAX_PICKLE_BYTES:
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
+        if opcode.name in FORBIDDEN_OPCODES:
+            raise Refused(f"uses the pickle opcode {opcode.name}, which torch.save never does")
+        if opcode.name.endswith("PUT") and argument > count:
+            # Pickle's memo is an array: a large index alone would allocate gigabytes.
+            raise Refused("has a damaged pickle (memo index)")
+        if place - start > MAX_PICKLE_BYTES:
             raise Refused(f"has a pickle over {MAX_PICKLE_BYTES >> 20} MiB")
-        unpickler = _Unpickler(io.BytesIO(stream.getbuffer()[start:end]))
-        return unpickler.load(), unpickler.claims
-    except Refused:
-        raise
-    except Exception as error:
-        # A damaged pickle can fail in any way (KeyError, struct.error, MemoryError ...).
-        raise Refused(f"has a damaged or forged pickle ({_short(error)})") from None
+    stream.seek(start)
+    unpickler = _Unpickler(stream)
+    return unpickler.load(), unpickler.claims
 
 
 def _walk(record, prefix, names, depth):
     """Adds to `names` what state_dict() of the recorded torch module would hold."""
     if depth > MAX_NESTING:
         raise Refused(f"nests modules more than {MAX_NESTING} deep")
-    if not isinstance(record, Record) or not isinstance(record.state, dict):
+    state = record.state if isinstance(record, Record) else None
+    if not isinstance(state, dict):
         raise Refused(f"has no module at {_short(prefix or 'its root')}")
-    parts = [record.state.get(key, {}) for key in ("_parameters", "_buffers", "_modules")]
-    hidden = record.state.get("_non_persistent_buffers_set", [])
+    parts = [state.get(key, {}) for key in ("_parameters", "_buffers", "_modules")]
+    hidden = state.get("_non_persistent_buffers_set", [])
     if not all(isinstance(part, dict) for part in parts) or not isinstance(hidden, (list, set)):
         raise Refused(f"has no module at {_short(prefix or 'its root')}")
     for part in parts:
@@ -294,33 +246,22 @@ def _walk(record, prefix, names, depth):
                 raise Refused(f"has no tensor at {_short(name)}")
 
 
-def _claimed_bytes(claim):
-    """Bytes of a claimed tensor, after a check that its view lies inside its storage."""
-    numbers = (claim.offset, *claim.size, *claim.stride) if (
-        type(claim.size) is tuple and type(claim.stride) is tuple) else (None,)
-    if not all(type(number) is int and 0 <= number < 2 ** 40 for number in numbers) or (
-            len(claim.size) != len(claim.stride) or len(claim.size) > 8):
-        raise Refused("has a tensor with a bad size, stride or offset")
-    count = math.prod(claim.size)
-    last = claim.offset + sum((n - 1) * step for n, step in zip(claim.size, claim.stride))
-    # Stride 0 could claim any size from one number, hence the test of the count as well.
-    if count > claim.storage.count or count and last >= claim.storage.count:
-        raise Refused("has a tensor that reaches outside its storage")
-    return count * claim.storage.dtype.itemsize
-
-
-def _tensor(name, claim, storages):
-    """The tensor that a checked claim stands for, in memory of its own."""
-    data = storages.get(claim.storage.key)
-    expected = claim.storage.count * claim.storage.dtype.itemsize
-    if data is None or len(data) != expected:
-        raise Refused(f"is truncated or damaged: {_short(name)} needs {expected} bytes, "
-                      f"found {0 if data is None else len(data)}")
-    if math.prod(claim.size) == 0:
-        return torch.empty(claim.size, dtype=claim.storage.dtype)
-    view = torch.frombuffer(data, dtype=claim.storage.dtype).as_strided(
-        claim.size, claim.stride, claim.offset)
-    return view.clone(memory_format=torch.contiguous_format)
+def _view(name, claim, storages):
+    """The tensor that a claim stands for, as a view of its storage's bytes: no memory yet."""
+    (dtype, key, count), offset, size, stride = claim
+    data = storages.get(key, b"")
+    if len(data) != count * dtype.itemsize:
+        raise Refused(f"is truncated or damaged: {_short(name)} needs {count} numbers of {dtype}, "
+                      f"found {len(data)} bytes")
+    # Stride 0 could claim any size from one number, hence the test of the product as well.
+    if type(size) is not tuple or type(stride) is not tuple or len(size) > 8 or not all(
+            type(number) is int for number in (offset, *size, *stride)) or math.prod(size) > count:
+        raise Refused(f"has a tensor {_short(name)} of a bad size, stride or offset")
+    try:
+        numbers = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return numbers.as_strided(size, stride, offset)
+    except (RuntimeError, ValueError):
+        raise Refused(f"has a tensor {_short(name)} that reaches outside its storage") from None
 
 
 def _short(text):

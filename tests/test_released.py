@@ -124,10 +124,13 @@ def small(classes):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("form", ["dict", "bare", "state_dict", "state_dict in dict"])
+@pytest.mark.parametrize("form", ["dict", "bare", "parallel", "state_dict", "state_dict in dict"])
 def test_forms_of_files(form, legacy, publisher, tmp_path):
     model = small(publisher.classes)
-    content = {"dict": {"epoch": 3, "model": model}, "bare": model,
+    model.slopes = torch.nn.PReLU(4)
+    if form == "parallel":
+        model = torch.nn.DataParallel(model)
+    content = {"dict": {"epoch": 3, "model": model}, "bare": model, "parallel": {"model": model},
                "state_dict": model.state_dict(),
                "state_dict in dict": {"model": model.state_dict()}}[form]
     path = publisher.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
@@ -242,6 +245,8 @@ def test_another_shape_is_refused_with_both_shapes():
 # Hostile files. TRIPPED grows if anything of the file runs.
 
 TRIPPED = []
+LEGACY_HEADER = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION,
+                 {"little_endian": True})
 
 
 def trip(*_, **__):
@@ -476,8 +481,7 @@ def test_damaged_bytes_never_run_or_crash(legacy, publisher, tmp_path):
 
 def test_a_legacy_file_that_calls_is_refused(tmp_path):
     path = tmp_path / "x.pth"
-    parts = [released.LEGACY_MAGIC, released.LEGACY_VERSION, {"little_endian": True},
-             {"model": Calls(trip)}, []]
+    parts = [*LEGACY_HEADER, {"model": Calls(trip)}, []]
     path.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts))
     assert "calls" in refused(path)
 
@@ -485,7 +489,7 @@ def test_a_legacy_file_that_calls_is_refused(tmp_path):
 @pytest.mark.parametrize("place", [0, 1, 2, 4])
 def test_a_call_in_any_pickle_of_a_legacy_file_does_not_run(place, tmp_path):
     path = tmp_path / "x.pth"
-    parts = [released.LEGACY_MAGIC, released.LEGACY_VERSION, {"little_endian": True}, {}, []]
+    parts = [*LEGACY_HEADER, {}, []]
     parts[place] = Calls(trip)
     path.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts))
     refused(path)
