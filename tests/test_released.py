@@ -531,3 +531,5 @@ def test_the_pickle_size_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "MAX_PICKLE_BYTES", 1000)
     path = zip_of(tmp_path / "x.pth", pickle.dumps({"model": "x" * 1000}, 2))
     assert "pickle over" in refused(path)
+    # Before its end is looked for.
+    assert "pickle over" in refused(zip_of(path, b"\x80\x02" + b"N0" * 1000))
