@@ -8,7 +8,7 @@
 It knows the command lines and the files they write, and no module but `utils.util`, so that it runs
 any version of the repository; what runs is a copy of the checkout, committed or not, in a temporary
 folder. Items are small trainings at 64 px on drawn faces, one thread, fp32, on the CPU (RUNS), what
-is made of a trained model (tested, int8, demo), and sets prepared from ../shared where that is.
+is made of a trained model (tested, demo), and sets prepared from ../shared where that is.
 Five minutes on two cores. `--only shipped` scores the shipped models on 300W's LFPW test set, which
 takes minutes more. Bits depend on the processor and the packages: record and check on one machine.
 """
@@ -37,25 +37,23 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 BASE = ("--train --seed 0 --precision fp32 --device cpu --workers 1 --input-size 64 --stride 16 "
         "--epochs 2 --batch-size 4 --effective-batch 8")
-SMALL = "--data-dir faces --backbone test_resnet"
-# Flags by experiment; the numbers of faces of the small sets are in Tree.faces.
-RUNS = {
-    "irnet18": "--data samples --backbone irnet18 --batch-size 16 --effective-batch 32",
-    "timm": "--data-dir faces --backbone mobilenetv3_small_050 --epochs 4",
+SMALL = "--data-dir samples-64 --backbone test_resnet"
+GSSL = f"{SMALL} --gssl --unlabelled-dir others"
+RUNS = {  # Flags by experiment.
+    "irnet18": "--data samples --backbone irnet18",
+    "timm": "--data-dir samples-64 --backbone mobilenetv3_small_050",
     "two": SMALL,
-    "gssl": f"{SMALL} --gssl --unlabelled-dir others --gssl-rounds 2 --gssl-epochs 1",
-    "paper": f"{SMALL} --gssl --unlabelled-dir others --gssl-preset paper --epochs 1",
+    "gssl": f"{GSSL} --gssl-rounds 2 --gssl-epochs 1",
+    "paper": f"{GSSL} --gssl-preset paper --epochs 1",
     "teacher": f"{SMALL} --teacher weights/timm/best.pt --cache ram",
-    "eyes": f"{SMALL} --scheme eyes --num-nb 5 --reg 2 --pretrained weights/gssl/best.pt",
-    "killed": f"{SMALL} --save-minutes 0",
-    "undisturbed": SMALL,
+    "eyes": f"{SMALL} --scheme eyes --num-nb 5 --reg 2 --pretrained weights/undisturbed/best.pt",
+    "undisturbed": f"{SMALL} --epochs 3",
+    "killed": f"{SMALL} --epochs 3",
     "regression": f"{SMALL} --head regression --offset-loss wing --epochs 1",
     "confidence": f"{SMALL} --merge confidence --offset-loss smooth_l1 --ema 0 --epochs 1",
 }
-# Where the killed run ends: (signal, epoch, step) of last.pt from which on it is sent.
-KILLS = ((signal.SIGKILL, 0, 2), (signal.SIGTERM, 1, 1))
-# Lines of a prepared list that the small sets keep.
-KEPT = {"train": 44, "val": 4, "test": 8}
+# Lines of the lists of drawn faces that are trained and tested on, and faces taken as unlabelled.
+KEPT, OTHERS = {"train": 44, "val": 4, "test": 32}, 16
 
 
 def digest(*parts):
@@ -121,106 +119,88 @@ class Tree:
                                        ".run()")
 
     @functools.cached_property
-    def samples(self):
-        """The prepared set of `--data samples`, which any command makes on first use."""
+    def drawn(self):
+        """Hashes of the set of `--data samples`, which is then cut down to KEPT, with `others`."""
+        # Any command makes it on first use.
         self.main("--test-onnx", "--exp", "weights/fast.onnx", "--data", "samples",
                   "--input-size", 64)
-        return self.folder / "samples-64"
-
-    @functools.cached_property
-    def faces(self):
-        """The small sets of the trainings: `faces`, and 16 other ones without labels, `others`."""
-        faces, others = self.folder / "faces", self.folder / "others"
-        for folder in (faces, others):
-            shutil.copytree(self.samples, folder)
-            (folder / "train.txt").unlink()
-        lines = (self.samples / "train.txt").read_text().splitlines(True)
-        (others / "unlabelled.txt").write_text("".join(f"{line.split()[0]}\n"
-                                                       for line in lines[-16:]))
+        faces, others = self.folder / "samples-64", self.folder / "others"
+        found = prepared(faces)
+        shutil.copytree(faces, others)
         for name, count in KEPT.items():
-            lines = (self.samples / f"{name}.txt").read_text().splitlines(True)
+            lines = (faces / f"{name}.txt").read_text().splitlines(True)
             (faces / f"{name}.txt").write_text("".join(lines[:count]))
-        return faces
+            (others / f"{name}.txt").unlink()
+            if name == "train":
+                (others / "unlabelled.txt").write_text("".join(
+                    f"{line.split()[0]}\n" for line in lines[-OTHERS:]))
+        return found
 
     @functools.cache  # noqa: B019
     def trained(self, exp):
         """The folder of an experiment of RUNS, trained, and the others that it needs before."""
         for needed in re.findall(r"weights/(\w+)/", RUNS[exp]):
             self.trained(needed)
-        assert self.faces.is_dir()
-        argv = [*BASE.split(), *RUNS[exp].split(), "--exp", exp]
+        assert self.drawn
         folder = self.folder / "weights" / exp
+        argv = [*BASE.split(), *RUNS[exp].split(), "--exp", exp]
         if exp == "two":
             self.run("bash", "main.sh", 2, *argv)
-        elif exp == "killed":
-            for sent, *place in KILLS:
-                self.kill(folder / "last.pt", sent, place, argv)
-                argv = ["--resume", "--exp", exp]
-            self.main(*argv)
-        else:
-            self.main(*argv)
+            return folder
+        if exp == "killed":
+            self.kill(signal.SIGTERM, (folder / "args.yaml").exists, argv)
+            argv = ["--resume", "--exp", exp]
+            self.kill(signal.SIGKILL, lambda: torch.load(
+                folder / "last.pt", weights_only=True)["epoch"] > 0, argv)
+        self.main(*argv)
         return folder
 
-    def kill(self, saved, sent, place, argv):
-        """Start `main.py argv` and send it a signal once `saved` is at [epoch, step] or later."""
+    def kill(self, sent, due, argv):
+        """Start `main.py argv` and send it a signal once due() holds."""
         child = self.start(sys.executable, "main.py", *argv)
-        while child.poll() is None:
-            state = torch.load(saved, weights_only=True) if saved.exists() else {"epoch": -1}
-            if state["epoch"] >= 0 and [state["epoch"], state["step"]] >= place:
-                child.send_signal(sent)
-                break
+        while child.poll() is None and not due():
             time.sleep(0.02)
+        child.send_signal(sent)
         if child.wait() != (-sent if sent == signal.SIGKILL else 0):
-            raise RuntimeError(f"ended by itself: {self.log.read_text()[-2000:]}")
-        state = torch.load(saved, weights_only=True)
-        if state["epoch"] == 2:
-            raise RuntimeError("it was too quick for the signal; run it again")
+            raise RuntimeError(f"it ended by itself: {self.log.read_text()[-2000:]}")
 
     def outputs(self, path):
-        """The outputs of an .onnx file on the first 32 drawn test faces."""
+        """The outputs of an .onnx file on the drawn test faces."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        size = int(session.get_modelmeta().custom_metadata_map["input_size"])
-        images = [cv2.resize(cv2.imread(str(self.samples / line.split()[0])), (size, size))
-                  for line in (self.samples / "test.txt").read_text().splitlines()[:32]]
+        lines = (self.folder / "samples-64" / "test.txt").read_text().splitlines()
+        images = [cv2.resize(cv2.imread(str(self.folder / "samples-64" / line.split()[0])),
+                             (64, 64)) for line in lines]
         return session.run(None, {"images": numpy.stack(images).transpose(0, 3, 1, 2)[:, ::-1]})
 
 
-def run_item(tree, exp):
-    """What a training left: weights, averages and moments, table, and what the ONNX file says."""
+def left_by(tree, exp):
+    """What a training left: weights, averages and moments, tables, and what the ONNX file says."""
     folder = tree.trained(exp)
     best, last = (torch.load(folder / name, weights_only=True) for name in ("best.pt", "last.pt"))
-    with open(folder / "results.csv", newline="") as file:
-        epochs = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    with open(tree.folder / "weights" / "results.csv", newline="") as file:
-        record = [row for row in csv.DictReader(file) if row["exp"] == exp]
+    epochs = [{k: v for k, v in row.items() if k != "seconds"}
+              for row in rows(folder / "results.csv")]
+    # The experiment's line but for its name and what tests add.
+    record = [{k: v for k, v in row.items() if k not in ("exp", "nme", "onnx_nme")}
+              for row in rows(tree.folder / "weights" / "results.csv") if row["exp"] == exp]
     meta = onnxruntime.InferenceSession(folder / "best.onnx").get_modelmeta().custom_metadata_map
-    for row in record:
-        # What a test adds: of item "tested".
-        row.update(exp="", nme="", onnx_nme="")
-    return {"best.pt": digest(best["weights"]), "results.csv": digest(epochs),
-            "val NME": epochs[-1]["val_nme"], "record": digest(record),
+    return {"val NME": epochs[-1]["val_nme"], "best.pt": digest(best["weights"]),
             **{f"last.pt {name}": digest(last[name]) for name in ("model", "ema", "optimizer")},
+            "results.csv": digest(epochs), "record": digest(record),
             "onnx": digest(tree.outputs(folder / "best.onnx")),
             "onnx metadata": digest(sorted(meta.items()))}
 
 
 def tested(tree):
-    """The numbers of a test with PyTorch and ONNX, and what it adds to the experiments' table."""
-    tree.trained("timm")
-    text = tree.main("--test", "--test-onnx", "--flip-test", "--exp", "timm", "--report", "r.json")
-    report = json.loads((tree.folder / "r.json").read_text())
-    return {"report": digest(report), "screen": digest(text.replace(str(tree.folder), "")),
-            "compare": digest([line for line in tree.main("--compare").splitlines()
-                               if "timm" in line])}
-
-
-def int8(tree):
-    """Outputs of the quantised file."""
+    """Numbers of a test with PyTorch and ONNX and what the tables say; outputs of an int8 file."""
     folder = tree.trained("timm")
+    tree.main("--test", "--test-onnx", "--flip-test", "--exp", "timm", "--report", "r.json")
+    table = [line for line in tree.main("--compare").splitlines() if "timm" in line]
     tree.main("--export", "--int8", "--exp", "timm")
-    return {"onnx": digest(tree.outputs(folder / "best.onnx")),
+    return {"report": digest(json.loads((tree.folder / "r.json").read_text())),
+            "compare": digest(table),
+            "onnx": digest(tree.outputs(folder / "best.onnx")),
             "int8": digest(tree.outputs(folder / "best.int8.onnx"))}
 
 
@@ -232,20 +212,25 @@ def demo(tree):
             "picture": digest(cv2.imread(str(tree.folder / "demo.png")))}
 
 
+def rows(path):
+    """The rows of a CSV as dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def prepared(folder):
     """Hashes of a prepared or unlabelled set: each file, and all images."""
     found = {path.name: digest(path.read_text()) for path in sorted(folder.iterdir())
              if path.suffix in (".txt", ".yaml")}
-    with open(folder / "sources.csv", newline="") as file:
-        # Where a photo lies on this machine says nothing.
-        found["sources.csv"] = digest([{k: v for k, v in row.items() if k != "photo"}
-                                       for row in csv.DictReader(file)])
+    # Where a photo lies on this machine says nothing.
+    found["sources.csv"] = digest([{k: v for k, v in row.items() if k != "photo"}
+                                   for row in rows(folder / "sources.csv")])
     images = sorted((folder / "images").rglob("*.jpg"))
     return found | {"images": digest([(str(path.relative_to(folder)), path.read_bytes())
                                       for path in images])}
 
 
-def unlabelled(tree):
+def published(tree):
     """300W at 64 px, and 60 photos of LFW prepared to be trained with it."""
     tree.generate(data_dir=str(SHARED / "data" / "300W"), target_size=64, output_dir="300W-64")
     boxes = (SHARED / "data/unlabelled/lfw/boxes.csv").read_text().splitlines(True)
@@ -271,10 +256,9 @@ def shipped(tree):
     return found
 
 
-ITEMS = {"samples": lambda tree: prepared(tree.samples),
-         **{exp: functools.partial(run_item, exp=exp) for exp in RUNS},
-         "tested": tested, "int8": int8, "demo": demo, "prepared": unlabelled, "shipped": shipped}
-NEED_SHARED = ("prepared", "shipped")
+ITEMS = {"drawn": lambda tree: tree.drawn,
+         **{exp: functools.partial(left_by, exp=exp) for exp in RUNS},
+         "tested": tested, "demo": demo, "prepared": published, "shipped": shipped}
 
 
 def measure(source, names):
@@ -283,7 +267,7 @@ def measure(source, names):
     with tempfile.TemporaryDirectory(prefix="same-") as folder:
         tree = Tree(source, folder)
         for name in names:
-            if name in NEED_SHARED and not SHARED.is_dir():
+            if name in ("prepared", "shipped") and not SHARED.is_dir():
                 print(f"{name}: skipped, it needs ../shared, which is not here")
                 continue
             begun = time.monotonic()
@@ -334,12 +318,12 @@ def main(argv=None):
                                                         for key in recorded["entries"])]
     before = {key: value for key, value in recorded["entries"].items()
               if key.partition(":")[0] in names}
-    rows = compare(before, measure(args.tree, names))
-    for key, one, two in rows:
+    compared = compare(before, measure(args.tree, names))
+    for key, one, two in compared:
         print(f"{'same   ' if one == two else 'DIFFERS'}  {key}: {one}"
               + ("" if one == two else f" -> {two}"))
-    differ = sum(one != two for _, one, two in rows)
-    print(f"{len(rows) - differ} same, {differ} differ")
+    differ = sum(one != two for _, one, two in compared)
+    print(f"{len(compared) - differ} same, {differ} differ")
     return bool(differ)
 
 
