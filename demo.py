@@ -1,14 +1,14 @@
-"""Landmarks on a webcam, a video, an image or a folder: python demo.py [--source ...].
+"""Landmarks on a webcam, a stream, a video, an image or a folder: python demo.py [--source ...].
 
 python demo.py                                   first webcam, shipped weights; q quits, s saves
 python demo.py --source sample                   the portrait that comes with matplotlib
 python demo.py --source clip.mp4 --output out.mp4 --landmarks out.csv --eyes
+python demo.py --source 0 --driver --events trip.csv --alarm      a camera that watches a driver
 """
-import csv
-import importlib.util
-import json
+import argparse
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -22,22 +22,29 @@ from utils import draw, experiment, machine  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
 from utils.data.photo import read_photo  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.video import eyes  # noqa: E402
+from utils.video import eyes, outputs, sources  # noqa: E402
+from utils.video.alarm import Alarm  # noqa: E402
 from utils.video.detector import get_detector  # noqa: E402
+from utils.video.driver import Driver, Everyone  # noqa: E402
 from utils.video.tracker import Tracker  # noqa: E402
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+COLOURS = {"awake": (80, 220, 100), "drowsy": (255, 210, 0), "microsleep": (255, 130, 0),
+           "asleep": (255, 50, 50), "not visible": (190, 190, 190)}
 SETTINGS = ("detect_every", "min_confidence", "filter_min_cutoff", "filter_beta")
 WINDOW = "landmarks: q quits, s saves"
 
 
 def parse(argv=None):
     """The command line as a namespace. Raises UserError; --help exits."""
-    parser = Parser(prog="demo.py", allow_abbrev=False,
-                    description="Landmarks on a webcam, a video, an image or a folder of images.")
-    parser.add_argument("--source", default="0", metavar="0|VIDEO|IMAGE|FOLDER|sample",
-                        help="number of a camera, a path, or sample: a portrait [0]")
+    parser = Parser(prog="demo.py", allow_abbrev=False, description="Landmarks on a webcam, a "
+                    "stream, a video, an image or a folder of images.")
+    parser.add_argument("--source", default="0", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
+                        help="number or /dev/video0 of a camera, rtsp:// or http:// address, a "
+                        "path, or sample: a portrait [0]")
+    parser.add_argument("--camera-size", type=_size, metavar="WxH",
+                        help="size asked of the camera, such as 1280x720 [its own]")
+    parser.add_argument("--camera-rate", type=_rate, metavar="N",
+                        help="frames a second asked of the camera [its own]")
     parser.add_argument("--weights", metavar="PATH|EXP",
                         help="[the shipped weights, else the newest experiment's]")
     parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
@@ -45,13 +52,39 @@ def parse(argv=None):
     parser.add_argument("--output", metavar="PATH",
                         help="write an image, a video or a folder instead of opening a window")
     parser.add_argument("--landmarks", metavar="FILE", help="write landmarks to a .csv or .json")
-    parser.add_argument("--eyes", action="store_true",
-                        help="eye aspect ratio, blinks a minute and PERCLOS of each face")
+    parser.add_argument("--eyes", action="store_true", help="how open the eyes of each face are, "
+                        "blinks a minute, PERCLOS and state: awake, drowsy, microsleep, asleep")
+    parser.add_argument("--driver", action="store_true", help="--eyes of one person: the largest, "
+                        "most central face, known again after he was out of sight")
+    parser.add_argument("--events", metavar="FILE.csv", help="--eyes, and write blinks, "
+                        "microsleeps, sleep and time out of sight with start and end")
+    parser.add_argument("--alarm", nargs="?", const="bell", choices=("bell", "line"),
+                        help="--eyes, and ring the terminal's bell, or write a line to stderr, "
+                        "when a person is not awake or out of sight [bell]")
     parser.add_argument("--device", metavar="DEVICE",
                         help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
     for name in SETTINGS:
         parser.add_argument("--" + name.replace("_", "-"), metavar="N", help="see args.yaml")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    given.eyes = bool(given.eyes or given.driver or given.events or given.alarm)
+    return given
+
+
+def _size(text):
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or "0" in found.groups():
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 1280x720, found {text}")
+    return int(found[1]), int(found[2])
+
+
+def _rate(text):
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1000:
+        raise argparse.ArgumentTypeError(f"expected frames a second, 1 to 1000, found {text}")
+    return rate
 
 
 def tracker_settings(given):
@@ -82,46 +115,6 @@ def read_image(path):
     return image
 
 
-def find_source(source):
-    """(kind, what): ("camera", number), ("image", path), ("folder", paths) or ("video", path).
-
-    Raises UserError where there is no such thing.
-    """
-    if source.isdigit():
-        return "camera", int(source)
-    if source == "sample":
-        package = importlib.util.find_spec("matplotlib")
-        if package is None:
-            raise UserError("source sample: matplotlib is not installed; pip install matplotlib")
-        path = pathlib.Path(package.origin).parent / "mpl-data/sample_data/grace_hopper.jpg"
-    else:
-        path = pathlib.Path(source)
-    if path.is_dir():
-        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES and p.is_file())
-        if not paths:
-            raise UserError(f"source {source}: no images in this folder "
-                            f"({', '.join(sorted(IMAGES))})")
-        return "folder", paths
-    if not path.is_file():
-        raise UserError(f"source {source}: no such file or folder; give the number of a camera, a "
-                        f"video, an image, a folder or sample")
-    return ("image" if path.suffix.lower() in IMAGES else "video"), path
-
-
-def open_video(kind, what):
-    """(capture, frames a second, number of frames or None). Raises UserError."""
-    capture = cv2.VideoCapture(what if kind == "camera" else str(what))
-    if not capture.isOpened():
-        if kind == "camera":
-            raise UserError(f"camera {what}: cannot be opened; is it plugged in and free? Else "
-                            f"give --source VIDEO, IMAGE, FOLDER or sample")
-        raise UserError(f"{what}: neither an image nor a video that OpenCV can read (cut off?)")
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    rate = rate if 1 <= rate <= 1000 else 30.0
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if kind == "video" else 0
-    return capture, rate, count if count > 0 else None
-
-
 def has_display():
     """Whether a window can be opened; only Linux says so beforehand."""
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY")
@@ -130,117 +123,134 @@ def has_display():
 
 def output_path(output, kind, what):
     """Where to write: --output, or a name made of the source's. Raises UserError."""
-    stem = f"camera{what}" if kind == "camera" else (
+    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or (
         what[0].parent.resolve().name if kind == "folder" else what.stem)
     name = {"image": f"demo_{stem}.png", "folder": f"demo_{stem}"}.get(kind, f"demo_{stem}.mp4")
     path = pathlib.Path(output or name)
     if kind == "folder":
         if path.is_file() or path.resolve() == what[0].parent.resolve():
             raise UserError(f"output {path}: a folder's pictures need a folder of their own")
-        path.mkdir(parents=True, exist_ok=True)
         return path
     if path.is_dir():
         path = path / name
-    known = IMAGES if kind == "image" else set(CODECS)
+    known = sources.IMAGES if kind == "image" else set(outputs.CODECS)
     if path.suffix.lower() not in known:
         raise UserError(f"output {path}: this source is written as {', '.join(sorted(known))}, not "
                         f"{path.suffix or 'a name without suffix'}")
-    if kind != "camera" and path.resolve() == what.resolve():
-        raise UserError(f"output {path}: this is the source; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-class LandmarkFile:
-    """Faces of each frame as CSV (a row a face and frame) or JSON (a line a frame), by suffix.
-
-    `write(frame, seconds, name, tracks, drowsiness)`; coordinates are pixels of the frame.
-    """
-
-    def __init__(self, path, scheme, with_eyes):
-        self.path, self.is_json = pathlib.Path(path), str(path).lower().endswith(".json")
-        if not self.is_json and self.path.suffix.lower() != ".csv":
-            raise UserError(f"landmarks {path}: written as .csv or .json, not "
-                            f"{self.path.suffix or 'a name without suffix'}")
-        self.with_eyes, self.frames = with_eyes, 0
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "w", newline="", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"landmarks {path}: cannot be written: {error.strerror}") from None
-        if self.is_json:
-            self.file.write(f'{{"scheme": {json.dumps(scheme.name)}, "frames": [')
-            return
-        self.rows = csv.writer(self.file)
-        self.rows.writerow(
-            ["frame", "time", "source", "id", "x_min", "y_min", "x_max", "y_max", "confidence"]
-            + (["eye_right", "eye_left", "blinks", "blinks_per_minute", "perclos"] * with_eyes)
-            + [f"{axis}{i}" for i in range(scheme.points) for axis in "xy"])
-
-    def write(self, frame, seconds, name, tracks, drowsiness):
-        """One frame's faces; drowsiness: a track's id to its eyes.Drowsiness."""
-        faces = []
-        for track in tracks:
-            face = {"id": track.id, "box": track.box.round(2).tolist(),
-                    "confidence": round(float(track.confidence.mean()), 4)}
-            if self.with_eyes:
-                state = drowsiness[track.id]
-                face |= {"eyes": [round(ratio, 4) for ratio in state.ratios],
-                         "blinks": state.blinks, "perclos": round(state.perclos, 4),
-                         "blinks_per_minute": round(state.blinks_per_minute, 2)}
-            face["points"] = track.points_px.round(2).tolist()
-            faces.append(face)
-            if not self.is_json:
-                read_out = [*face["eyes"], face["blinks"], face["blinks_per_minute"],
-                            face["perclos"]] if self.with_eyes else []
-                self.rows.writerow([frame, round(seconds, 4), name, track.id, *face["box"],
-                                    face["confidence"], *read_out, *sum(face["points"], [])])
-        if self.is_json:
-            line = {"frame": frame, "time": round(seconds, 4), "source": name, "faces": faces}
-            self.file.write(("," if self.frames else "") + "\n" + json.dumps(line))
-        self.frames += 1
-
-    def close(self):
-        """Finish the file."""
-        if self.is_json:
-            self.file.write("\n]}\n")
-        self.file.close()
+def refuse(kind, what, output, given):
+    """Raise UserError where something would be written over the source or another output."""
+    files = what if kind == "folder" else [what] if kind in ("image", "video") else []
+    written = [("output", output / f"{path.stem}.png") for path in files] \
+        if kind == "folder" and output else [("output", output)]
+    named = [(flag, pathlib.Path(getattr(given, flag))) for flag in ("landmarks", "events")
+             if getattr(given, flag)]
+    outputs.refuse_sources([pair for pair in dict.fromkeys(written + named) if pair[1]], files)
 
 
 class Demo:
-    """What the sources share: find faces in a frame, read their eyes, draw and write them."""
+    """What the sources share: find faces in a frame, read their eyes, draw and write them.
 
-    def __init__(self, predictor, detector, settings, landmark_file=None, with_eyes=False):
-        self.predictor, self.detector, self.settings = predictor, detector, settings
-        self.landmark_file, self.with_eyes = landmark_file, with_eyes
+    given: the namespace of `parse`. `close` finishes the landmark and event files.
+    """
+
+    def __init__(self, predictor, detector, given):
+        self.predictor, self.detector, self.given = predictor, detector, given
+        self.settings = tracker_settings(given)
+        # Limits of shut and open eyes that came with the weights, where they have some.
+        self.limits = getattr(predictor, "eyes", eyes.Limits())
+        if given.eyes:
+            eyes.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say: it has none.
+        self.landmark_file = outputs.LandmarkFile(
+            given.landmarks, predictor.scheme, given.eyes) if given.landmarks else None
+        try:
+            self.event_file = outputs.EventFile(given.events) if given.events else None
+        except UserError:
+            if self.landmark_file:
+                self.landmark_file.close()
+            raise
+        self.alarm = Alarm(given.alarm) if given.alarm else None
         self.frames = self.faces = 0
         self.restart()
 
     def restart(self, still=False):
-        """Forget all faces; still: the next frame is an image of its own, not to be filtered."""
+        """Forget all faces; still: the next frame is an image of its own, without a past."""
         settings = self.settings | ({"filter_min_cutoff": 0} if still else {})
         self.tracker = Tracker(self.predictor, self.detector, **settings)
-        self.drowsiness = {}
+        self.people = Driver() if self.given.driver else None if still else Everyone()
 
     def __call__(self, image, seconds, name, rate=None):
         """A drawn copy of the frame, RGB uint8 (H, W, 3), at `seconds`; rate: frames a second."""
         tracks = self.tracker.update(image, seconds)
-        scheme = self.predictor.scheme
-        lines = [f"{rate:.0f} FPS"] if rate else []
-        for track in tracks if self.with_eyes else []:
-            state = self.drowsiness.setdefault(track.id, eyes.Drowsiness())
+        looks, states = [None] * len(tracks), {}
+        if self.given.eyes:
             # As predicted: the filter's lag would hide short blinks.
-            state.update(eyes.aspect_ratios(track.raw_px, scheme), seconds)
-            lines.append(f"{track.id}: eyes {state.ratios[0]:.2f} {state.ratios[1]:.2f}, "
-                         f"{state.blinks_per_minute:.0f} blinks/min, PERCLOS {state.perclos:.0%}")
+            looks = [eyes.look(track.raw_px, track.confidence, self.predictor.scheme, self.limits)
+                     for track in tracks]
+            if self.people:
+                states, events = self.people.watch(tracks, looks, image.shape, seconds)
+                self._tell(states, events, seconds)
+        told = [outputs.readings(look, states.get(track.id)) for track, look in zip(tracks, looks)]
+        driver = None
+        if self.given.driver:
+            driver = next(iter(states), None), outputs.readings(None, self.people.drowsiness)
         if self.landmark_file:
-            self.landmark_file.write(self.frames, seconds, name, tracks, self.drowsiness)
-        drawn = image
-        for track in tracks:
-            drawn = draw.landmarks(drawn, track.points_px, scheme, track.confidence, track.box,
-                                   str(track.id))
+            self.landmark_file.write((self.frames, seconds, name), tracks, told, driver)
         self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
+        drawn = self._draw(image, tracks, told, driver)
+        lines = [f"{rate:.0f} FPS"] if rate else []
+        if self.given.eyes:
+            lines += [f"{track.id}: {_text(one)}" for track, one in zip(tracks, told)]
         return _write_lines(drawn, lines)
+
+    def close(self):
+        """Write the events that were still going on, and finish the files. Raises UserError."""
+        try:
+            if self.event_file and self.people:
+                self.event_file.write(self.people.finish())
+        finally:
+            for file in (self.event_file, self.landmark_file):
+                if file:
+                    file.close()
+
+    def _tell(self, states, events, seconds):
+        if self.event_file:
+            self.event_file.write(events)
+        if not self.alarm:
+            return
+        people = {"driver": self.people.drowsiness} if self.given.driver else states
+        for person, drowsiness in people.items():
+            self.alarm.update(person, drowsiness.state, seconds)
+
+    def _draw(self, image, tracks, told, driver):
+        drawn = image
+        for track, one in zip(tracks, told):
+            colour = COLOURS.get(one["state"], (255, 255, 255))
+            drawn = draw.landmarks(drawn, track.points_px, self.predictor.scheme, track.confidence,
+                                   track.box, str(track.id), colour=colour)
+            if one["state"] and driver is None:
+                x_min, _, x_max, y_max = track.box
+                drawn = draw.headline(drawn, one["state"], (x_min, y_max), x_max - x_min, colour)
+        if driver is not None:
+            state = driver[1]["state"]
+            drawn = draw.headline(drawn, state, (0, drawn.shape[0]), drawn.shape[1] * 0.4,
+                                  COLOURS[state])
+        return drawn
+
+
+def _text(told):
+    """Readings of a face's eyes in a line; what is not known yet is -."""
+    openness = (told["openness_right"], told["openness_left"])
+    parts = ["eyes " + " ".join("-" if value is None else f"{value:.0%}" for value in openness)]
+    if told["state"] is None:
+        shut = {True: "shut", False: "open", None: "cannot be judged"}[told["closed"]]
+        return f"{parts[0]}, {shut}"
+    blinks, perclos = told["blinks_per_minute"], told["perclos"]
+    parts += ["- blinks/min" if blinks is None else f"{blinks:.0f} blinks/min",
+              "PERCLOS -" if perclos is None else f"PERCLOS {perclos:.0%}"]
+    return ", ".join(parts + ([f"unseen {told['unseen']:.0f} s"] if told["unseen"] >= 1 else []))
 
 
 def _write_lines(image, lines):
@@ -265,7 +275,7 @@ def show(image, wait):
         number = 1
         while pathlib.Path(f"snapshot_{number}.png").exists():
             number += 1
-        draw.save(f"snapshot_{number}.png", image)
+        outputs.write_picture(f"snapshot_{number}.png", image)
         print(f"snapshot_{number}.png")
     # Closing the window by its button quits as well.
     closed = cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
@@ -290,50 +300,44 @@ def run_images(demo, kind, what, output):
             if show(drawn, 0):
                 break
         else:
-            draw.save(output / f"{path.stem}.png" if kind == "folder" else output, drawn)
+            target = output / f"{path.stem}.png" if kind == "folder" else output
+            outputs.write_picture(target, drawn)
 
 
-def run_video(demo, kind, what, output, window):
-    """Draw a camera's or a video's frames; write them to output, show them in a window, or both."""
+def run_video(demo, source, output, window):
+    """Draw the frames of a sources.Recording or Live; write them to output, show them, or both."""
     from tqdm import tqdm
-    capture, rate, count = open_video(kind, what)
-    start = last = time.monotonic()
-    writer = speed = None
-    good = True
-    bar = tqdm(total=count, desc="frames", unit="frame", disable=output is None)
+    last = time.monotonic()
+    speed = None
+    ended = False
+    video = outputs.VideoFile(output, source.rate) if output is not None else None
+    bar = tqdm(total=source.count, desc="frames", unit="frame", disable=output is None)
     try:
         while True:
-            good, frame = capture.read()
-            if not good:
+            taken = source.read()
+            ended = taken is None
+            if ended:
                 break
-            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            seconds = time.monotonic() - start if kind == "camera" else demo.frames / rate
-            drawn = demo(image, seconds, str(what), speed)
+            drawn = demo(cv2.cvtColor(taken[0], cv2.COLOR_BGR2RGB), taken[1], source.name, speed)
             now = time.monotonic()
             instant = 1 / max(now - last, 1e-6)
             speed, last = instant if speed is None else 0.9 * speed + 0.1 * instant, now
-            if output is not None:
-                if writer is None:
-                    size = drawn.shape[1::-1]
-                    writer = cv2.VideoWriter(str(output), cv2.VideoWriter.fourcc(
-                        *CODECS[output.suffix.lower()]), rate, size)
-                    if not writer.isOpened():
-                        raise UserError(f"output {output}: OpenCV cannot write this video")
-                writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+            if video is not None:
+                video.write(drawn)
             bar.update()
             if window and show(drawn, 1):
                 break
     except KeyboardInterrupt:
-        good = True  # The user's wish, not the end of the video; what is written stays.
+        pass  # The user's wish, not the end of the video; what is written stays.
     finally:
         bar.close()
-        capture.release()
-        if writer is not None:
-            writer.release()
+        source.release()
+        if video is not None:
+            video.close()
     if demo.frames == 0:
-        raise UserError(f"{what}: no frame could be read; the file or the camera is damaged")
-    if not good and (kind == "camera" or count and demo.frames < count):
-        print(f"{what}: ended after {demo.frames} of {count or 'endless'} frames; "
+        raise UserError(f"{source.name}: no frame could be read; the file or the camera is damaged")
+    if ended and (source.count is None or demo.frames < source.count):
+        print(f"{source.name}: ended after {demo.frames} of {source.count or 'endless'} frames; "
               f"the file is cut off or the camera went away", file=sys.stderr)
 
 
@@ -341,29 +345,31 @@ def main(argv=None):
     """Run the demo as the command line says. Raises UserError."""
     given = parse(argv)
     machine.keep_freed()
-    kind, what = find_source(given.source)
+    kind, what = sources.find_source(given.source)
+    still = kind in ("image", "folder")
+    if still and (given.driver or given.events or given.alarm):
+        raise UserError("--driver, --events and --alarm need a video, a camera or a stream; for "
+                        "pictures there is --eyes")
+    if kind != "camera" and (given.camera_size or given.camera_rate):
+        raise UserError("--camera-size and --camera-rate are asked of a camera, which this source "
+                        "is not")
     write = bool(given.output) or not has_display()
     output = output_path(given.output, kind, what) if write else None
-    settings = tracker_settings(given)
-    if kind in ("camera", "video"):
-        open_video(kind, what)[0].release()  # Before the seconds that weights take to load.
+    refuse(kind, what, output, given)
+    # Before the seconds that weights take to load.
+    source = None if still else sources.open_source(kind, what, given.camera_size,
+                                                    given.camera_rate)
     detector = get_detector(given.detector)
-    predictor = get_predictor(given.weights, given.device)
-    if given.eyes:
-        eyes.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say that it has none.
-    landmark_file = None
-    if given.landmarks:
-        landmark_file = LandmarkFile(given.landmarks, predictor.scheme, given.eyes)
-    demo = Demo(predictor, detector, settings, landmark_file, given.eyes)
+    demo = Demo(get_predictor(given.weights, given.device), detector, given)
     try:
-        if kind in ("image", "folder"):
+        if still:
             run_images(demo, kind, what, output)
         else:
-            run_video(demo, kind, what, output, has_display() and (not write or kind == "camera"))
+            live = kind in ("camera", "stream")
+            run_video(demo, source, output, has_display() and (not write or live))
     finally:
-        if landmark_file:
-            landmark_file.close()
-    where = [str(path) for path in (output, given.landmarks) if path]
+        demo.close()
+    where = [str(path) for path in (output, given.landmarks, given.events) if path]
     print(f"{demo.frames} frames, {demo.faces} faces" + (": " if where else "") + ", ".join(where))
 
 

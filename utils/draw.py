@@ -33,12 +33,13 @@ def colours(scheme):
     return table
 
 
-def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, radius=None):
+def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, radius=None,
+              colour=(255, 255, 255)):
     """A copy of image, RGB uint8 (H, W, 3), with landmarks (K, 2) in pixels on it.
 
     confidence (K,) shrinks and dims points against the surest one of the face, because its height
     depends on how fine the grid is; box (x_min, y_min, x_max, y_max) in pixels; label: a text above
-    the face; radius in pixels, by default from the size of the face.
+    the face; radius in pixels, by default from the size of the face; colour of box and label.
     """
     image = numpy.ascontiguousarray(image).copy()
     points = numpy.asarray(points_px, numpy.float64)
@@ -55,18 +56,35 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
     if box is not None:
         low = numpy.asarray(box[:2])
         corners = [tuple(int(round(v)) for v in pair) for pair in (box[:2], box[2:])]
-        cv2.rectangle(image, *corners, (255, 255, 255), max(1, round(radius / 2)), cv2.LINE_AA)
+        cv2.rectangle(image, *corners, colour, max(1, round(radius / 2)), cv2.LINE_AA)
     table = colours(scheme)
     for i in numpy.flatnonzero(finite):
         at = tuple(int(v) for v in numpy.round(points[i] * 16))
         size = radius * (0.5 + 0.5 * weight[i])
-        colour = [int(v * (0.35 + 0.65 * weight[i])) for v in table[i]]
+        tone = [int(v * (0.35 + 0.65 * weight[i])) for v in table[i]]
         # A dark rim keeps points visible on skin and on teeth alike.
         cv2.circle(image, at, round((size + max(0.5, radius / 4)) * 16), (20, 20, 20), -1,
                    cv2.LINE_AA, 4)
-        cv2.circle(image, at, round(size * 16), colour, -1, cv2.LINE_AA, 4)
+        cv2.circle(image, at, round(size * 16), tone, -1, cv2.LINE_AA, 4)
     if label:
-        _write(image, label, (low[0], low[1] - 3 * radius), max(0.35, radius / 5))
+        _write(image, label, (low[0], low[1] - 3 * radius), max(0.35, radius / 5), colour)
+    return image
+
+
+def headline(image, text, at, width, colour):
+    """A copy of image, RGB uint8 (H, W, 3), with text of so many pixels' width on a dark ground.
+
+    at: (x, y) in pixels of its lower left corner; it is moved to lie within the image.
+    """
+    image = numpy.ascontiguousarray(image).copy()
+    (unit, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
+    scale = min(width, image.shape[1]) / (unit * 1.1)
+    wide, high = round(unit * scale * 1.1), round(tall * scale * 1.8)
+    x = int(min(max(at[0], 0), max(image.shape[1] - wide, 0)))
+    y = int(min(max(at[1], high), image.shape[0]))
+    image[y - high:y, x:x + wide] //= 4
+    cv2.putText(image, text, (x + round(unit * scale * 0.05), y - round(tall * scale * 0.4)), _FONT,
+                scale, colour, max(1, round(scale * 2)), cv2.LINE_AA)
     return image
 
 

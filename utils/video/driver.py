@@ -1,0 +1,118 @@
+"""Whose eyes are watched: everyone's, or those of the driver alone."""
+import numpy
+
+from utils.video.drowsiness import WINDOW, Drowsiness
+from utils.video.tracker import MEMORY
+
+# A face that comes back is the driver's if its centre lies within so many sides of his crop of
+# where he was last, and its side within this ratio of his. A passenger sits farther off.
+NEAR, RATIO = 1.0, 1.6
+# Another face takes over when it has had so much more of size and centre for so many seconds, or as
+# much as he had while he is away: who was the only one in sight at first, or a thing that passed
+# for a face, is not the driver for good.
+BETTER, PATIENCE = 1.5, 5.0
+
+
+class Everyone:
+    """Each face has its own minute. `watch` frame by frame, `finish` at the end."""
+
+    def __init__(self):
+        self._people = {}  # A track's id to (Drowsiness, when it was last seen).
+
+    def watch(self, tracks, looks, shape, time):
+        """tracks of a frame of shape (H, W, ...) and the eyes.Eyes of each, at time in seconds.
+
+        Returns {track id: Drowsiness} and the events that are over: [(track id, Event)].
+        """
+        events = []
+        for track, look in zip(tracks, looks):
+            drowsiness = self._people.get(track.id, (None,))[0] or Drowsiness()
+            self._people[track.id] = drowsiness, time
+            over = drowsiness.update(look.openness, look.closed, time)
+            events += [(track.id, event) for event in over]
+        # After so long the tracker gives the face another id.
+        gone = [i for i, (_, seen) in self._people.items() if time - seen > MEMORY]
+        for i in gone:
+            events += [(i, event) for event in self._people.pop(i)[0].finish()]
+        return {track.id: self._people[track.id][0] for track in tracks}, events
+
+    def finish(self):
+        """The events that were still going on: [(track id, Event)]."""
+        return [(i, event) for i, (one, _) in self._people.items() for event in one.finish()]
+
+
+class Driver:
+    """The largest, most central face. `watch` and `finish` are as in Everyone, for him alone.
+
+    `drowsiness` is his, over lost tracks, and starts anew with another driver. After a WINDOW out
+    of sight nothing of his minute is left, and the choice is free again.
+    """
+
+    def __init__(self):
+        self.drowsiness, self._before = Drowsiness(), []
+        self._id = self._box = self._time = None
+        self._rival = None  # (id, since when) of a face that may take over.
+
+    def watch(self, tracks, looks, shape, time):
+        """As Everyone.watch; without him in sight the first is empty, and his state goes on."""
+        track = self.find(tracks, shape, time)
+        events, self._before = self._before, []
+        look = next((look for one, look in zip(tracks, looks) if one is track), None)
+        openness, closed = (look.openness, look.closed) if look else ((None, None), None)
+        events += self.drowsiness.update(openness, closed, time)
+        return ({track.id: self.drowsiness} if track else {},
+                [("driver", event) for event in events])
+
+    def finish(self):
+        """The events that were still going on: [("driver", Event)]."""
+        return [("driver", event) for event in self.drowsiness.finish()]
+
+    def find(self, tracks, shape, time):
+        """The Track of tracks that is the driver's, or None."""
+        track = self._known(tracks, time)
+        best = max(tracks, key=lambda one: fitness(one.box, shape), default=None)
+        if self._box is None:
+            track = best
+        elif best is None or best is track or fitness(best.box, shape) < (
+                1.0 if track is None else BETTER) * fitness(self._box, shape):
+            self._rival = None
+        elif self._rival is None or self._rival[0] != best.id:
+            self._rival = best.id, time
+        elif time - self._rival[1] >= PATIENCE:
+            self._forget()
+            track = best
+        if track is not None:
+            self._id, self._box, self._time = track.id, numpy.array(track.box), time
+        return track
+
+    def _known(self, tracks, time):
+        """The driver's track among tracks, or None; forgets him after a WINDOW out of sight."""
+        if self._box is None:
+            return None
+        if time - self._time > WINDOW:
+            self._forget()
+            return None
+        same = [track for track in tracks if track.id == self._id]
+        return next(iter(same), None) or min(
+            (track for track in tracks if distance(self._box, track.box) <= NEAR),
+            key=lambda track: distance(self._box, track.box), default=None)
+
+    def _forget(self):
+        self._id = self._box = self._time = self._rival = None
+        self._before, self.drowsiness = self.drowsiness.finish(), Drowsiness()
+
+
+def fitness(box, shape):
+    """How large and central a face is: the side of its box (4,) in pixels, times 1 in the middle of
+    the picture of shape (H, W, ...) down to 0 in its corners."""
+    half = numpy.array(shape[1::-1]) / 2
+    away = numpy.linalg.norm((box[:2] + box[2:]) / 2 - half) / numpy.linalg.norm(half)
+    return float((box[2:] - box[:2]).max() * max(1 - away, 0.0))
+
+
+def distance(box, other):
+    """How far other (4,) lies from box (4,), in sides of box; infinite where RATIO parts them."""
+    sides = (box[2:] - box[:2]).max(), (other[2:] - other[:2]).max()
+    if not 1 / RATIO <= sides[1] / max(sides[0], 1e-9) <= RATIO:
+        return float("inf")
+    return float(numpy.linalg.norm((other[:2] + other[2:] - box[:2] - box[2:]) / 2) / sides[0])

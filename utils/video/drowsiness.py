@@ -1,0 +1,206 @@
+"""One person's eyes over time: blinks, microsleeps, sleep, PERCLOS, and a state to act on."""
+import collections
+import dataclasses
+
+import numpy
+
+WINDOW = 60.0  # Seconds over which blinks and PERCLOS are counted.
+# Half of the window must have been seen before its PERCLOS is a number: to reach DROWSY then takes
+# at least 4.5 s of shut eyes, which blinks and one microsleep are not.
+MIN_SEEN = 30.0
+# Eyes not seen, or no frame, for longer is time unseen: neither awake nor asleep.
+UNSEEN = 0.5
+# A blink shuts the eye past half and opens it again, within 100 to 400 ms (Schiffman 2001); up to
+# 0.8 s is counted, as landmarks of a tired eye come late. A single frame of 1/30 s is noise.
+BLINK_BELOW, BLINK_ABOVE, BLINK_SHORTEST, BLINK_LONGEST = 0.45, 0.6, 0.05, 0.8
+BRIDGE = 0.1  # Eyes that seem open for less, amid shut ones, were not: no lid is that fast.
+# Shut for 0.5 s or longer is a microsleep (Schleicher et al., Ergonomics 51, 2008); from 3 s on it
+# is sleep, as in Euro NCAP's assessment of driver monitoring (Safe Driving, 2023).
+MICROSLEEP, SLEEP = 0.5, 3.0
+# PERCLOS from which a person is drowsy, and below which awake again; between is doubtful
+# (Wierwille et al., DOT HS 808 247, 1994).
+DROWSY, AWAKE = 0.15, 0.075
+# A person's own open eyes, between narrow and wide ones, or sleep would become the norm.
+NARROWEST, WIDEST = 0.5, 1.0
+STATES = ("awake", "drowsy", "microsleep", "asleep", "not visible")
+_TOLERANCE = 1e-3  # Time stamps of files are rounded to milliseconds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """kind: blink, microsleep, sleep or not visible; start and end in seconds."""
+    kind: str
+    start: float
+    end: float
+
+
+class Stretch:
+    """The time for which something holds, from `start`; a lapse of less than BRIDGE is no end."""
+
+    def __init__(self):
+        self.start = self.lapse = None
+
+    def update(self, holds, time):
+        """The (start, end) that is over by now, or None."""
+        if holds:
+            self.start, self.lapse = time if self.start is None else self.start, None
+        elif self.start is not None:
+            self.lapse = time if self.lapse is None else self.lapse
+            if time - self.lapse >= BRIDGE - _TOLERANCE:
+                return self.finish(time)
+        return None
+
+    def finish(self, time):
+        """End it, at `time` or where it lapsed before: (start, end), or None."""
+        whole = None if self.start is None else (self.start, self._end(time))
+        self.start = self.lapse = None
+        return whole
+
+    def seconds(self, time):
+        """How long it has lasted at `time`."""
+        return 0.0 if self.start is None else self._end(time) - self.start
+
+    def _end(self, time):
+        return time if self.lapse is None else self.lapse
+
+
+class Minute:
+    """Seconds `seen`, `closed` (of these) and `unseen` within the last WINDOW."""
+
+    def __init__(self):
+        self._steps = collections.deque()  # (time, microseconds, is seen, is closed)
+        self._seen = self._closed = self._unseen = 0  # Whole numbers, as sums of floats drift.
+
+    seen = property(lambda self: self._seen / 1e6)
+    closed = property(lambda self: self._closed / 1e6)
+    unseen = property(lambda self: self._unseen / 1e6)
+
+    def add(self, time, step, seen, closed):
+        """Take in the `step` seconds that end at `time`."""
+        self._steps.append((time, round(min(step, WINDOW) * 1e6), seen, closed))
+        self._count(1, self._steps[-1])
+        while self._steps[0][0] <= time - WINDOW:
+            self._count(-1, self._steps.popleft())
+
+    def _count(self, sign, step):
+        _, length, seen, closed = step
+        self._seen += sign * length * seen
+        self._closed += sign * length * closed
+        self._unseen += sign * length * (not seen)
+
+
+class Drowsiness:
+    """`update(openness, closed, time)` frame by frame gives the Events that are over; then read
+    `state` (one of STATES), `perclos` and `blinks_per_minute` (None until MIN_SEEN of the last
+    minute were seen), `blinks` since the start, and `minute`, whose `unseen` counts neither way.
+    """
+
+    def __init__(self):
+        self.state, self.perclos, self.blinks_per_minute, self.blinks = "not visible", None, None, 0
+        self.minute = Minute()
+        self._shut, self._half = Stretch(), Stretch()
+        self._blinks = collections.deque()  # When each of the last minute ended.
+        self._time = self._seen = None  # Of the last frame, and of the last that showed the eyes.
+        self._was_seen = self._slept = self._drowsy = False
+        self._sleepy_until = float("-inf")
+        self._open, self._levels, self._next_look = WIDEST, collections.deque(), None
+
+    def update(self, openness, closed, time):
+        """openness (right, left): 0 to 1, None for an eye that cannot be judged. closed: whether
+        the eyes are shut, None where that cannot be judged. time in seconds, never backwards."""
+        judged = [value for value in openness if value is not None]
+        seen = closed is not None and bool(judged)
+        step = 0.0 if self._time is None else max(time - self._time, 0.0)
+        known = seen and self._was_seen and step <= UNSEEN + _TOLERANCE
+        self.minute.add(time, step, known or step == 0, bool(known and closed))
+        events = []
+        away = None if self._seen is None else time - self._seen
+        if away is not None and away > UNSEEN + _TOLERANCE:
+            events += self._end_lids(self._seen)
+            if seen:
+                events.append(Event("not visible", self._seen, time))
+        if seen:
+            events += self._watch_lids(sum(judged) / len(judged), closed, time)
+            self._seen = time
+        self._time, self._was_seen = time, seen
+        self._count(events, time)
+        self._decide(time)
+        return events
+
+    def finish(self):
+        """The Events that were still going on at the last frame."""
+        if self._seen is None:
+            return []
+        events = self._end_lids(self._seen if self._is_away(self._time) else self._time)
+        if self._is_away(self._time):
+            events.append(Event("not visible", self._seen, self._time))
+        self._count(events, self._time)
+        return events
+
+    def _is_away(self, time):
+        return self._seen is None or time - self._seen > UNSEEN + _TOLERANCE
+
+    def _watch_lids(self, level, closed, time):
+        self._learn(level, time)
+        limit = self._open * (BLINK_BELOW if self._half.start is None else BLINK_ABOVE)
+        shut = self._shut.update(closed, time)
+        return self._name(shut, self._half.update(closed or level < limit, time))
+
+    def _end_lids(self, time):
+        return self._name(self._shut.finish(time), self._half.finish(time))
+
+    def _name(self, shut, half):
+        """The Events that stretches (start, end) of shut and half shut eyes are; None: no such."""
+        events = []
+        if shut is not None and _lasts(shut, MICROSLEEP):
+            events.append(Event("sleep" if _lasts(shut, SLEEP) else "microsleep", *shut))
+            self._slept = True
+        if half is not None:
+            if not self._slept and _lasts(half, BLINK_SHORTEST) and not _lasts(half, BLINK_LONGEST):
+                events.append(Event("blink", *half))
+            self._slept = False
+        return events
+
+    def _learn(self, level, time):
+        """How open this person's eyes mostly are, looked up each second."""
+        self._levels.append((time, level))
+        if self._next_look is None:
+            self._next_look = time + 1
+        if time >= self._next_look:
+            self._next_look = time + 1
+            while self._levels[0][0] <= time - WINDOW:
+                self._levels.popleft()
+            typical = numpy.percentile(numpy.fromiter((v for _, v in self._levels), float), 75)
+            self._open = float(min(max(typical, NARROWEST), WIDEST))
+
+    def _count(self, events, time):
+        for event in events:
+            if event.kind == "blink":
+                self.blinks += 1
+                self._blinks.append(event.end)
+            elif event.kind == "sleep":
+                self._sleepy_until = event.end + WINDOW
+        while self._blinks and self._blinks[0] <= time - WINDOW:
+            self._blinks.popleft()
+        seen = self.minute.seen
+        enough = seen >= MIN_SEEN - _TOLERANCE
+        self.perclos = self.minute.closed / seen if enough else None
+        self.blinks_per_minute = len(self._blinks) * 60 / seen if enough else None
+
+    def _decide(self, time):
+        if self.perclos is not None:
+            self._drowsy = self.perclos >= (AWAKE if self._drowsy else DROWSY)
+        shut = self._shut.seconds(time) + _TOLERANCE
+        if self._is_away(time):
+            self.state = "not visible"
+        elif shut >= SLEEP:
+            self.state = "asleep"
+        elif shut >= MICROSLEEP:
+            self.state = "microsleep"
+        else:
+            # Who has just slept is not awake yet, though a minute may not have been seen.
+            self.state = "drowsy" if self._drowsy or time < self._sleepy_until else "awake"
+
+
+def _lasts(stretch, seconds):
+    return stretch[1] - stretch[0] >= seconds - _TOLERANCE
