@@ -14,8 +14,10 @@ UNSEEN = 0.5
 # 0.8 s is counted, as landmarks of a tired eye come late. A single frame of 1/30 s is noise.
 BLINK_BELOW, BLINK_ABOVE, BLINK_SHORTEST, BLINK_LONGEST = 0.45, 0.6, 0.05, 0.8
 BRIDGE = 0.1  # Eyes that seem open for less, amid shut ones, were not: no lid is that fast.
+LID = 0.1  # Seconds that lids take at most between half open and shut, each way.
 # Shut for 0.5 s or longer is a microsleep (Schleicher et al., Ergonomics 51, 2008); from 3 s on it
-# is sleep, as in Euro NCAP's assessment of driver monitoring (Safe Driving, 2023).
+# is sleep, as in Euro NCAP's assessment of driver monitoring (Safe Driving, 2023). As blinks, they
+# last from half shut to half open, if the lids move so fast; lids that droop are not asleep.
 MICROSLEEP, SLEEP = 0.5, 3.0
 # PERCLOS from which a person is drowsy, and below which awake again; between is doubtful
 # (Wierwille et al., DOT HS 808 247, 1994).
@@ -52,15 +54,12 @@ class Stretch:
 
     def finish(self, time):
         """End it, at `time` or where it lapsed before: (start, end), or None."""
-        whole = None if self.start is None else (self.start, self._end(time))
+        whole = None if self.start is None else (self.start, self.end(time))
         self.start = self.lapse = None
         return whole
 
-    def seconds(self, time):
-        """How long it has lasted at `time`."""
-        return 0.0 if self.start is None else self._end(time) - self.start
-
-    def _end(self, time):
+    def end(self, time):
+        """When it ended, as far as is known at `time`."""
         return time if self.lapse is None else self.lapse
 
 
@@ -143,11 +142,17 @@ class Drowsiness:
     def _watch_lids(self, level, closed, time):
         self._learn(level, time)
         limit = self._open * (BLINK_BELOW if self._half.start is None else BLINK_ABOVE)
-        shut = self._shut.update(closed, time)
+        shut = self._with_lids(self._shut.update(closed, time), time)
         return self._name(shut, self._half.update(closed or level < limit, time))
 
     def _end_lids(self, time):
-        return self._name(self._shut.finish(time), self._half.finish(time))
+        shut = self._with_lids(self._shut.finish(time), time)
+        return self._name(shut, self._half.finish(time))
+
+    def _with_lids(self, shut, time):
+        """A stretch (start, end) of shut eyes with the ways of the lids; None stays None."""
+        return shut and (max(shut[0] - LID, self._half.start),
+                         min(shut[1] + LID, self._half.end(time)))
 
     def _name(self, shut, half):
         """The Events that stretches (start, end) of shut and half shut eyes are; None: no such."""
@@ -190,7 +195,10 @@ class Drowsiness:
     def _decide(self, time):
         if self.perclos is not None:
             self._drowsy = self.perclos >= (AWAKE if self._drowsy else DROWSY)
-        shut = self._shut.seconds(time) + _TOLERANCE
+        shut = 0.0
+        if self._shut.start is not None:
+            start, end = self._with_lids((self._shut.start, self._shut.end(time)), time)
+            shut = end - start + _TOLERANCE
         if self._is_away(time):
             self.state = "not visible"
         elif shut >= SLEEP:

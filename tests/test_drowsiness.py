@@ -1,0 +1,172 @@
+"""Events, PERCLOS and states of scripted lids, at any frame rate, with noise and gaps."""
+import time as clock
+
+import lid_script
+import numpy
+import pytest
+
+from utils.video.drowsiness import MIN_SEEN, STATES, UNSEEN, Drowsiness
+
+RATE = 30
+
+
+def times(kind):
+    """Time stamps of lid_script's film."""
+    if kind.isdigit():
+        return numpy.arange(0, lid_script.SECONDS, 1 / int(kind))
+    random = numpy.random.default_rng(1)
+    if kind == "variable":  # A phone's: 20 to 50 frames a second.
+        steps = random.uniform(0.02, 0.05, 4000).cumsum()
+        return steps[steps < lid_script.SECONDS]
+    even = numpy.arange(0, lid_script.SECONDS, 1 / RATE)
+    return even[random.random(len(even)) > 0.1]  # Every tenth frame dropped.
+
+
+def play(stamps, noise=0.0, narrow=1.0):
+    """[(time, state, perclos)] and events of the scripted film; narrow: how far the eyes open."""
+    random, person = numpy.random.default_rng(0), Drowsiness()
+    told, log = [], []
+    for t, level, seen in zip(stamps, lid_script.openness(stamps), lid_script.seen(stamps)):
+        pair = (level * narrow + random.normal(0, noise, 2)).clip(0, 1)
+        pair = tuple(pair) if seen else (None, None)
+        told += person.update(pair, sum(pair) / 2 <= 0.2 * narrow if seen else None, t)
+        log.append((t, person.state, person.perclos))
+    return log, told + person.finish()
+
+
+@pytest.mark.parametrize("kind", ["15", "30", "60", "variable", "dropped"])
+@pytest.mark.parametrize("noise, narrow", [(0.0, 1.0), (0.04, 1.0), (0.03, 0.6)])
+def test_every_event_is_found_and_none_invented(kind, noise, narrow):
+    stamps = times(kind)
+    log, found = play(stamps, noise, narrow)
+    true = lid_script.events()
+    found = sorted(found, key=lambda event: event.end)
+    assert [event.kind for event in found] == [event[0] for event in true]
+    # Two frames, as long as they last here.
+    frame = numpy.diff(stamps).max() if kind == "variable" else 1 / RATE if kind == "dropped" \
+        else 1 / int(kind)
+    for event, (_, start, end) in zip(found, true):
+        assert abs(event.start - start) <= 2 * frame and abs(event.end - end) <= 2 * frame
+    numbers = [(t, value) for t, _, value in log if value is not None]
+    for t, value in numbers[::7]:
+        assert value == pytest.approx(lid_script.perclos(t), abs=0.02)
+    # Three seconds of the first half minute were unseen.
+    assert numbers[0][0] == pytest.approx(MIN_SEEN + 3, abs=0.3)
+
+
+def test_states_of_the_film():
+    stamps = times("30")
+    log, _ = play(stamps)
+    at = {round(t * RATE): state for t, state, _ in log}
+
+    def during(start, end):
+        return {at[i] for i in range(round(start * RATE), round(end * RATE) + 1)}
+
+    assert during(0, 16.3) == {"awake"} and during(16.7, 18.9) == {"not visible"}
+    assert during(19.1, 31.2) == {"awake"}  # The hand alone makes nobody drowsy.
+    assert during(36.75, 37.8) == {"microsleep"} and during(38.3, 56) == {"awake"}
+    assert during(56.7, 59) == {"microsleep"} and during(59.2, 75.9) == {"asleep"}
+    assert during(76.3, 85.9) == {"drowsy"}
+    assert {state for _, state, _ in log} == set(STATES)
+
+
+def watch(level_of, seconds, rate=RATE, person=None, start=0.0):
+    """A Drowsiness after so many seconds of eyes open by level_of(time); None: not seen."""
+    person = person or Drowsiness()
+    for i in range(int(seconds * rate)):
+        level = level_of(start + i / rate)
+        person.update((level, level), None if level is None else level <= 0.2, start + i / rate)
+    return person
+
+
+def test_drowsy_comes_and_goes_with_two_limits():
+    # Shut for 0.4 s of every 2: PERCLOS 0.2; then of every 4: 0.1; then not at all.
+    person = watch(lambda t: 0.0 if t % 2 < 0.4 else 1.0, 60)
+    assert person.state == "drowsy" and person.perclos == pytest.approx(0.2, abs=0.02)
+    assert watch(lambda t: 0.0 if t % 4 < 0.4 else 1.0, 60, person=person, start=60).perclos \
+        == pytest.approx(0.1, abs=0.02)
+    assert person.state == "drowsy"
+    assert watch(lambda t: 1.0, 60, person=person, start=120).state == "awake"
+    assert watch(lambda t: 0.0 if t % 4 < 0.4 else 1.0, 60, person=person, start=180).state \
+        == "awake"
+
+
+def test_one_who_sleeps_all_the_time():
+    """Predicted lids of shut eyes have some height, and there is no other to compare with."""
+    person = Drowsiness()
+    for i in range(60 * RATE):
+        person.update((0.35, 0.3), True, i / RATE)
+        if i / RATE > 3.1:
+            assert person.state == "asleep"
+    assert person.perclos == 1.0
+    event, = person.finish()
+    assert event.kind == "sleep" and (event.start, event.end) == (0.0, pytest.approx(60, abs=0.1))
+
+
+def test_time_unseen_counts_neither_way_and_is_reported():
+    person = watch(lambda t: None if 10 <= t < 30 else 0.0 if t < 10 else 1.0, 59)
+    assert person.minute.unseen == pytest.approx(20, abs=0.1)
+    assert person.perclos == pytest.approx(10 / 39, abs=0.01)
+    # Frames that did not come are no other than frames that show nothing.
+    gap = watch(lambda t: 0.0, 10)
+    watch(lambda t: 1.0, 29, person=gap, start=30)
+    assert gap.perclos == pytest.approx(person.perclos, abs=0.01)
+    assert gap.minute.unseen == pytest.approx(20, abs=0.1)
+
+
+def test_no_number_before_enough_was_seen():
+    person = watch(lambda t: 1.0 if t % 2 < 0.9 else None, 50)
+    assert person.perclos is None and person.blinks_per_minute is None and person.blinks == 0
+    assert watch(lambda t: 1.0, 29.5).perclos is None and watch(lambda t: 1.0, 30.5).perclos == 0
+
+
+@pytest.mark.parametrize("closed, openness", [(None, (0.1, 0.1)), (True, (None, None))])
+def test_not_judged_is_not_visible(closed, openness):
+    person = Drowsiness()
+    for i in range(60):
+        assert person.update(openness, closed, i / RATE) == []
+        assert person.state == "not visible"
+
+
+def test_one_eye_is_enough():
+    person = Drowsiness()
+    events = []
+    for i in range(120):
+        shut = 60 <= i < 66
+        events += person.update((None, 0.0 if shut else 0.9), shut, i / RATE)
+    assert [(event.kind, event.start, event.end) for event in events] == [("blink", 2.0, 2.2)]
+
+
+def test_a_short_loss_keeps_the_state_and_the_event():
+    def level(t):
+        return None if 2.5 <= t < 2.5 + UNSEEN - 0.1 else 0.0 if 1 <= t < 5 else 1.0
+
+    person, events, states = Drowsiness(), [], []
+    for i in range(180):
+        one = level(i / RATE)
+        events += person.update((one, one), None if one is None else one == 0, i / RATE)
+        states.append(person.state)
+    assert [event.kind for event in events] == ["sleep"]
+    assert set(states[75:90]) == {"microsleep"}
+
+
+@pytest.mark.parametrize("open_level", [0.55, 0.8, 1.0])
+@pytest.mark.parametrize("rate", [15, 30, 60])
+def test_blinks_are_counted(open_level, rate):
+    """A blink of 0.2 s every 4 s, whoever's eyes they are and whatever the camera's rate."""
+    person = watch(lambda t: 0.05 if t % 4 > 3.8 else open_level, 90, rate)
+    assert person.blinks == 22
+    assert person.blinks_per_minute == pytest.approx(15, abs=1.1)
+
+
+def test_memory_does_not_grow():
+    person = watch(lambda t: 0.0 if t % 4 > 3.8 else 1.0, 400, 10)
+    sizes = [len(value) for value in vars(person).values() if hasattr(value, "__len__")]
+    assert max(sizes) < 700 and len(person.minute._steps) < 700
+
+
+if __name__ == "__main__":
+    people = Drowsiness()
+    begin = clock.perf_counter()
+    watch(lambda t: 0.0 if t % 4 > 3.8 else 1.0, 600, person=people)
+    print(f"{(clock.perf_counter() - begin) / (600 * RATE) * 1e6:.1f} us a frame")
