@@ -1,0 +1,120 @@
+"""One driver among faces: chosen by size and place, known again, his minute his own."""
+import dataclasses
+
+import numpy
+import pytest
+
+from utils.video.driver import PATIENCE, Driver, Everyone, distance, fitness
+from utils.video.drowsiness import WINDOW
+from utils.video.eyes import Eyes
+from utils.video.tracker import MEMORY
+
+RATE, SHAPE = 10, (480, 640, 3)
+OPEN, SHUT = Eyes((1.0, 1.0), False, (0.3, 0.3)), Eyes((0.0, 0.0), True, (0.05, 0.05))
+DRIVER, PASSENGER, BEHIND = (300, 220, 160), (560, 260, 130), (420, 120, 60)
+
+
+@dataclasses.dataclass
+class Face:
+    """As much of a Track as is looked at."""
+    id: int
+    box: numpy.ndarray
+
+
+def face(number, place):
+    """A Face at (x, y, side)."""
+    x, y, side = place
+    return Face(number, numpy.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2]))
+
+
+def watch(people, seconds, faces, start=0.0):
+    """Show faces [(Face, Eyes)] for so long; the last states by id, and all events."""
+    told = []
+    for i in range(round(seconds * RATE)):
+        states, events = people.watch([one for one, _ in faces], [look for _, look in faces], SHAPE,
+                                      start + i / RATE)
+        told += events
+    return states, told
+
+
+def test_the_largest_most_central_face_drives():
+    faces = [(face(1, PASSENGER), SHUT), (face(2, DRIVER), OPEN), (face(3, BEHIND), SHUT)]
+    people = Driver()
+    states, events = watch(people, 40, faces)
+    assert set(states) == {2} and states[2] is people.drowsiness
+    assert people.drowsiness.perclos == 0 and events == []
+    # Size and place both count.
+    assert fitness(face(1, (320, 240, 100)).box, SHAPE) > fitness(face(1, (90, 60, 150)).box, SHAPE)
+
+
+def test_his_minute_survives_a_lost_track_and_takes_no_passenger():
+    people = Driver()
+    watch(people, 30, [(face(1, DRIVER), SHUT), (face(2, PASSENGER), OPEN)])
+    before = people.drowsiness
+    # A hand before his face: the passenger is all there is.
+    states, _ = watch(people, 4, [(face(2, PASSENGER), OPEN)], 30)
+    assert states == {} and before.state == "not visible"
+    # Back, with another id, leaning forward a little.
+    states, events = watch(people, 10, [(face(2, PASSENGER), OPEN), (face(7, (330, 235, 190)), OPEN)],
+                           34)
+    assert set(states) == {7} and states[7] is before
+    assert ("driver", "not visible") in [(who, event.kind) for who, event in events]
+    assert before.perclos == pytest.approx(0.75, abs=0.02)
+    assert before.minute.unseen == pytest.approx(4, abs=0.2)
+
+
+def test_another_driver_has_another_minute():
+    people = Driver()
+    watch(people, 30, [(face(1, DRIVER), SHUT)])
+    before = people.drowsiness
+    states, events = watch(people, 1, [(face(9, PASSENGER), OPEN)], 30 + WINDOW + 1)
+    assert set(states) == {9} and people.drowsiness is not before
+    assert people.drowsiness.blinks == 0
+    # What was going on with the first is not lost.
+    assert [event.kind for _, event in events] == ["sleep"]
+
+
+def test_who_was_alone_in_sight_at_first_is_not_the_driver_for_good():
+    people = Driver()
+    watch(people, 3, [(face(1, PASSENGER), OPEN)])
+    both = [(face(1, PASSENGER), OPEN), (face(2, DRIVER), OPEN)]
+    assert set(watch(people, PATIENCE - 1, both, 3)[0]) == {1}
+    assert set(watch(people, 2, both, 2 + PATIENCE)[0]) == {2}
+    # And not back again.
+    assert set(watch(people, 20, both, 4 + PATIENCE)[0]) == {2}
+
+
+def test_a_driver_who_moved_his_seat_is_found_again():
+    people = Driver()
+    watch(people, 10, [(face(1, DRIVER), OPEN)])
+    moved = [(face(2, (280, 240, 300)), OPEN), (face(3, PASSENGER), SHUT)]
+    assert watch(people, PATIENCE - 1, moved, 10)[0] == {}
+    assert set(watch(people, 2, moved, 9 + PATIENCE)[0]) == {2}
+
+
+def test_place_and_size():
+    box = face(1, (100, 100, 50)).box
+    assert distance(box, face(1, (130, 140, 50)).box) == pytest.approx(1)
+    assert distance(box, face(1, (100, 100, 120)).box) == float("inf")
+    assert distance(box, face(1, (100, 100, 20)).box) == float("inf")
+
+
+def test_without_a_driver_each_face_has_its_own():
+    people = Everyone()
+    states, _ = watch(people, 40, [(face(1, DRIVER), SHUT), (face(2, PASSENGER), OPEN)])
+    assert states[1].perclos == 1 and states[2].perclos == 0
+    assert states[1].state == "asleep" and states[2].state == "awake"
+    # The first is gone: his sleep is over with the last frame that showed him.
+    states, events = watch(people, 2 * MEMORY + 0.5, [(face(2, PASSENGER), OPEN)], 40)
+    assert set(states) == {2}
+    (who, event), = events
+    assert (who, event.kind) == (1, "sleep") and event.end == pytest.approx(40, abs=0.2)
+    states, _ = watch(people, 1, [(face(3, DRIVER), OPEN)], 43)
+    assert states[3].state == "awake" and states[3].perclos is None
+
+
+def test_what_goes_on_at_the_end_is_told():
+    for people, who in ((Driver(), "driver"), (Everyone(), 5)):
+        watch(people, 2, [(face(5, DRIVER), SHUT)])
+        (person, event), = people.finish()
+        assert (person, event.kind, event.start) == (who, "microsleep", 0.0)

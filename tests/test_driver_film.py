@@ -1,0 +1,143 @@
+"""The whole demo on a drawn film: a driver whose lids follow a script, and a passenger."""
+import csv
+import json
+import pathlib
+
+import cv2
+import drawn_driver
+import lid_script
+import mp4
+import numpy
+import painted_faces
+import pytest
+
+import demo
+from utils.video import tracker
+
+RATE, SIZE, HAND = 30, 160, (90, 70, 60)
+TURNS = ((4.0, 5.0, 35), (11.0, 12.0, -35), (27.0, 28.5, 35))  # start, end, yaw
+
+
+def driver_at(time):
+    """Openness (in steps of 0.05) and yaw of the driver at a time in seconds."""
+    yaw = next((yaw for start, end, yaw in TURNS if start <= time < end), 0)
+    return round(float(lid_script.openness(time)) * 20) / 20, yaw
+
+
+def picture(time):
+    """The frame RGB uint8 (160, 280, 3) at a time, and landmarks (68, 2) of driver and passenger;
+    None for the driver behind his hand."""
+    image, points = drawn_driver.face(*driver_at(time), SIZE)
+    other, theirs = drawn_driver.face(1.0, 0.0, 120, seed=29)
+    frame = numpy.zeros((SIZE, 280, 3), numpy.uint8)
+    frame[:, :SIZE], frame[40:, SIZE:] = image, other
+    seen = bool(lid_script.seen(time))
+    if not seen:
+        cv2.circle(frame, (80, 80), 50, HAND, -1)
+    return frame, points if seen else None, theirs + (SIZE, 40)
+
+
+class Script:
+    """A Tracker that knows the landmarks of each frame, by its number."""
+
+    def __init__(self, times):
+        self.times, self.frame = times, 0
+
+    def update(self, image, time):
+        """As Tracker.update; the driver comes back from behind his hand with another id."""
+        truth, points, theirs = picture(self.times[self.frame])
+        assert abs(image.astype(int) - truth).mean() < 12  # This frame, whatever the codec did.
+        self.frame += 1
+        faces = [(2, theirs)]
+        if points is not None:
+            faces.append((1 if self.times[self.frame - 1] < lid_script.HAND[0] else 3, points))
+        return [self._track(number, one, time) for number, one in faces]
+
+    @staticmethod
+    def _track(number, points, time):
+        low, high = points.min(0), points.max(0)
+        side = 1.2 * (high - low).max()
+        box = numpy.concatenate([low + high - side, low + high + side]) / 2
+        return tracker.Track(number, points, points, numpy.full(68, 0.5), box, time, None)
+
+
+def film(path, times):
+    """Write the film's frames at these times, played at RATE."""
+    code = "MJPG" if path.suffix == ".avi" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), RATE, (280, SIZE))
+    for time in times:
+        writer.write(cv2.cvtColor(picture(time)[0], cv2.COLOR_RGB2BGR))
+    writer.release()
+
+
+def watch(monkeypatch, path, times, *flags):
+    """Run demo.py on a film of these times; the rows of events.csv."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(demo, "get_predictor", lambda weights, device: painted_faces.Painted())
+    monkeypatch.setattr(demo, "get_detector", lambda name: None)
+    monkeypatch.setattr(demo, "Tracker", lambda *settings, **more: Script(times))
+    demo.main(["--source", str(path), "--output", str(path.with_name("out.avi")), "--events",
+               str(path.with_name("events.csv")), *flags])
+    with open(path.with_name("events.csv"), encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_driver_is_watched(tmp_path, monkeypatch, capsys):
+    times = numpy.arange(0, lid_script.SECONDS, 1 / RATE)
+    film(tmp_path / "trip.avi", times)
+    rows = watch(monkeypatch, tmp_path / "trip.avi", times, "--driver", "--alarm", "line",
+                 "--landmarks", str(tmp_path / "trip.json"))
+    true = lid_script.events()
+    assert [row["event"] for row in rows] == [event[0] for event in true]
+    assert {row["id"] for row in rows} == {"driver"}
+    for row, (_, start, end) in zip(rows, true):
+        assert abs(float(row["start"]) - start) <= 2 / RATE
+        assert abs(float(row["end"]) - end) <= 2 / RATE
+        assert float(row["seconds"]) == pytest.approx(float(row["end"]) - float(row["start"]),
+                                                      abs=2e-3)
+    frames = json.loads(pathlib.Path(tmp_path / "trip.json").read_text())["frames"]
+    assert len(frames) == len(times)
+    numbers = [(frame["time"], frame["driver"]["perclos"]) for frame in frames[::5]]
+    assert sum(value is not None for _, value in numbers) > 200
+    for time, value in numbers:
+        if value is not None:
+            assert value == pytest.approx(lid_script.perclos(time), abs=0.02)
+    states = {round(frame["time"], 1): frame["driver"]["state"] for frame in frames}
+    assert [states[t] for t in (10, 18, 30, 37.5, 48, 57, 70, 80)] == [
+        "awake", "not visible", "awake", "microsleep", "awake", "microsleep", "asleep", "drowsy"]
+    # Only the driver has a state; the passenger's eyes are read all the same.
+    for frame in frames:
+        face = {one["id"]: one for one in frame["faces"]}
+        assert face[2]["state"] is None and face[2]["closed"] is False
+        assert len(face) == 1 or face[frame["driver"]["id"]]["state"] == frame["driver"]["state"]
+    printed = capsys.readouterr().err
+    assert printed.count("driver microsleep") >= 2 and printed.count("driver asleep") >= 17
+    assert "driver drowsy" in printed and "passenger" not in printed
+
+
+def test_a_film_of_variable_rate_is_timed_by_its_own_stamps(tmp_path, monkeypatch):
+    """10 to 40 frames a second, and four seconds dropped; by the frame rate all would be wrong."""
+    steps = numpy.random.default_rng(0).uniform(0.025, 0.06, 500)
+    steps[300] = 4.0
+    times = numpy.concatenate([[0], steps[:-1].cumsum()]) + 28  # From the second 28 of the script.
+    film(tmp_path / "even.mp4", times)
+    (tmp_path / "trip.mp4").write_bytes(mp4.retime((tmp_path / "even.mp4").read_bytes(), steps))
+    rows = watch(monkeypatch, tmp_path / "trip.mp4", times, "--driver",
+                 "--landmarks", str(tmp_path / "trip.csv"))
+    with open(tmp_path / "trip.csv", encoding="utf-8") as file:
+        faces = list(csv.DictReader(file))
+    found = {int(row["frame"]): float(row["time"]) for row in faces}
+    assert [found[i] for i in range(500)] == pytest.approx(times - 28, abs=1e-3)
+    cut = times[300] - 28, times[301] - 28
+    true = [(kind, start - 28, end - 28) for kind, start, end in lid_script.events()
+            if start >= 28 and end < times[-1]]
+    true = [event for event in true if event[2] < cut[0] or event[1] > cut[1]]
+    true = sorted([*true, ("not visible", *cut)], key=lambda event: event[2])
+    assert [row["event"] for row in rows] == [event[0] for event in true]
+    for row, (_, start, end) in zip(rows, true):
+        assert abs(float(row["start"]) - start) <= 0.12 and abs(float(row["end"]) - end) <= 0.12
+    last = faces[-1]
+    assert float(last["unseen"]) == pytest.approx(4, abs=0.1)
+    # Less than half a minute was seen: no number.
+    assert last["perclos"] == "" and last["state"] in ("awake", "drowsy")
