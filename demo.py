@@ -232,11 +232,11 @@ class Demo:
                                    track.box, str(track.id), colour=colour)
             if one["state"] and driver is None:
                 x_min, _, x_max, y_max = track.box
-                drawn = draw.headline(drawn, one["state"], (x_min, y_max), x_max - x_min, colour)
+                drawn = draw.headline(drawn, one["state"], (x_min, y_max),
+                                      max((x_max - x_min) / 9, 9), colour)
         if driver is not None:
-            state = driver[1]["state"]
-            drawn = draw.headline(drawn, state, (0, drawn.shape[0]), drawn.shape[1] * 0.4,
-                                  COLOURS[state])
+            state, high = driver[1]["state"], drawn.shape[0]
+            drawn = draw.headline(drawn, state, (0, high), high / 10, COLOURS[state])
         return drawn
 
 

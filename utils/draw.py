@@ -71,20 +71,21 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
     return image
 
 
-def headline(image, text, at, width, colour):
-    """A copy of image, RGB uint8 (H, W, 3), with text of so many pixels' width on a dark ground.
-
-    at: (x, y) in pixels of its lower left corner; it is moved to lie within the image.
-    """
+def headline(image, text, at, height, colour):
+    """A copy of image, RGB uint8 (H, W, 3), with text in letters of so many pixels on a dark
+    ground; at: (x, y) in pixels of its upper left corner, moved so that it lies within."""
     image = numpy.ascontiguousarray(image).copy()
-    (unit, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
-    scale = min(width, image.shape[1]) / (unit * 1.1)
-    wide, high = round(unit * scale * 1.1), round(tall * scale * 1.8)
-    x = int(min(max(at[0], 0), max(image.shape[1] - wide, 0)))
-    y = int(min(max(at[1], high), image.shape[0]))
-    image[y - high:y, x:x + wide] //= 4
-    cv2.putText(image, text, (x + round(unit * scale * 0.05), y - round(tall * scale * 0.4)), _FONT,
-                scale, colour, max(1, round(scale * 2)), cv2.LINE_AA)
+    (_, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
+    scale = height / tall
+    thick = max(1, round(scale * 2))
+    (wide, _), below = cv2.getTextSize(text, _FONT, scale, thick)
+    margin = round(height * 0.4)
+    high, wide = round(height + below + margin), wide + 2 * margin
+    x = int(max(min(at[0], image.shape[1] - wide), 0))
+    y = int(max(min(at[1], image.shape[0] - high), 0))
+    image[y:y + high, x:x + wide] //= 4
+    cv2.putText(image, text, (x + margin, round(y + height + margin / 2)), _FONT, scale, colour,
+                thick, cv2.LINE_AA)
     return image
 
 
