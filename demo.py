@@ -141,12 +141,15 @@ def output_path(output, kind, what):
 
 
 def refuse(kind, what, output, given):
-    """Raise UserError where something would be written over the source or another output."""
+    """Raise UserError where something would be written over the source or another output, or not
+    be what its name says."""
     files = what if kind == "folder" else [what] if kind in ("image", "video") else []
     written = [("output", output / f"{path.stem}.png") for path in files] \
         if kind == "folder" and output else [("output", output)]
     named = [(flag, pathlib.Path(getattr(given, flag))) for flag in ("landmarks", "events")
              if getattr(given, flag)]
+    for flag, path in named:
+        outputs.check_suffix(flag, path)
     outputs.refuse_sources([pair for pair in dict.fromkeys(written + named) if pair[1]], files)
 
 
@@ -165,12 +168,7 @@ class Demo:
             eyes.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say: it has none.
         self.landmark_file = outputs.LandmarkFile(
             given.landmarks, predictor.scheme, given.eyes) if given.landmarks else None
-        try:
-            self.event_file = outputs.EventFile(given.events) if given.events else None
-        except UserError:
-            if self.landmark_file:
-                self.landmark_file.close()
-            raise
+        self.event_file = outputs.EventFile(given.events) if given.events else None
         self.alarm = Alarm(given.alarm) if given.alarm else None
         self.frames = self.faces = 0
         self.restart()
@@ -310,7 +308,7 @@ def run_video(demo, source, output, window):
     last = time.monotonic()
     speed = None
     ended = False
-    video = outputs.VideoFile(output, source.rate) if output is not None else None
+    video = None if output is None else outputs.VideoFile(output, source.rate)
     bar = tqdm(total=source.count, desc="frames", unit="frame", disable=output is None)
     try:
         while True:

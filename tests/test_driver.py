@@ -55,8 +55,8 @@ def test_his_minute_survives_a_lost_track_and_takes_no_passenger():
     states, _ = watch(people, 4, [(face(2, PASSENGER), OPEN)], 30)
     assert states == {} and before.state == "not visible"
     # Back, with another id, leaning forward a little.
-    states, events = watch(people, 10, [(face(2, PASSENGER), OPEN), (face(7, (330, 235, 190)), OPEN)],
-                           34)
+    back = [(face(2, PASSENGER), OPEN), (face(7, (330, 235, 190)), OPEN)]
+    states, events = watch(people, 10, back, 34)
     assert set(states) == {7} and states[7] is before
     assert ("driver", "not visible") in [(who, event.kind) for who, event in events]
     assert before.perclos == pytest.approx(0.75, abs=0.02)

@@ -13,6 +13,15 @@ import cv2
 from utils.errors import UserError
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+TABLES = {"landmarks": (".csv", ".json"), "events": (".csv",)}
+
+
+def check_suffix(flag, path):
+    """Raise UserError where landmarks or events are not written as files of that name."""
+    suffix = pathlib.Path(path).suffix
+    if suffix.lower() not in TABLES[flag]:
+        raise UserError(f"{flag} {path}: written as {' or '.join(TABLES[flag])}, not "
+                        f"{suffix or 'a name without suffix'}")
 
 
 def refuse_sources(outputs, sources):
@@ -50,11 +59,12 @@ class Target:
     def __init__(self, flag, path):
         self.flag, self.name = flag, path
         # Behind a link lies what is to be replaced; a device or a pipe is written to directly.
-        self.path = self.part = pathlib.Path(path).resolve()
+        self.path = self.part = pathlib.Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():
-                handle, part = tempfile.mkstemp(self.path.suffix, ".part-", self.path.parent)
+                self.path = self.path.resolve()
+                handle, part = tempfile.mkstemp(self.part.suffix, ".part-", self.path.parent)
                 os.close(handle)
                 shutil.copymode(self.path, part)
                 self.part = pathlib.Path(part)
@@ -182,11 +192,8 @@ class LandmarkFile:
     """
 
     def __init__(self, path, scheme, with_eyes):
-        suffix = pathlib.Path(path).suffix.lower()
-        if suffix not in (".csv", ".json"):
-            raise UserError(f"landmarks {path}: written as .csv or .json, not "
-                            f"{suffix or 'a name without suffix'}")
-        self.is_json, self.with_eyes = suffix == ".json", with_eyes
+        self.is_json = pathlib.Path(path).suffix.lower() == ".json"
+        self.with_eyes = with_eyes
         if self.is_json:
             start = f'{{"scheme": {json.dumps(scheme.name)}, "frames": ['
             self._records = Records("landmarks", path, start, "\n]}\n")
@@ -241,9 +248,6 @@ class EventFile:
     """Events as CSV, one a row as soon as it is over: event, id, start, end and seconds."""
 
     def __init__(self, path):
-        if pathlib.Path(path).suffix.lower() != ".csv":
-            raise UserError(f"events {path}: written as .csv, not "
-                            f"{pathlib.Path(path).suffix or 'a name without suffix'}")
         self._records = Records("events", path, _row(["event", "id", "start", "end", "seconds"]))
 
     def write(self, events):
@@ -262,11 +266,14 @@ class VideoFile:
 
     def __init__(self, path, rate):
         self.target, self.rate, self.count, self._writer = Target("output", path), rate, 0, None
+        # What OpenCV cannot write to, it removes.
+        if self.target.part.exists() and not self.target.part.is_file():
+            raise UserError(f"output {path}: a video needs a file, and this is a device or a pipe")
 
     def write(self, image):
         """Add a frame. Raises UserError when the disk is nearly full; the video so far is kept."""
         if self._writer is None:
-            code = cv2.VideoWriter.fourcc(*CODECS[self.target.path.suffix.lower()])
+            code = cv2.VideoWriter.fourcc(*CODECS[self.target.part.suffix.lower()])
             self._writer = cv2.VideoWriter(str(self.target.part), code, self.rate,
                                            image.shape[1::-1])
             if not self._writer.isOpened():

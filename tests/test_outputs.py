@@ -1,0 +1,219 @@
+"""Outputs: whole or not at all, never over their source, one line where the disk is full."""
+import csv
+import json
+import os
+import pathlib
+import resource
+import stat
+import types
+
+import cv2
+import numpy
+import painted_faces
+import pytest
+
+import demo
+from utils.errors import UserError
+from utils.video import outputs
+
+needs_full = pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@pytest.fixture(autouse=True)
+def painted(monkeypatch, tmp_path):
+    """The demo on painted faces in a folder of its own, with a picture and a video of two."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    predictor = painted_faces.Painted()
+    monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
+    monkeypatch.setattr(demo, "get_detector", lambda name: painted_faces.detector())
+    image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60), (2, 240, 60, 50))
+    assert cv2.imwrite("two.png", image[..., ::-1])
+    write_video("two.avi", image)
+
+
+def write_video(path, image):
+    """Forty frames of RGB image (240, 320, 3)."""
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 30, (320, 240))
+    for _ in range(40):
+        writer.write(numpy.ascontiguousarray(image[..., ::-1]))
+    writer.release()
+
+
+@pytest.fixture
+def small_disk():
+    """Call it with the largest size in bytes that a file may have."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def frames_of(path):
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        count += 1
+    return count
+
+
+def leftovers():
+    return [path.name for path in pathlib.Path().iterdir() if ".part" in path.name]
+
+
+@needs_full
+@pytest.mark.parametrize("flag, name, words", [
+    ("--landmarks", "full.csv", "landmarks full.csv: cannot be written: No space"),
+    ("--landmarks", "full.json", "landmarks full.json: cannot be written: No space"),
+    ("--events", "full.csv", "events full.csv: cannot be written: No space"),
+    ("--output", "full.mp4", "output full.mp4: a video needs a file"),
+    ("--output", "full.avi", "output full.avi: a video needs a file")])
+def test_a_device_that_is_full(flag, name, words):
+    pathlib.Path(name).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=words) as error:
+        demo.main(["--source", "two.avi", flag, name])
+    assert "\n" not in str(error.value)
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode) and pathlib.Path(name).is_symlink()
+
+
+@needs_full
+def test_a_picture_on_a_full_device():
+    pathlib.Path("full.png").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="output full.png: cannot be written: No space"):
+        demo.main(["--source", "two.png", "--output", "full.png"])
+
+
+@pytest.mark.parametrize("name", ["faces.csv", "faces.json"])
+def test_landmarks_that_find_no_room_stay_whole(name, small_disk):
+    plain = painted_faces.paint(numpy.full((240, 320, 3), 120, numpy.uint8), (1, 80, 120, 60),
+                                (2, 240, 60, 50))
+    os.mkdir("in")
+    for i in range(30):
+        assert cv2.imwrite(f"in/{i:02d}.png", plain[..., ::-1])
+    small_disk(30000)  # About fifteen frames of landmarks; each picture fits.
+    with pytest.raises(UserError, match=f"{name}: cannot be written: .*; the first [0-9]+ records"):
+        demo.main(["--source", "in", "--landmarks", name, "--output", "out"])
+    text = pathlib.Path(name).read_text()
+    if name.endswith("csv"):
+        rows = list(csv.DictReader(text.splitlines()))
+        assert len(rows) > 10 and len(rows) % 2 == 0 and all(row["y67"] for row in rows)
+    else:
+        frames = json.loads(text)["frames"]
+        assert len(frames) > 5 and all(len(frame["faces"]) == 2 for frame in frames)
+    # What else was written is whole too.
+    assert all(cv2.imread(str(path)) is not None for path in pathlib.Path("out").iterdir())
+
+
+def test_a_video_that_finds_no_room_leaves_what_was_there(small_disk):
+    demo.main(["--source", "two.avi", "--output", "out.avi"])
+    assert frames_of("out.avi") == 40
+    before = pathlib.Path("out.avi").read_bytes()
+    small_disk(20000)
+    for name in ("out.avi", "new.avi"):
+        with pytest.raises(UserError, match=f"output {name}: .*disk full"):
+            demo.main(["--source", "two.avi", "--output", name])
+    assert pathlib.Path("out.avi").read_bytes() == before
+    assert not pathlib.Path("new.avi").exists() and not leftovers()
+
+
+@pytest.mark.parametrize("suffix", outputs.CODECS)
+def test_a_disk_that_fills_up_ends_the_video_in_time(suffix, monkeypatch):
+    room = iter([1 << 30] * 25)
+    monkeypatch.setattr(outputs.shutil, "disk_usage",
+                        lambda path: types.SimpleNamespace(free=next(room, 1000)))
+    with pytest.raises(UserError, match="the disk is full; the first 25 frames are whole"):
+        demo.main(["--source", "two.avi", "--output", f"out{suffix}"])
+    assert frames_of(f"out{suffix}") == 25
+
+
+@pytest.mark.parametrize("make", ["hard", "soft", "spelling"])
+@pytest.mark.parametrize("source, flag, name", [
+    ("two.avi", "--output", "out.avi"), ("two.png", "--output", "out.png"),
+    ("two.avi", "--landmarks", "out.csv"), ("two.avi", "--landmarks", "out.json"),
+    ("two.png", "--landmarks", "out.json"), ("two.avi", "--events", "out.csv")])
+def test_a_source_is_never_written_over(make, source, flag, name):
+    before = pathlib.Path(source).read_bytes()
+    if make == "hard":
+        os.link(source, name)
+    elif make == "soft":
+        os.symlink(source, name)
+    else:
+        os.rename(source, name)  # A video may be called .csv.
+        os.mkdir("sub")
+        source, name = name, f"sub/../{name}"
+    with pytest.raises(UserError, match="this is the source"):
+        demo.main(["--source", source, flag, str(name)])
+    assert pathlib.Path(source).read_bytes() == before
+
+
+def test_a_picture_of_a_folder_is_never_written_over():
+    os.mkdir("in")
+    os.mkdir("out")
+    os.rename("two.png", "in/two.png")
+    os.symlink("../in/two.png", "out/two.png")
+    with pytest.raises(UserError, match="this is the source"):
+        demo.main(["--source", "in", "--output", "out"])
+    with pytest.raises(UserError, match="folder of their own"):
+        demo.main(["--source", "in", "--output", "out/../in"])
+
+
+def test_two_outputs_in_one_file():
+    with pytest.raises(UserError, match="written as landmarks already"):
+        demo.main(["--source", "two.avi", "--landmarks", "a.csv", "--events", "./a.csv"])
+
+
+def test_existing_outputs_are_replaced_at_once():
+    for name in ("out.avi", "faces.json", "events.csv"):
+        pathlib.Path(name).write_text("old")
+        os.chmod(name, 0o640)
+        os.link(name, f"kept-{name}")
+    demo.main(["--source", "two.avi", "--output", "out.avi", "--landmarks", "faces.json",
+               "--events", "events.csv"])
+    for name in ("out.avi", "faces.json", "events.csv"):
+        # Another file took the name; the old one, to which a link is left, was not written to.
+        assert pathlib.Path(f"kept-{name}").read_text() == "old"
+        assert stat.S_IMODE(os.stat(name).st_mode) == 0o640
+    assert frames_of("out.avi") == 40 and not leftovers()
+    assert len(json.loads(pathlib.Path("faces.json").read_text())["frames"]) == 40
+
+
+def test_an_output_behind_a_link_is_replaced_there():
+    os.mkdir("far")
+    pathlib.Path("far/faces.csv").write_text("old")
+    os.symlink("far/faces.csv", "faces.csv")
+    demo.main(["--source", "two.png", "--landmarks", "faces.csv"])
+    assert pathlib.Path("faces.csv").is_symlink()
+    assert pathlib.Path("far/faces.csv").read_text().startswith("frame,")
+
+
+def test_a_mistake_in_one_output_leaves_the_others():
+    pathlib.Path("faces.csv").write_text("old")
+    with pytest.raises(UserError, match="events events.txt: written as .csv"):
+        demo.main(["--source", "two.avi", "--landmarks", "faces.csv", "--events", "events.txt"])
+    assert not leftovers() and pathlib.Path("faces.csv").read_text() == "old"
+
+
+def test_eyes_of_a_picture():
+    """A single picture has openness and closed, and no state, which takes time."""
+    demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.json"])
+    face = json.loads(pathlib.Path("two.json").read_text())["frames"][0]["faces"][0]
+    assert face["closed"] is False and all(0.5 < value <= 1 for value in face["openness"])
+    assert face["state"] is None and face["perclos"] is None
+    demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.csv"])
+    row = next(csv.DictReader(open("two.csv", encoding="utf-8")))
+    assert row["closed"] == "false" and 0.5 < float(row["openness_left"]) <= 1
+    assert row["state"] == row["perclos"] == ""
+
+
+def test_a_frame_without_the_driver_has_his_state(monkeypatch):
+    predictor = painted_faces.Painted(blind=0.0)
+    predictor.confidence = 0.0
+    monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
+    demo.main(["--source", "two.avi", "--driver", "--landmarks", "two.csv"])
+    rows = list(csv.DictReader(open("two.csv", encoding="utf-8")))
+    assert len(rows) == 40 and {row["state"] for row in rows} == {"not visible"}
+    assert {row["id"] + row["x0"] + row["closed"] for row in rows} == {""}
+
+
+def test_pictures_have_no_time():
+    with pytest.raises(UserError, match="need a video"):
+        demo.main(["--source", "two.png", "--driver"])
