@@ -1,12 +1,10 @@
-"""Eye aspect ratio, blinks and PERCLOS on eyes whose opening is known."""
+"""Eye aspect ratio and openness of eyes whose opening is known."""
 import numpy
 import pytest
 
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES, get_scheme, read_scheme
 from utils.video import eyes
-
-RATE = 30
 
 
 def face(scheme, ratio):
@@ -44,46 +42,34 @@ def test_schemes_without_eye_contours(tmp_path):
             eyes.aspect_ratios(numpy.zeros((scheme.points, 2)), scheme)
 
 
-def watch(ratio_of, seconds, rate=RATE):
-    state = eyes.Drowsiness()
-    for i in range(int(seconds * rate)):
-        state.update((ratio_of(i / rate),) * 2, i / rate)
-    return state
+def look(ratios, size=80, **limits):
+    """eyes.look at a face of 300W with eyes of these ratios (right, left), so many pixels wide."""
+    scheme = SCHEMES["300W"]
+    points = face(scheme, ratios[1])
+    points[36:42] = face(scheme, ratios[0])[36:42]
+    confidence = numpy.full(68, 0.3)
+    return eyes.look(points * size / 80, confidence, scheme, eyes.Limits(**limits))
 
 
-def test_open_eyes():
-    state = watch(lambda t: 0.31 + 0.02 * numpy.sin(9 * t), 60)
-    assert state.blinks == 0 and state.perclos == 0 and state.blinks_per_minute == 0
+def test_openness_lies_between_the_limits():
+    found = look((0.06, 0.32))
+    assert found.openness == pytest.approx((0, 1)) and found.closed is False
+    assert look((0.02, 0.5)).openness == (0, 1)
+    assert look((0.2, 0.2), shut=0.1, open=0.3).openness == pytest.approx((0.5, 0.5))
 
 
-@pytest.mark.parametrize("open_ratio", [0.22, 0.3, 0.4])
-@pytest.mark.parametrize("rate", [15, 30, 60])
-def test_blinks_are_counted(open_ratio, rate):
-    """A blink of 0.2 s every 4 s, whoever's eyes they are and whatever the camera's rate."""
-    state = watch(lambda t: 0.07 if t % 4 > 3.8 else open_ratio, 90, rate)
-    assert state.blinks == 22
-    assert state.blinks_per_minute == pytest.approx(15, abs=1.1)
-    assert state.perclos == pytest.approx(0.05, abs=0.02)
+def test_closed_is_of_both_eyes():
+    assert look((0.07, 0.08)).closed is True and look((0.07, 0.3)).closed is False
+    assert look((0.15, 0.15)).closed is False
+    assert look((0.15, 0.15), closed_below=0.5).closed is True
 
 
-def test_perclos_is_the_share_of_the_last_minute():
-    # Ten minutes of open eyes are forgotten; then shut for 2 s of every 8.
-    state = watch(lambda t: 0.06 if t > 600 and t % 8 > 6 else 0.32, 680, 10)
-    assert state.perclos == pytest.approx(0.25, abs=0.03)
-    # Two seconds are no blink.
-    assert state.blinks == 0
-
-
-def test_half_shut_eyes_are_not_closed():
-    assert watch(lambda t: 0.19 if t > 30 else 0.32, 60).perclos == 0
-
-
-def test_sleep_does_not_become_the_norm():
-    assert watch(lambda t: 0.32 if t < 5 else 0.06, 120).perclos > 0.95
-
-
-def test_time_out_of_sight_does_not_count():
-    state = eyes.Drowsiness()
-    for i in range(300):
-        state.update((0.06,) * 2 if i < 30 else (0.32,) * 2, i / RATE + (0 if i < 30 else 20))
-    assert state.perclos == pytest.approx(0.1, abs=0.01)
+def test_an_eye_that_cannot_be_judged_is_none():
+    assert look((0.3, 0.3), size=5).openness == (None, None) and look((0.3, 0.3), 5).closed is None
+    assert look((0.3, 0.3), min_confidence=0.4).closed is None
+    # A face turned away shows one eye.
+    scheme = SCHEMES["300W"]
+    points = face(scheme, 0.3)
+    points[42:48, 0] = 200 + (points[42:48, 0] - 200) * 0.4
+    found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.Limits())
+    assert found.openness[1] is None and found.openness[0] > 0.9 and found.closed is False

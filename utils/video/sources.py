@@ -128,7 +128,7 @@ class Live:
         self.rate = _rate_of(self.capture)
         self._say_what_differs()
         self._ready = threading.Condition()
-        self._newest, self._over, self._thread = None, False, None
+        self._newest, self._over, self._thread, self._tries = None, False, None, 0
         self._stop = threading.Event()
 
     def read(self):
@@ -186,6 +186,7 @@ class Live:
             taken = time.monotonic() - self._start
             good, frame = self.capture.retrieve()
             if good:
+                self._tries = 0
                 with self._ready:
                     self._newest = frame, taken
                     self._ready.notify()
@@ -197,10 +198,11 @@ class Live:
     def _again(self):
         """Open the source again; False when it is given up."""
         self.capture.release()
-        print(f"{self.name}: no frame comes; opening it again", file=sys.stderr)
-        for pause in PAUSES:
-            if self._stop.wait(pause):
-                return False
+        if not self._tries:
+            print(f"{self.name}: no frame comes; opening it again", file=sys.stderr)
+        # What opens and yet gives no frame has used up a try as well.
+        while self._tries < len(PAUSES) and not self._stop.wait(PAUSES[self._tries]):
+            self._tries += 1
             capture = self._open()
             if capture is not None:
                 self.capture = capture

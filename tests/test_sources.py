@@ -1,0 +1,259 @@
+"""Cameras, streams and files: frames with their times, the newest first, opened again."""
+import contextlib
+import csv
+import http.server
+import pathlib
+import threading
+import time
+
+import cv2
+import mp4
+import numpy
+import painted_faces
+import pytest
+
+import demo
+from utils.errors import UserError
+from utils.video import sources
+
+
+def numbered(i):
+    """A frame BGR (120, 160, 3) that tells its number by its brightness."""
+    return numpy.full((120, 160, 3), 20 + 5 * i, numpy.uint8)
+
+
+def number_of(frame):
+    return round((float(frame.mean()) - 20) / 5)
+
+
+def write_video(path, frames, rate=25):
+    code = "MJPG" if path.endswith(".avi") else "mp4v"
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*code), rate, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+@contextlib.contextmanager
+def served(answer):
+    """The address of a server on this machine; answer(handler, number of the request)."""
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            requests.append(self.path)
+            with contextlib.suppress(OSError):
+                answer(self, len(requests))
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def send(handler, frames, pause):
+    """A camera's stream of JPEGs, as webcam servers have it."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+    handler.end_headers()
+    for frame in frames:
+        content = cv2.imencode(".jpg", frame)[1].tobytes()
+        handler.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+                            % len(content) + content + b"\r\n")
+        handler.wfile.flush()
+        time.sleep(pause)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Streams are given up soon."""
+    monkeypatch.setattr(sources, "STALLED", 0.8)
+    monkeypatch.setattr(sources, "PAUSES", (0.05, 0.05))
+
+
+class Film:
+    """Stands in for a capture that makes a frame each 5 ms, whoever looks."""
+
+    def __init__(self):
+        self.taken = -1
+
+    def grab(self):
+        time.sleep(0.005)
+        self.taken += 1
+        return self.taken < 1000
+
+    def retrieve(self):
+        return True, numpy.full((2, 2, 3), self.taken, numpy.int64)
+
+    def get(self, setting):
+        return 200.0 if setting == cv2.CAP_PROP_FPS else 0.0
+
+    def release(self):
+        pass
+
+
+def test_a_slow_reader_gets_the_newest_frame_and_when_it_was_taken(monkeypatch):
+    film = Film()
+    monkeypatch.setattr(sources.Live, "_open", lambda self: film)
+    live = sources.open_source("stream", "rtsp://anywhere")
+    begin = time.monotonic()
+    number, before = -1, -1.0
+    for _ in range(5):
+        while live._thread and film.taken < number + 20:
+            time.sleep(0.001)
+        last = film.taken - 1  # The frame in the making may not be there yet.
+        frame, taken = live.read()
+        assert frame[0, 0, 0] >= last and frame[0, 0, 0] > number
+        assert before < taken <= time.monotonic() - begin
+        number, before = frame[0, 0, 0], taken
+    live.release()
+
+
+def test_a_stream_that_stalls_is_opened_again_with_a_line(brief, capsys):
+    def answer(handler, n):
+        if n > 2:
+            handler.send_error(404)
+            return
+        send(handler, [numbered(20 * (n - 1) + i) for i in range(10)], 0.02)
+        time.sleep(4)  # Nothing comes, and the line stays open.
+
+    with served(answer) as url:
+        live = sources.open_source("stream", url.replace("//", "//me:secret@") + "/live.mjpg")
+        found = list(iter(live.read, None))
+        live.release()
+    numbers = [number_of(frame) for frame, _ in found]
+    assert numbers == sorted(numbers) and numbers[0] < 10 and numbers[-1] >= 20
+    times = [at for _, at in found]
+    assert times == sorted(times)
+    gap = max(after - before for before, after in zip(times, times[1:]))
+    assert gap > 0.7  # Time went on.
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "live.mjpg: no frame comes; opening it again" in line and "secret" not in line
+
+
+def test_a_video_behind_an_address_is_read_whole():
+    write_video("served.avi", [numbered(i) for i in range(30)])
+    content = pathlib.Path("served.avi").read_bytes()
+
+    def answer(handler, n):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "video/x-msvideo")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    with served(answer) as url:
+        recording = sources.open_source("stream", f"{url}/clip.avi")
+        assert recording.count == 30 and recording.rate == 25
+        found = list(iter(recording.read, None))
+    assert [number_of(frame) for frame, _ in found] == list(range(30))
+    assert [at for _, at in found] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
+
+
+def test_the_demo_draws_a_stream(brief, monkeypatch, capsys):
+    image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
+    with served(lambda handler, n: send(handler, [image] * 10 * (n == 1), 0.04)) as url:
+        demo.main(["--source", url.replace("//", "//me:secret@"), "--landmarks", "live.csv"])
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(open("live.csv", encoding="utf-8")))
+    assert 0 < len(rows) <= 10 and rows[0]["source"] == url
+    assert pathlib.Path("demo_stream.mp4").is_file() and "secret" not in printed.out + printed.err
+    assert "the camera went away" in printed.err
+
+
+class Camera:
+    """Stands in for cv2.VideoCapture of a camera, of 640 x 480 at 30 and nothing else."""
+    opened, lives = [], [3, 2]
+
+    def __init__(self, what, *_):
+        Camera.opened.append((what, {}))
+        self.left = Camera.lives.pop(0) if Camera.lives else None
+
+    def isOpened(self):
+        return self.left is not None
+
+    def set(self, setting, value):
+        Camera.opened[-1][1][setting] = value
+
+    def get(self, setting):
+        return {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480,
+                cv2.CAP_PROP_FPS: 30}.get(setting, 0)
+
+    def grab(self):
+        time.sleep(0.02)
+        self.left -= 1
+        return self.left >= 0
+
+    def retrieve(self):
+        return True, numpy.zeros((480, 640, 3), numpy.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_asked_for_size_and_rate_and_comes_back(brief, monkeypatch, capsys):
+    monkeypatch.setattr(Camera, "opened", [])
+    monkeypatch.setattr(Camera, "lives", [3, 2])
+    monkeypatch.setattr(sources.cv2, "VideoCapture", Camera)
+    kind, what = sources.find_source("/dev/video7")
+    assert (kind, what) == ("camera", 7) and sources.find_source("7") == ("camera", 7)
+    live = sources.open_source(kind, what, (1280, 720), 60.0)
+    found = list(iter(live.read, None))
+    assert 1 < len(found) <= 5
+    asked = {cv2.CAP_PROP_FRAME_WIDTH: 1280, cv2.CAP_PROP_FRAME_HEIGHT: 720, cv2.CAP_PROP_FPS: 60}
+    # Unplugged and back: asked for the same again.
+    assert Camera.opened[:2] == [(7, asked)] * 2
+    printed = capsys.readouterr().err
+    assert "camera 7: gives 640x480, not 1280x720" in printed
+    assert "camera 7: gives 30 frames a second, not 60" in printed
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """A folder of its own, no window, and a network that knows painted faces."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    predictor = painted_faces.Painted()
+    monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
+    monkeypatch.setattr(demo, "get_detector", lambda name: painted_faces.detector())
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--source", "http://127.0.0.1:9/none"], "http://127.0.0.1:9/none: cannot be opened"),
+    (["--source", "rtsp://me:secret@127.0.0.1:9/x"], "^rtsp://127.0.0.1:9/x: cannot be opened"),
+    (["--source", "/dev/video99"], "camera 99: cannot be opened"),
+    (["--source", "0", "--camera-size", "big"], "expected WIDTHxHEIGHT"),
+    (["--source", "0", "--camera-rate", "0"], "expected frames a second"),
+    (["--source", "clip.avi", "--camera-rate", "30"], "asked of a camera")])
+def test_mistakes(arguments, words, brief):
+    write_video("clip.avi", [numbered(0)] * 3)
+    with pytest.raises(UserError, match=words) as error:
+        demo.main(arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_video_of_a_turned_camera_is_upright(degrees):
+    image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
+    code = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180,
+            270: cv2.ROTATE_90_CLOCKWISE}[degrees]
+    lying = numpy.ascontiguousarray(cv2.rotate(image, code))
+    write_video("lying.mp4", [lying] * 5)
+    content = pathlib.Path("lying.mp4").read_bytes()
+    pathlib.Path("phone.mp4").write_bytes(mp4.turn(content, degrees))
+    frame, _ = sources.open_source("video", pathlib.Path("phone.mp4")).read()
+    assert frame.shape == image.shape and abs(frame.astype(int) - image).mean() < 12
+    demo.main(["--source", "phone.mp4", "--landmarks", "phone.csv"])
+    row = next(csv.DictReader(open("phone.csv", encoding="utf-8")))
+    assert float(row["x_min"]) == pytest.approx(44, abs=4)
+    assert float(row["y_min"]) == pytest.approx(84, abs=4)
+    drawn = cv2.VideoCapture("demo_phone.mp4").read()[1]
+    assert drawn.shape == image.shape
