@@ -74,14 +74,16 @@ def test_another_driver_has_another_minute():
     assert [event.kind for _, event in events] == ["sleep"]
 
 
-def test_who_was_alone_in_sight_at_first_is_not_the_driver_for_good():
+@pytest.mark.parametrize("alone, patience", [(PATIENCE - 2, 0), (PATIENCE + 2, PATIENCE)])
+def test_who_was_alone_in_sight_at_first_is_not_the_driver_for_good(alone, patience):
     people = Driver()
-    watch(people, 3, [(face(1, PASSENGER), OPEN)])
+    watch(people, alone, [(face(1, PASSENGER), OPEN)])
     both = [(face(1, PASSENGER), OPEN), (face(2, DRIVER), OPEN)]
-    assert set(watch(people, PATIENCE - 1, both, 3)[0]) == {1}
-    assert set(watch(people, 2, both, 2 + PATIENCE)[0]) == {2}
+    if patience:
+        assert set(watch(people, patience - 1, both, alone)[0]) == {1}
+    assert set(watch(people, 2, both, alone + max(patience - 1, 0))[0]) == {2}
     # And not back again.
-    assert set(watch(people, 20, both, 4 + PATIENCE)[0]) == {2}
+    assert set(watch(people, 20, both, alone + patience + 2)[0]) == {2}
 
 
 def test_a_driver_who_moved_his_seat_is_found_again():

@@ -1,5 +1,5 @@
 """Whose eyes are watched: everyone's, or those of the driver alone."""
-import numpy
+import math
 
 from utils.video.drowsiness import WINDOW, Drowsiness
 from utils.video.tracker import MEMORY
@@ -9,7 +9,7 @@ from utils.video.tracker import MEMORY
 NEAR, RATIO = 1.0, 1.6
 # Another face takes over when it has had so much more of size and centre for so many seconds, or as
 # much as he had while he is away: who was the only one in sight at first, or a thing that passed
-# for a face, is not the driver for good.
+# for a face, is not the driver for good. One seen for less than that gives way at once.
 BETTER, PATIENCE = 1.5, 5.0
 
 
@@ -76,13 +76,15 @@ class Driver:
         elif best is None or best is track or fitness(best.box, shape) < (
                 1.0 if track is None else BETTER) * fitness(self._box, shape):
             self._rival = None
-        elif self._rival is None or self._rival[0] != best.id:
-            self._rival = best.id, time
-        elif time - self._rival[1] >= PATIENCE:
-            self._forget()
-            track = best
+        else:
+            if self._rival is None or self._rival[0] != best.id:
+                self._rival = best.id, time
+            known = self.drowsiness.minute.seen >= PATIENCE
+            if not known or time - self._rival[1] >= PATIENCE:
+                self._forget()
+                track = best
         if track is not None:
-            self._id, self._box, self._time = track.id, numpy.array(track.box), time
+            self._id, self._box, self._time = track.id, track.box, time
         return track
 
     def _known(self, tracks, time):
@@ -105,14 +107,20 @@ class Driver:
 def fitness(box, shape):
     """How large and central a face is: the side of its box (4,) in pixels, times 1 in the middle of
     the picture of shape (H, W, ...) down to 0 in its corners."""
-    half = numpy.array(shape[1::-1]) / 2
-    away = numpy.linalg.norm((box[:2] + box[2:]) / 2 - half) / numpy.linalg.norm(half)
-    return float((box[2:] - box[:2]).max() * max(1 - away, 0.0))
+    x, y, side = _place(box)
+    away = math.hypot(x - shape[1] / 2, y - shape[0] / 2) / math.hypot(shape[1] / 2, shape[0] / 2)
+    return side * max(1 - away, 0.0)
 
 
 def distance(box, other):
     """How far other (4,) lies from box (4,), in sides of box; infinite where RATIO parts them."""
-    sides = (box[2:] - box[:2]).max(), (other[2:] - other[:2]).max()
-    if not 1 / RATIO <= sides[1] / max(sides[0], 1e-9) <= RATIO:
-        return float("inf")
-    return float(numpy.linalg.norm((other[:2] + other[2:] - box[:2] - box[2:]) / 2) / sides[0])
+    (x, y, side), (there_x, there_y, other_side) = _place(box), _place(other)
+    if not side <= other_side * RATIO <= side * RATIO ** 2:
+        return math.inf
+    return math.hypot(there_x - x, there_y - y) / max(side, 1e-9)
+
+
+def _place(box):
+    """Centre x, y and larger side of a box (4,). Plain numbers: numpy is slow on so few."""
+    x_min, y_min, x_max, y_max = (float(v) for v in box)
+    return (x_min + x_max) / 2, (y_min + y_max) / 2, max(x_max - x_min, y_max - y_min)
