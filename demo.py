@@ -321,7 +321,7 @@ def run_video(demo, source, output, window):
             instant = 1 / max(now - last, 1e-6)
             speed, last = instant if speed is None else 0.9 * speed + 0.1 * instant, now
             if video is not None:
-                video.write(drawn)
+                video.write(drawn, taken[1] if source.live else 0.0)
             bar.update()
             if window and show(drawn, 1):
                 break

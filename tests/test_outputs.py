@@ -192,6 +192,15 @@ def test_a_mistake_in_one_output_leaves_the_others():
     assert not leftovers() and pathlib.Path("faces.csv").read_text() == "old"
 
 
+def test_a_video_of_a_camera_lasts_as_long_as_it_took():
+    video = outputs.VideoFile("camera.avi", 30)
+    # A slow machine's times, then the camera was away; frames that come too fast are all kept.
+    for seconds in (0.0, 0.1, 0.21, 0.5, 7.0, 7.001, 7.002):
+        video.write(numpy.zeros((48, 64, 3), numpy.uint8), seconds)
+    video.close()
+    assert frames_of("camera.avi") == 7 * 30 + 3
+
+
 def test_eyes_of_a_picture():
     """A single picture has openness and closed, and no state, which takes time."""
     demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.json"])

@@ -270,8 +270,13 @@ class VideoFile:
         if self.target.part.exists() and not self.target.part.is_file():
             raise UserError(f"output {path}: a video needs a file, and this is a device or a pipe")
 
-    def write(self, image):
-        """Add a frame. Raises UserError when the disk is nearly full; the video so far is kept."""
+    def write(self, image, seconds=0.0):
+        """Add a frame, and again until the video has lasted to `seconds`, as frames of a camera are
+        dropped. Raises UserError when the disk is nearly full; the video so far is kept."""
+        for _ in range(max(1, round(seconds * self.rate) + 1 - self.count)):
+            self._add(image)
+
+    def _add(self, image):
         if self._writer is None:
             code = cv2.VideoWriter.fourcc(*CODECS[self.target.part.suffix.lower()])
             self._writer = cv2.VideoWriter(str(self.target.part), code, self.rate,

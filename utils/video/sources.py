@@ -86,6 +86,7 @@ def _rate_of(capture):
 class Recording:
     """A video file: `read()` gives (frame BGR uint8 (H, W, 3), seconds by the file's own time
     stamps) or None at its end. rate: frames a second by its header; count: of frames, or None."""
+    live = False
 
     def __init__(self, capture, name):
         self.capture, self.name, self.rate = capture, str(name), _rate_of(capture)
@@ -115,7 +116,7 @@ class Live:
     Frames that come while nobody reads are dropped, not queued. What fails or stalls is opened
     again, with a line on stderr. count is None, rate: frames a second as the source says.
     """
-    count = None
+    live, count = True, None
 
     def __init__(self, kind, what, size=None, rate=None):
         self.kind, self.what, self.name = kind, what, name_of(kind, what)
