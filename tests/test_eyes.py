@@ -47,8 +47,8 @@ def look(ratios, size=80, **limits):
     scheme = SCHEMES["300W"]
     points = face(scheme, ratios[1])
     points[36:42] = face(scheme, ratios[0])[36:42]
-    confidence = numpy.full(68, 0.3)
-    return eyes.look(points * size / 80, confidence, scheme, eyes.Limits(**limits))
+    limits = {"shut": 0.06, "open": 0.32, "closed_below": 0.2} | limits
+    return eyes.look(points * size / 80, numpy.full(68, 0.3), scheme, eyes.Limits(**limits))
 
 
 def test_openness_lies_between_the_limits():

@@ -15,6 +15,7 @@ import pytest
 import demo
 from utils.errors import UserError
 from utils.video import outputs
+from utils.video.drowsiness import Event
 
 needs_full = pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -101,6 +102,20 @@ def test_landmarks_that_find_no_room_stay_whole(name, small_disk):
         assert len(frames) > 5 and all(len(frame["faces"]) == 2 for frame in frames)
     # What else was written is whole too.
     assert all(cv2.imread(str(path)) is not None for path in pathlib.Path("out").iterdir())
+
+
+def test_events_that_find_no_room_stay_whole(small_disk):
+    log = outputs.EventFile("events.csv")
+    small_disk(200)
+    event = Event("blink", 1.0, 1.25)
+    with pytest.raises(UserError, match="events events.csv: cannot be written: .*first 6 records"):
+        for _ in range(20):
+            log.write([("driver", event)])
+    # The end of the run has more to say; one error is enough.
+    log.write([("driver", event)])
+    log.close()
+    rows = list(csv.DictReader(open("events.csv", encoding="utf-8")))
+    assert [row["seconds"] for row in rows] == ["0.25"] * 6
 
 
 def test_a_video_that_finds_no_room_leaves_what_was_there(small_disk):

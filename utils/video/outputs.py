@@ -104,8 +104,10 @@ class Records:
         self.count = 0
 
     def add(self, record):
-        """Write a record. Raises UserError, with the file closed and whole, where there is no
+        """Write a record. Raises UserError, once, with the file closed and whole, where there is no
         room."""
+        if self._file.closed:
+            return
         try:
             self._write(record)
         except OSError as error:
