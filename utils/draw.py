@@ -89,6 +89,17 @@ def headline(image, text, at, height, colour):
     return image
 
 
+def points(image, points_px, colour, radius=None):
+    """A copy of image, RGB uint8 (H, W, 3), with rings of one colour around points (K, 2) in
+    pixels; points that are NaN are left out."""
+    image = numpy.ascontiguousarray(image).copy()
+    radius = image.shape[0] / 100 if radius is None else radius
+    for point in numpy.asarray(points_px)[numpy.isfinite(points_px).all(1)]:
+        at = tuple(int(v) for v in numpy.round(point * 16))
+        cv2.circle(image, at, round(radius * 16), colour, max(1, round(radius / 2)), cv2.LINE_AA, 4)
+    return image
+
+
 def _write(image, text, at, scale, colour=(255, 255, 255)):
     at = int(max(0, at[0])), int(max(22 * scale, at[1]))
     thick = max(1, round(scale * 1.5))
@@ -112,7 +123,10 @@ def sheet(images, columns=8, size=160, captions=None):
         y, x = i // columns * size, i % columns * size
         page[y:y + shape[1], x:x + shape[0]] = small
         if captions is not None:
-            _write(page[y:y + size, x:x + size], str(captions[i]), (4, size - 6), size / 420)
+            text, scale = str(captions[i]), size / 420
+            # Whole, smaller if need be.
+            scale *= min(1.0, (size - 8) / cv2.getTextSize(text, _FONT, scale, 1)[0][0])
+            _write(page[y:y + size, x:x + size], text, (4, size - 6), scale)
     return page
 
 

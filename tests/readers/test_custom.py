@@ -51,8 +51,7 @@ def test_custom_csv(tmp_path):
 @pytest.mark.parametrize("line, reason", [
     ("a.jpg,1,2,3,4,5", "7 fields expected, 6 found"),
     ("a.jpg,1,2,3,4,5,6,7", "7 fields expected, 8 found"),
-    ("a.jpg,1,2,3,4,5,nan", "'nan' is no finite number"),
-    ("a.jpg,1,2,3,4,5,", "'' is no number"),
+    ("a.jpg,1,2,3,4,5,inf", "'inf' is no finite number"),
     ("a.jpg,1,2,3,4,5,six", "'six' is no number"),
     (",1,2,3,4,5,6", "no image named"),
     ("b.jpg,1,2,3,4,5,6", "no image"),
@@ -112,3 +111,22 @@ def test_custom_says_what_it_needs(tmp_path):
     write(tmp_path / "sub" / "a.pts", "")
     with pytest.raises(UserError, match="a.csv and .pts files; give the path"):
         custom.read(tmp_path, [], THREE)
+
+
+@pytest.mark.parametrize("left_out", ["-1,-1", "0,0", "nan,NaN", ",", "nan,5"])
+def test_points_that_were_not_labelled_are_missing(tmp_path, left_out):
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "faces.csv", f"image,x1,y1,x2,y2,x3,y3\na.jpg,1,2,{left_out},5,6\n")
+    problems = []
+    face, = custom.read(path, problems, THREE)
+    assert not problems and numpy.isnan(face.points[1]).all()
+    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
+
+
+def test_missing_points_of_a_pts_file(tmp_path):
+    image(tmp_path / "a.jpg")
+    # As the file counts: 10 20, 0 0, 30 40.
+    write(tmp_path / "a.pts", pts([[9, 19], [-1, -1], [29, 39]]))
+    problems = []
+    face, = custom.read(tmp_path, problems, THREE)
+    assert numpy.isnan(face.points[1]).all() and face.points[[0, 2]].tolist() == [[9, 19], [29, 39]]

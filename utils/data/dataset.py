@@ -24,8 +24,8 @@ class FaceList:
     """One list of a prepared set.
 
     images: file paths. points (N, K, 2): all landmarks of the set's scheme, in units of the nominal
-    crop. boxes, published (N, 4): nominal and published crop in photo pixels; unit boxes where the
-    set does not say. photos: source photos or None.
+    crop, NaN where one is missing. boxes, published (N, 4): nominal and published crop in photo
+    pixels; unit boxes where the set does not say. photos: source photos or None.
     """
     images: list
     points: numpy.ndarray
@@ -214,8 +214,8 @@ def _read_list(path):
     for row, (number, fields) in enumerate(lines):
         try:
             rows[row] = fields[len(fields) - count:]
-            good = len(fields) > count > 0 and count % 2 == 0 and numpy.isfinite(rows[row]).all() \
-                and not _is_number(fields[-count - 1])
+            good = (len(fields) > count > 0 and count % 2 == 0 and _are_points(rows[row])
+                    and not _is_number(fields[-count - 1]))
         except ValueError:
             good = False
         if not good:
@@ -224,6 +224,13 @@ def _read_list(path):
                             f"{' '.join(fields)[:60]!r}")
         images.append(" ".join(fields[:-count]))
     return images, rows.reshape(len(lines), -1, 2)
+
+
+def _are_points(values):
+    """Whether x y x y ... are finite or, where a point is missing, nan nan; one at least is not."""
+    missing = numpy.isnan(values.reshape(-1, 2))
+    return bool((missing.all(1) == missing.any(1)).all() and not missing.all()
+                and not numpy.isinf(values).any())
 
 
 def _is_number(text):

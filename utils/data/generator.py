@@ -227,7 +227,7 @@ class DataGenerator:
                          *(f"{v:.4f}" for v in (*box, *published))])
         # A set of test faces alone (a benchmark) still needs the order of magnitude of its points.
         points = means or [crops.to_crop(d[0].points, d[3]) for d in done]
-        scheme = sources[0].scheme.with_mean_face(numpy.mean(points, 0))
+        scheme = sources[0].scheme.with_mean_face(_mean_face(points))
         mean = " ".join(f"{v:.7f}" for v in scheme.mean_face.flatten())
         (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
         with open(self.output / "sources.csv", "w", newline="", encoding="utf-8") as file:
@@ -313,7 +313,7 @@ def _cut(job, settings):
         published = _published_box(face, layout)
     except UserError as error:
         return str(error)
-    reach = OUTSIDE * float((face.points.max(0) - face.points.min(0)).max())
+    reach = OUTSIDE * float((numpy.nanmax(face.points, 0) - numpy.nanmin(face.points, 0)).max())
     outside = (face.points < -reach) | (face.points > numpy.array([width, height]) - 1 + reach)
     if outside.any():
         point = int(numpy.flatnonzero(outside.any(1))[0])
@@ -329,6 +329,15 @@ def _published_box(face, layout):
     if rule == "box" and face.box is None:
         rule, scale = "stretch", 1.1
     return crops.face_box(face.points, rule, scale, face.box)
+
+
+def _mean_face(faces):
+    """The mean of landmarks (K, 2) in crop units, of each point over the faces that have it."""
+    faces = numpy.array(faces)
+    known = numpy.isfinite(faces)
+    if known.all():
+        return faces.mean(0)
+    return numpy.where(known, faces, 0).sum(0) / numpy.where(known.any(0), known.sum(0), numpy.nan)
 
 
 def _held_out(faces, share):

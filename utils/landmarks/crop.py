@@ -12,15 +12,19 @@ def face_box(points_px, rule="square", scale=1.2, box=None):
 
     rule: `square`, side = the larger side of the landmarks' box, grown by scale (keeps the aspect);
     `stretch`, each side of the landmarks' box grown by scale (as published for 300W); `box`, the
-    publisher's box grown by scale. Raises UserError for `box` without a box and for a flat face.
+    publisher's box grown by scale. Points that are NaN are missing and do not count. Raises
+    UserError for `box` without a box and for a flat face.
     """
     if rule == "box":
         if box is None:
             raise UserError("crop rule box: the annotation has no face box; use square or stretch")
         x_min, y_min, x_max, y_max = (float(v) for v in box)
     else:
-        x_min, y_min = (float(v) for v in points_px.min(0))
-        x_max, y_max = (float(v) for v in points_px.max(0))
+        known = points_px[numpy.isfinite(points_px).all(1)]
+        if not len(known):
+            raise UserError("none of its points is labelled: no crop can be laid round it")
+        x_min, y_min = (float(v) for v in known.min(0))
+        x_max, y_max = (float(v) for v in known.max(0))
     width, height = x_max - x_min, y_max - y_min
     if rule == "square":
         width = height = max(width, height)

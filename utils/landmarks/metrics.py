@@ -9,10 +9,16 @@ def nme(predicted, truth, norm):
     """Normalised mean error of each face, (N,), as a fraction.
 
     predicted, truth: (N, K, 2). norm: (N,), in the same unit. 300W protocol: the mean distance of
-    the points divided by the distance of the outer eye corners.
+    the points divided by the distance of the outer eye corners. Points of truth that are NaN are
+    missing and do not count; NaN where none counts or the norm is not above 0.
     """
     distance = numpy.linalg.norm(numpy.asarray(predicted, numpy.float64) - truth, axis=-1)
-    return distance.mean(-1) / norm
+    known = numpy.isfinite(distance)
+    norm = numpy.where(norm > 0, norm, numpy.nan)
+    if known.all():
+        return distance.mean(-1) / norm
+    total = numpy.where(known, distance, 0).sum(-1)
+    return total / numpy.where(known.any(-1), known.sum(-1), numpy.nan) / norm
 
 
 def divisors(points, divisor, box):
@@ -39,8 +45,16 @@ def fr_auc(errors, threshold):
 
 
 def summary(errors):
-    """NMEs (N,) to a dict: faces, nme and fr in %, auc 0..1, at 8 and 10 %."""
+    """NMEs (N,) to a dict: faces, nme and fr in %, auc 0..1, at 8 and 10 %.
+
+    A face whose NME is NaN cannot be scored: it is in none of these, and counted as `unscored`.
+    """
     errors = numpy.asarray(errors)
+    scored = errors[numpy.isfinite(errors)]
+    if len(scored) < len(errors):
+        none = dict.fromkeys(("nme", "fr8", "auc8", "fr10", "auc10"), float("nan"))
+        return {**(summary(scored) if len(scored) else {"faces": 0, **none}),
+                "unscored": len(errors) - len(scored)}
     fr8, auc8 = fr_auc(errors, 0.08)
     fr10, auc10 = fr_auc(errors, 0.10)
     return {"faces": len(errors), "nme": 100 * float(errors.mean()), "fr8": 100 * fr8, "auc8": auc8,

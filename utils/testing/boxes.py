@@ -49,7 +49,7 @@ def _predict(predictor, detector, faces, photos):
         if photo not in photos:
             photos[photo] = detector(image)
         boxes = photos[photo]
-        truth = numpy.concatenate([points_px[i].min(0), points_px[i].max(0)])
+        truth = numpy.concatenate([numpy.nanmin(points_px[i], 0), numpy.nanmax(points_px[i], 0)])
         shares = overlap(boxes[:, :4], truth[None])[:, 0] if len(boxes) else numpy.zeros(0)
         if not len(boxes) or shares.max() < SAME_FACE:
             continue

@@ -1,4 +1,5 @@
 """The test: whole lists scored with PyTorch, ONNX Runtime or both; tables, plots, report."""
+import csv
 import json
 import pathlib
 
@@ -12,6 +13,8 @@ from utils.landmarks import crop, schemes
 from utils.predictor import Predictor
 from utils.testing import boxes, predict
 from utils.video.detector import get_detector
+
+TRUTH = (0, 255, 0)  # The colour of annotated points beside predicted ones.
 
 
 def test(args, actions):
@@ -54,6 +57,7 @@ def test(args, actions):
         report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
     draw_errors(next(iter(found.values())), model.scheme, prepared, path)
+    write_faces(next(iter(found.values())), prepared, path)
     if args.boxes == "none":
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
@@ -90,6 +94,9 @@ def print_table(way, numbers):
                          (("nme", 3), ("fr8", 2), ("auc8", 4), ("fr10", 2), ("auc10", 4)))
                  for unit in ("", "_crop")]
         print(f"{name:<12}{n['faces']:>7} |{cells[0]}      |{cells[1]}")
+        if "unscored" in n:
+            print(f"{name:<12}{n['unscored']:>7} faces are not scored: without points, or with a "
+                  f"divisor of 0")
 
 
 def largest_difference(first, second, prepared):
@@ -100,19 +107,43 @@ def largest_difference(first, second, prepared):
 
 
 def draw_errors(found, scheme, prepared, weights):
-    """Write ced.png and worst.png (the 16 worst faces of the first list) beside the weights.
-
-    Weights at the top of weights/ share their folder, so there the names begin with theirs.
+    """Write ced.png and worst.png (the 16 worst faces of the first list, truth in green) beside the
+    weights. Weights at the top of weights/ share their folder: there the names begin with theirs.
     """
-    prefix = "" if weights.stem == "best" else f"{weights.stem}-"
+    prefix = _prefix(weights)
     experiment.plot_ced({name: nme for name, (_, nme) in found.items()},
                         weights.with_name(f"{prefix}ced.png"))
     name, faces = next(iter(prepared.tests.items()))
     predicted, nme = found[name]
     size = prepared.size or 256
     crops = dataset.FaceDataset(faces, prepared.margin, size)
+    truth = faces.points if scheme.base is None else faces.points[:, list(scheme.indices)]
+    # NaN, of what was not found or cannot be scored, comes last.
     worst = numpy.argsort(-nme)[:16]
-    images = [draw.landmarks(crops[int(i)][0].numpy(), predicted[i] * size - 0.5, scheme)
-              for i in worst]
+    images = []
+    for i in worst:
+        image = draw.points(crops[int(i)][0].numpy(), truth[i] * size - 0.5, TRUTH)
+        images.append(draw.landmarks(image, predicted[i] * size - 0.5, scheme))
     captions = [f"{100 * nme[i]:.1f} % {faces.images[i].stem}" for i in worst]
-    draw.save(weights.with_name(f"{prefix}worst.png"), draw.sheet(images, 4, 256, captions))
+    draw.save(weights.with_name(f"{prefix}worst.png"), draw.sheet(images, 4, 320, captions))
+
+
+def write_faces(found, prepared, weights):
+    """Write faces.csv beside the weights: list, image, photo and NME in % of every test face.
+
+    found: as of score(). The NME is empty for a face that was not found or cannot be scored.
+    """
+    path = weights.with_name(f"{_prefix(weights)}faces.csv")
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["list", "image", "photo", "nme"])
+        for name, (_, nme) in found.items():
+            faces = prepared.tests[name]
+            for i, value in enumerate(nme):
+                photo = faces.photos[i] if faces.photos else ""
+                writer.writerow([name, faces.images[i].name, photo,
+                                 f"{100 * value:.4f}" if numpy.isfinite(value) else ""])
+
+
+def _prefix(weights):
+    return "" if weights.stem == "best" else f"{weights.stem}-"

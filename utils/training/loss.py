@@ -46,12 +46,13 @@ class PIPLoss:
     """cls * score maps + reg * (offset and neighbour terms at the target cells). PIPNet 3.1.
 
     Called with the head's output, landmarks (N, K, 2) in crop units, the indices (N,) of the faces
-    (not needed here), and what counts (see `terms`) it gives the scalar loss.
+    (not needed here), and what counts (see `terms`) it gives the scalar loss. missing: whether
+    landmarks may be NaN, which then do not count.
     """
 
-    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1"):
+    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1", missing=False):
         self.neighbours, self.cls, self.reg = neighbours, cls, reg
-        self.offset_loss = OFFSET_LOSSES[offset_loss]
+        self.offset_loss, self.missing = OFFSET_LOSSES[offset_loss], missing
 
     def terms(self, predicted, landmarks, mask=None, coarse=None):
         """The unweighted terms as a dict of scalars: score, offset_x, offset_y, neighbour_x,
@@ -83,6 +84,8 @@ class PIPLoss:
         return terms
 
     def __call__(self, predicted, landmarks, indices=None, mask=None, coarse=None):
+        if self.missing and mask is None:
+            mask, landmarks = ~landmarks.isnan().any(-1), landmarks.nan_to_num()
         terms = self.terms(predicted, landmarks, mask, coarse)
         scores = [terms.pop(name) for name in ("score", *(coarse or ()))]
         return self.cls * sum(scores) + self.reg * sum(terms.values())
@@ -119,19 +122,23 @@ class RegressionLoss:
 
     GRID = 8
 
-    def __init__(self, reg=1.0, offset_loss="wing"):
-        self.reg, self.offset_loss = reg, OFFSET_LOSSES[offset_loss]
+    def __init__(self, reg=1.0, offset_loss="wing", missing=False):
+        self.reg, self.offset_loss, self.missing = reg, OFFSET_LOSSES[offset_loss], missing
 
     def __call__(self, predicted, landmarks, indices=None):
+        mask = None
+        if self.missing:
+            mask, landmarks = ~landmarks.isnan(), landmarks.nan_to_num()
         error = (predicted.to(landmarks.dtype) - landmarks) * self.GRID
-        return self.reg * self.offset_loss(error).mean()
+        return self.reg * _mean(self.offset_loss(error), mask)
 
 
-def build_loss(model, cls, reg, offset_loss):
-    """The loss of a LandmarkNet's head. Raises UserError for an unknown offset loss."""
+def build_loss(model, cls, reg, offset_loss, missing=False):
+    """The loss of a LandmarkNet's head; missing: see PIPLoss. Raises UserError for an unknown
+    offset loss."""
     if offset_loss not in OFFSET_LOSSES:
         raise UserError(f"offset_loss must be one of {', '.join(OFFSET_LOSSES)}, found "
                         f"{offset_loss!r}")
     if hasattr(model.head, "neighbours"):
-        return PIPLoss(model.head.neighbours, cls, reg, offset_loss)
-    return RegressionLoss(reg, offset_loss)
+        return PIPLoss(model.head.neighbours, cls, reg, offset_loss, missing)
+    return RegressionLoss(reg, offset_loss, missing)

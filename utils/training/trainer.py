@@ -120,7 +120,8 @@ class Trainer:
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
         faces = self.set.lists["train"]
-        loss = build_loss(self.model, args.cls, args.reg, args.offset_loss)
+        loss = build_loss(self.model, args.cls, args.reg, args.offset_loss,
+                          missing=bool(numpy.isnan(faces.points).any()))
         return self._join_unlabelled(faces, loss, state) if args.gssl else (faces, loss)
 
     def _build_model(self, timm_weights=False):
@@ -297,7 +298,9 @@ class Trainer:
             predict.torch_predict(averaged, self.ranks.device), faces, self.set.margin,
             self.args.input_size, ranks=self.ranks)
         errors, _ = predict.errors(predicted, faces, self.scheme, self.set.scheme)
-        nme = 100 * float(errors.mean())
+        # Faces that cannot be scored do not count; where none can, any epoch is as good.
+        scored = errors[numpy.isfinite(errors)]
+        nme = 100 * float(scored.mean()) if len(scored) else math.inf
         self.ranks.share(self._finish_epoch, epoch, nme, averaged)
         self.best, self.losses = min(self.best, nme), []
 
@@ -305,7 +308,8 @@ class Trainer:
         """Write best.pt where it is the best so far, and the line of results.csv and the screen."""
         lr, number = self.optimizer.param_groups[0]["lr"], self.round.first + epoch + 1
         loss = sum(self.losses) / max(1, len(self.losses))
-        if nme < self.best:
+        better = nme < self.best or self.best == math.inf
+        if better:
             checkpoint.save({**self.description(), "weights": averaged.state_dict(),
                              "epoch": number, "val_nme": nme}, self.folder / "best.pt")
         experiment.append_epoch(self.folder, {
@@ -313,7 +317,7 @@ class Trainer:
             "seconds": round(self.seconds, 1), "round": self.round.number})
         skipped = f", {self.skips.skipped} steps skipped" if self.skips.skipped else ""
         print(f"{self.title}epoch {epoch + 1:>3}/{self.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  "
-              f"val NME {nme:.3f}{' *' if nme < self.best else ''}  {self.seconds:.0f} s{skipped}",
+              f"val NME {nme:.3f}{' *' if better else ''}  {self.seconds:.0f} s{skipped}",
               flush=True)
 
     def description(self):

@@ -1,6 +1,7 @@
 """Your own data: images with .pts files (pixels count from 1) beside them in a folder and its
 subfolders, of which test/ and val/ give those lists; or one CSV file image,x1,y1,x2,y2,...
-(pixels count from 0; optional columns split, x_min, y_min, x_max, y_max).
+(pixels count from 0; optional columns split, x_min, y_min, x_max, y_max). A point that was not
+labelled is -1 -1, 0 0, nan or left empty: it is not trained, not scored and not part of the box.
 """
 import collections
 import csv
@@ -8,7 +9,7 @@ import os
 import re
 
 from utils.data.readers.face import Face
-from utils.data.readers.pts import numbers, pair, read_pts, short, unique_name
+from utils.data.readers.pts import mark_missing, numbers, pair, read_pts, short, unique_name
 from utils.errors import UserError
 
 NAME = "custom"
@@ -68,7 +69,7 @@ def _read_folder(folder, problems, scheme):
                      "train")
         for photo, landmarks in pair(files[parent], ".pts", problems):
             try:
-                points = read_pts(landmarks, scheme.points)
+                points = read_pts(landmarks, scheme.points, missing=True)
             except (ValueError, OSError) as error:
                 problems.append((landmarks, str(error)))
                 continue
@@ -148,11 +149,12 @@ def _parse(header, fields, scheme):
         raise ValueError("no image named")
     # One photo is one group, however the lines spell its path.
     image = os.path.normpath(row["image"])
-    points = numbers([row[f"{axis}{i}"] for i in range(1, scheme.points + 1) for axis in "xy"])
+    points = mark_missing(numbers([row[f"{axis}{i}"] for i in range(1, scheme.points + 1)
+                                   for axis in "xy"], missing=True).reshape(-1, 2))
     box = [row.get(column, "") for column in _BOX]
     if not any(box):
-        return image, split, points.reshape(-1, 2), None
+        return image, split, points, None
     box = numbers(box)
     if not (box[2] > box[0] and box[3] > box[1]):
         raise ValueError(f"the box {box.tolist()} is no x_min y_min x_max y_max")
-    return image, split, points.reshape(-1, 2), box
+    return image, split, points, box

@@ -13,10 +13,27 @@ def short(value, length=50):
     return text if len(text) <= length else text[:length - 4] + "...'"
 
 
-def numbers(fields):
-    """Strings to a float64 array. Raises ValueError naming the first that is no finite number."""
+def mark_missing(points):
+    """Points (K, 2) as they stand in a file, with NaN for those that its tool left out.
+
+    Such are -1 -1, 0 0 (the corner of the photo, where no landmark lies) and NaN in either place.
+    """
+    points = numpy.array(points, numpy.float64)
+    out = (points == -1).all(1) | (points == 0).all(1) | numpy.isnan(points).any(1)
+    points[out] = numpy.nan
+    return points
+
+
+def numbers(fields, missing=False):
+    """Strings to a float64 array. Raises ValueError naming the first that is no finite number.
+
+    missing: whether an empty field or NaN is one that was left out, and is NaN.
+    """
     values = numpy.empty(len(fields))
     for i, field in enumerate(fields):
+        if missing and field.strip().lower() in ("", "nan"):
+            values[i] = numpy.nan
+            continue
         try:
             # float() reads 1_5 as 15.
             values[i] = float(field.replace("_", "?"))
@@ -40,8 +57,11 @@ def read_lines(path):
     return lines
 
 
-def rows_to_points(rows, points):
-    """Lines "x y", as of read_lines, to (points, 2) float64. Raises ValueError naming the line."""
+def rows_to_points(rows, points, missing=False):
+    """Lines "x y", as of read_lines, to (points, 2) float64. Raises ValueError naming the line.
+
+    missing: see numbers.
+    """
     if len(rows) != points:
         raise ValueError(f"{len(rows)} points found, {points} expected")
     out = numpy.empty((points, 2))
@@ -50,16 +70,17 @@ def rows_to_points(rows, points):
         if len(fields) != 2:
             raise ValueError(f"line {line}: x y expected, found {short(text)}")
         try:
-            out[i] = numbers(fields)
+            out[i] = numbers(fields, missing)
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from None
     return out
 
 
-def read_pts(path, points):
+def read_pts(path, points, missing=False):
     """Landmarks (points, 2) of a .pts file, 0-based pixels (the file counts from 1).
 
-    Raises ValueError with the reason where the file is not what it should be, OSError.
+    missing: whether points may be left out, see mark_missing; they are NaN. Raises ValueError with
+    the reason where the file is not what it should be, OSError.
     """
     lines = read_lines(path)
     start = next((i for i, (_, text) in enumerate(lines) if text == "{"), None)
@@ -74,7 +95,8 @@ def read_pts(path, points):
         if key.strip() == "n_points" and value.strip() != str(len(rows)):
             raise ValueError(f"line {line}: n_points says {short(value.strip())}, "
                              f"{len(rows)} points found")
-    return rows_to_points(rows, points) - 1
+    found = rows_to_points(rows, points, missing)
+    return (mark_missing(found) if missing else found) - 1
 
 
 def pair(files, suffix, problems, photos=None):
