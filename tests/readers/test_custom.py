@@ -84,7 +84,7 @@ def test_custom_csv_bad_split_and_box(tmp_path):
 @pytest.mark.parametrize("content, reason", [
     (b"", "no column image"),
     (b"image,x1,y1,x2,y2\na.jpg,1,2,3,4\n", "no column x3.*3 points of three"),
-    (b"image;x1;y1;x2;y2;x3;y3\n", "no column image"),
+    (b"image;x1;y1;x2;y2\n", "no column x3"),
     (HEADER.encode() + b",x4,y4\n", "unknown column 'x4'"),
     (HEADER.encode() + b",x1\n", "column 'x1' is there twice"),
     (HEADER.encode() + b",x_min\n", "needs all of x_min"),
@@ -130,3 +130,25 @@ def test_missing_points_of_a_pts_file(tmp_path):
     problems = []
     face, = custom.read(tmp_path, problems, THREE)
     assert numpy.isnan(face.points[1]).all() and face.points[[0, 2]].tolist() == [[9, 19], [29, 39]]
+
+
+@pytest.mark.parametrize("content", [
+    HEADER.replace(",", ";") + "\na.jpg;1,5;2;3;4;5;6\n",
+    HEADER.replace(",", "\t") + "\r\na.jpg\t1,5\t2\t3\t4\t5\t6\r\n",
+    "\ufeffa.jpg;1.5;2;3;4;5;6", "a.jpg,1.5,2,3,4,5,6\n"])
+def test_csv_as_people_save_it(tmp_path, content):
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "faces.csv", content)
+    for one_based in (False, True):
+        problems = []
+        face, = custom.read(path, problems, THREE, one_based)
+        assert not problems
+        assert (face.points + one_based).tolist() == [[1.5, 2], [3, 4], [5, 6]]
+
+
+def test_short_row_of_a_csv_without_header_has_its_number(tmp_path):
+    image(tmp_path / "a.jpg")
+    path = write(tmp_path / "faces.csv", "a.jpg;1;2;3;4;5;6\na.jpg;1;2;3;4;5\n")
+    problems = []
+    assert len(custom.read(path, problems, THREE)) == 1
+    assert problems == [(path, "line 2: 7 fields expected, 6 found")]

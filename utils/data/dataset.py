@@ -69,6 +69,7 @@ class PreparedSet:
         self.crop = description.get("crop", PUBLISHED_CROP)
         self.lists = {name: self._face_list(name, *rows) for name, rows in points.items()}
         self.drawn = description.get("layouts") == ["samples"]
+        self.upright = description.get("exif") == "obey"
         if "train" in self.lists and "val" not in self.lists:
             self._split_validation()
 

@@ -23,7 +23,7 @@ import yaml
 
 from utils.args import ROOT, Parser
 from utils.data import readers
-from utils.data.photo import read_photo, write_crop
+from utils.data.photo import read_photo, why_unread, write_crop
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
@@ -55,7 +55,10 @@ class Options:
     for a custom set, a YAML file. crop, scale: see crop.face_box. margin: how much larger than the
     nominal crop the images are. val: share of the training photos held out. workers: processes,
     else one a core. labelled: the prepared set that photos without landmarks are to be trained with
-    (see unlabelled.prepare); boxes, detector: of such photos.
+    (see unlabelled.prepare); boxes, detector: of such photos. exif: "obey" where labels were made
+    on photos as a person sees them, "ignore" where on the pixels as stored, None: ignore in the
+    published sets, whose annotators did, else obey. one_based: whether the pixels of a CSV file
+    count from 1.
     """
     layout: str | None = None
     scheme: str | None = None
@@ -67,6 +70,8 @@ class Options:
     labelled: str | None = None
     boxes: str | None = None
     detector: str = "haar"
+    exif: str | None = None
+    one_based: bool = False
 
     def __post_init__(self):
         self.workers = self.workers or os.cpu_count() or 1
@@ -82,6 +87,8 @@ class Options:
                             f"{self.val} (0 to 1): one is out of range")
         if self.crop not in crops.RULES:
             raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {self.crop!r}")
+        if self.exif not in (None, "obey", "ignore"):
+            raise UserError(f"exif must be obey or ignore, found {self.exif!r}")
         if self.boxes is not None and self.labelled is None:
             raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
                             "prepared set they are to be trained with (--labelled SET)")
@@ -161,11 +168,14 @@ class DataGenerator:
         scheme = None if options.scheme is None else get_scheme(options.scheme)
         problems = []
         if reader.SCHEME is None:
-            faces = reader.read(folder, problems, scheme)
+            faces = reader.read(folder, problems, scheme, one_based=options.one_based)
             native = scheme
         else:
             faces = reader.read(folder, problems)
             native = get_scheme(reader.SCHEME)
+        obeyed = "obey" if reader.SCHEME is None else "ignore"
+        for face in faces:
+            face.upright = (options.exif or obeyed) == "obey"
         scheme = scheme or native
         if scheme.name != native.name:
             mapping = MAPPINGS.get((native.name, scheme.name))
@@ -241,6 +251,8 @@ class DataGenerator:
                        "crop": {"rule": options.crop, "scale": options.scale},
                        "scheme": scheme.state(),
                        "layouts": sorted({d[1] for d in done})}
+        if any(d[0].upright for d in done):
+            description["exif"] = "obey"
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
         # Last, so that a set which was interrupted has no list and is not taken for whole.
@@ -293,7 +305,7 @@ def image_of(face, layout):
     module = readers.READERS.get(layout)
     if hasattr(module, "image_of"):
         return module.image_of(face)
-    return read_photo(face.photo)
+    return read_photo(face.photo, face.upright)
 
 
 def _cut(job, settings):
@@ -305,8 +317,7 @@ def _cut(job, settings):
     except UserError as error:
         return str(error)
     if image is None:
-        empty = face.photo.is_file() and face.photo.stat().st_size == 0
-        return "the image file is empty" if empty else "the image cannot be read"
+        return why_unread(face.photo)
     height, width = image.shape[:2]
     try:
         box = crops.face_box(face.points, rule, scale, face.box)
@@ -314,14 +325,30 @@ def _cut(job, settings):
     except UserError as error:
         return str(error)
     reach = OUTSIDE * float((numpy.nanmax(face.points, 0) - numpy.nanmin(face.points, 0)).max())
-    outside = (face.points < -reach) | (face.points > numpy.array([width, height]) - 1 + reach)
+    outside = _outside(face.points, width, height, reach)
     if outside.any():
         point = int(numpy.flatnonzero(outside.any(1))[0])
         return (f"point {point} at {face.points[point, 0]:.0f}, {face.points[point, 1]:.0f} is far "
-                f"outside the photo of {width} x {height}")
+                f"outside the photo of {width} x {height}" + _turned(face, image, reach))
     stored = crops.cut(image, crops.grow(box, margin), round(size * margin))
     write_crop(folder / f"{name}.jpg", stored)
     return box, published
+
+
+def _outside(points, width, height, reach):
+    return (points < -reach) | (points > numpy.array([width, height]) - 1 + reach)
+
+
+def _turned(face, image, reach):
+    """What to add for points that lie inside the photo as stored but not as a person sees it."""
+    stored = read_photo(face.photo) if face.upright and face.image is None else None
+    if stored is None or stored.shape == image.shape:
+        return ""
+    height, width = stored.shape[:2]
+    if _outside(face.points, width, height, reach).any():
+        return ""
+    return (f" as a person sees it, and inside the {width} x {height} that are stored: if the "
+            f"labels were made on stored pixels, give exif=\"ignore\" (--exif ignore)")
 
 
 def _published_box(face, layout):
@@ -406,6 +433,11 @@ def main(argv=None):
     parser.add_argument("--boxes", help="face boxes of such photos, a .csv of "
                                         "image,x_min,y_min,x_max,y_max [--detector finds them]")
     parser.add_argument("--detector", default="haar", help="haar, or a YuNet or SCRFD .onnx [haar]")
+    parser.add_argument("--exif", choices=("obey", "ignore"),
+                        help="whether labels were made on photos as a person sees them, or on the "
+                             "pixels as stored [published sets: ignore, else obey]")
+    parser.add_argument("--one-based", action="store_true",
+                        help="the pixels of the .csv file count from 1")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

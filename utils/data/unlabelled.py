@@ -146,7 +146,7 @@ def labelled_rule(detector, prepared):
     pairs, unread = [], None
     for photo, nominal, face in zip(tqdm.tqdm(wanted.photos, desc="fitting the crop", leave=False),
                                     wanted.boxes, inner):
-        image = read_photo(photo) if photo.is_file() else None
+        image = read_photo(photo, prepared.upright) if photo.is_file() else None
         if image is None:
             unread = photo
             continue
@@ -162,7 +162,7 @@ def _rule_of_other_boxes(detector, rule, jobs, folder):
     pairs = []
     for i in tqdm.tqdm(_spread(len(jobs)), desc="comparing the boxes", leave=False):
         name, box = jobs[i]
-        image = read_photo(folder / name)
+        image = read_photo(folder / name, upright=True)
         found = None if image is None else _same(detector(image), box)
         if found is not None:
             pairs.append((box, rule(found)))
@@ -192,7 +192,7 @@ def _photos(folder):
 
 def _detect(detector, photos, folder):
     for photo in tqdm.tqdm(photos, desc="faces", unit="photo"):
-        image = read_photo(photo)
+        image = read_photo(photo, upright=True)
         for box in () if image is None else detector(image)[:, :4]:
             yield photo.relative_to(folder).as_posix(), box
 

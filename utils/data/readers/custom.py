@@ -1,6 +1,8 @@
 """Your own data: images with .pts files (pixels count from 1) beside them in a folder and its
 subfolders, of which test/ and val/ give those lists; or one CSV file image,x1,y1,x2,y2,...
-(pixels count from 0; optional columns split, x_min, y_min, x_max, y_max). A point that was not
+(pixels count from 0, from 1 with --one-based; optional columns split, x_min, y_min, x_max,
+y_max). Semicolons or tabs may part the columns, then numbers may have decimal commas; a file
+without a header has the columns image,x1,y1,x2,y2,... A point that was not
 labelled is -1 -1, 0 0, nan or left empty: it is not trained, not scored and not part of the box.
 """
 import collections
@@ -27,8 +29,10 @@ def matches(folder):
     return bool(_csv_files(folder)) or next(folder.rglob("*.[pP][tT][sS]"), None) is not None
 
 
-def read(folder, problems, scheme=None):
+def read(folder, problems, scheme=None, one_based=False):
     """All faces with the points of `scheme` (a landmarks.Scheme); bad items go to `problems`.
+
+    one_based: whether the pixels of a CSV file count from 1 (those of .pts files always do).
 
     Raises UserError without a scheme, for a folder with neither or both of .pts and .csv files, and
     for a CSV file whose header is not the one described above.
@@ -37,7 +41,7 @@ def read(folder, problems, scheme=None):
         raise UserError(f"{folder}: your own data needs a landmark scheme: 300W, WFLW, COFW, AFLW, "
                         f"LaPa or a .yaml file")
     if folder.is_file():
-        return _read_csv(folder, problems, scheme)
+        return _read_csv(folder, problems, scheme, one_based)
     tables = _csv_files(folder)
     has_pts = next(folder.rglob("*.[pP][tT][sS]"), None) is not None
     if has_pts and tables or len(tables) > 1:
@@ -45,7 +49,7 @@ def read(folder, problems, scheme=None):
                         f"{' and .pts files' if has_pts else ''}; give the path of the .csv file "
                         f"to read")
     if tables:
-        return _read_csv(tables[0], problems, scheme)
+        return _read_csv(tables[0], problems, scheme, one_based)
     if not has_pts:
         raise UserError(f"{folder}: no .pts and no .csv file found; expected: {LAYOUT}")
     return _read_folder(folder, problems, scheme)
@@ -78,7 +82,7 @@ def _read_folder(folder, problems, scheme):
     return faces
 
 
-def _read_csv(path, problems, scheme):
+def _read_csv(path, problems, scheme, one_based):
     """One line a face: an image, relative to the file, and landmarks x1,y1,x2,y2,...
 
     Optional columns: split (train, val, test; empty is train) and the face box x_min, y_min, x_max,
@@ -89,22 +93,29 @@ def _read_csv(path, problems, scheme):
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8: {error}") from None
     lines = re.split(r"\r\n|\n|\r", text)
+    delimiter = max(",;\t", key=lines[0].count)
     try:
-        header = _check_header(path, _fields(lines[0]), scheme)
+        header, first = _fields(lines[0], delimiter), 1
+        if len(header) > 1 and _is_number(header[1].replace(",", ".")):
+            header, first = ["image", *_columns(scheme)], 0
+        header = _check_header(path, header, scheme)
     except csv.Error as error:
         raise UserError(f"{path}: line 1: no CSV: {error}") from None
     faces, taken, count = [], set(), collections.Counter()
-    for number, line in enumerate(lines[1:], 2):
+    for number, line in enumerate(lines[first:], first + 1):
         if not line.strip():
             continue
         try:
-            image, split, points, box = _parse(header, _fields(line), scheme)
+            image, split, points, box = _parse(header, _fields(line, delimiter), scheme,
+                                              delimiter != ",")
             photo = path.parent / image
             if not os.path.isfile(photo):
                 raise ValueError(f"no image {short(str(photo), 200)}")
         except (ValueError, csv.Error) as error:
             problems.append((path, f"line {number}: {error}"))
             continue
+        if one_based:
+            points, box = points - 1, None if box is None else box - 1
         count[image] += 1
         stem = re.sub(r"^[./\\]+|\.[^./]*$", "", image)
         faces.append(Face(photo, points, (split,), split, image,
@@ -112,16 +123,28 @@ def _read_csv(path, problems, scheme):
     return faces
 
 
-def _fields(line):
+def _columns(scheme):
+    return [f"{axis}{i}" for i in range(1, scheme.points + 1) for axis in "xy"]
+
+
+def _is_number(text):
+    try:
+        return bool(numbers([text]).size)
+    except ValueError:
+        return False
+
+
+def _fields(line, delimiter):
     # Line by line, so that an open quote spoils one line and not the rest of the file.
-    return [field.strip() for field in next(csv.reader([line], strict=True), [])]
+    rows = csv.reader([line], delimiter=delimiter, strict=True)
+    return [field.strip() for field in next(rows, [])]
 
 
 def _check_header(path, header, scheme):
     twice = [column for column, times in collections.Counter(header).items() if times > 1]
     if twice:
         raise UserError(f"{path}: column {short(twice[0])} is there twice")
-    columns = [f"{axis}{i}" for i in range(1, scheme.points + 1) for axis in "xy"]
+    columns = _columns(scheme)
     missing = [column for column in ["image", *columns] if column not in header]
     if missing:
         raise UserError(f"{path}: line 1: no column {missing[0]}; expected image,x1,y1,...,"
@@ -137,7 +160,7 @@ def _check_header(path, header, scheme):
     return header
 
 
-def _parse(header, fields, scheme):
+def _parse(header, fields, scheme, decimal_commas):
     """A row to image, split, points (K, 2), box (4,) or None. Raises ValueError."""
     if len(fields) != len(header):
         raise ValueError(f"{len(header)} fields expected, {len(fields)} found")
@@ -149,8 +172,10 @@ def _parse(header, fields, scheme):
         raise ValueError("no image named")
     # One photo is one group, however the lines spell its path.
     image = os.path.normpath(row["image"])
-    points = mark_missing(numbers([row[f"{axis}{i}"] for i in range(1, scheme.points + 1)
-                                   for axis in "xy"], missing=True).reshape(-1, 2))
+    if decimal_commas:
+        row = {key: value if key == "image" else value.replace(",", ".")
+               for key, value in row.items()}
+    points = mark_missing(numbers([row[c] for c in _columns(scheme)], missing=True).reshape(-1, 2))
     box = [row.get(column, "") for column in _BOX]
     if not any(box):
         return image, split, points, None

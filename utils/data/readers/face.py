@@ -13,7 +13,8 @@ class Face:
     "train" or "test" and e.g. "test_common". subset: its row in the count table. group: the photo
     it is from, which the validation split keeps together. name: unique stem for its crop.
     box: the publisher's face box (x_min, y_min, x_max, y_max) in pixels, or None. image: RGB uint8
-    (H, W, 3) where the photo is inside a container file (.mat) or was drawn, else None.
+    (H, W, 3) where the photo is inside a container file (.mat) or was drawn, else None. upright:
+    whether points and box are of the photo as its EXIF orientation shows it.
     """
     photo: pathlib.Path
     points: numpy.ndarray
@@ -23,3 +24,4 @@ class Face:
     name: str
     box: numpy.ndarray | None = None
     image: numpy.ndarray | None = None
+    upright: bool = False
