@@ -10,7 +10,7 @@ from utils.landmarks.schemes import SCHEMES
 
 def test_every_reader_has_the_interface():
     assert list(readers.READERS) == ["300W", "WFLW", "COFW", "AFLW", "LaPa", "custom",
-                                      "samples"]
+                                      "annotations", "samples"]
     for name, reader in readers.READERS.items():
         assert readers.get(name) is readers.get(name.lower()) is reader
         assert reader.SCHEME is None or reader.SCHEME in SCHEMES

@@ -5,10 +5,11 @@ that could not be read; a reason that begins with "note:" costs no face.
 """
 import difflib
 
-from utils.data.readers import aflw, cofw, custom, drawn, lapa, w300, wflw
+from utils.data.readers import aflw, annotations, cofw, custom, drawn, lapa, w300, wflw
 from utils.errors import UserError
 
-READERS = {module.NAME: module for module in (w300, wflw, cofw, aflw, lapa, custom, drawn)}
+READERS = {module.NAME: module for module in (w300, wflw, cofw, aflw, lapa, custom,
+                                              annotations, drawn)}
 _PUBLISHED = (w300, wflw, cofw, aflw, lapa)
 
 
@@ -23,15 +24,17 @@ def get(name):
 
 
 def recognise(folder):
-    """The reader whose layout the folder (pathlib.Path; or a .csv file) has.
+    """The reader whose layout the folder (pathlib.Path; or a file of own data) has.
 
     Raises UserError where there is no such folder or its layout is none or more than one of those
     known.
     """
-    if folder.is_file() and custom.matches(folder):
-        return custom
+    for module in (custom, annotations) if folder.is_file() else ():
+        if module.matches(folder):
+            return module
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a data set or a .csv file")
+        raise UserError(f"{folder}: no such folder; give the folder of a data set or a .csv "
+                        f"file (.json, .xml)")
     if (folder / "set.yaml").is_file():
         raise UserError(f"{folder}: is a prepared set already; train with --data-dir {folder}")
     found = [module for module in _PUBLISHED if module.matches(folder)]
@@ -46,8 +49,9 @@ def recognise(folder):
             if module.matches(inner):
                 raise UserError(f"{folder}: its folder {inner.name} has the layout of "
                                 f"{module.NAME}; give {inner}")
-    if custom.matches(folder):
-        return custom
+    for module in (custom, annotations):
+        if module.matches(folder):
+            return module
     content = sorted(path.name for path in folder.iterdir())
     looked = "; ".join(f"{name}: {module.LAYOUT}" for name, module in READERS.items()
                        if module is not drawn)
