@@ -11,7 +11,7 @@ import pytest
 import small_sets
 import yaml
 
-from utils.data import generator
+from utils.data import generator, sheet
 from utils.data.dataset import PreparedSet
 from utils.data.drawn_faces.render import render
 from utils.data.generator import DataGenerator
@@ -358,3 +358,15 @@ def test_opencv_threads_of_the_caller_do_not_hang_the_workers(tmp_path):
     # Without the precaution the first worker waits for ever for threads that it does not have.
     DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=2).run()
     assert len((tmp_path / "set" / "train.txt").read_text().splitlines()) == 3
+
+
+def test_the_set_ends_with_a_sheet_of_its_faces(w300, tmp_path, capsys):
+    folder = prepare(w300, tmp_path / "out").folder
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert str(folder / "sheet.png") in last and f"utils.data.sheet {folder}" in last
+    with_numbers = cv2.imread(str(folder / "sheet.png"))
+    assert with_numbers.shape[1] == 6 * 480 and with_numbers.std() > 5
+    plain, numbered = (sheet.prepared(folder, numbered=n, count=99) for n in (False, True))
+    assert len(plain) == len(numbered)
+    # The same faces in another order, and numbers on top.
+    assert all(min((a != b).mean() for b in plain) > 0.001 for a in numbered)

@@ -22,7 +22,7 @@ import tqdm
 import yaml
 
 from utils.args import ROOT, Parser
-from utils.data import readers
+from utils.data import readers, sheet
 from utils.data.photo import read_photo, why_unread, write_crop
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
@@ -138,6 +138,9 @@ class DataGenerator:
                                 + (f" ({reasons})" if reasons else ""))
             self._write(done, sources)
             _print_table(sources, done, problems, self.output)
+            if any(layout != "samples" for _, layout, *_ in done):
+                print(f"look at them: {sheet.overview(self.output)} (more: python -m "
+                      f"utils.data.sheet {self.output})")
         except OSError as error:
             raise UserError(f"{error.filename or self.output}: cannot be written "
                             f"({error.strerror}); give another output_dir=FOLDER "

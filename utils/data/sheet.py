@@ -1,6 +1,7 @@
 """Contact sheets: faces of a prepared set or drawn ones with their landmarks, and the schemes."""
 import argparse
 import pathlib
+import random
 
 import cv2
 import numpy
@@ -13,10 +14,11 @@ from utils.errors import UserError, run
 from utils.landmarks.schemes import SCHEMES, Scheme
 
 
-def prepared(folder, name="train", count=40, stored_size=256):
+def prepared(folder, name="train", count=40, stored_size=256, numbered=False):
     """The first `count` faces of a list of a prepared set, each with its landmarks: RGB images.
 
-    Each is enlarged to stored_size before drawing. Raises UserError.
+    Each is enlarged to stored_size before drawing. numbered: `count` random faces (the same every
+    time), with the points' numbers. Raises UserError.
     """
     folder = pathlib.Path(folder)
     try:
@@ -31,7 +33,10 @@ def prepared(folder, name="train", count=40, stored_size=256):
         found = sorted(p.stem for p in folder.glob("*.txt") if p.stem != "indices")
         raise UserError(f"{listing}: no such list; the set has {', '.join(found) or 'none'}")
     images = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines()[:count], 1):
+    lines = list(enumerate(listing.read_text(encoding="utf-8").splitlines(), 1))
+    if numbered:
+        random.Random(0).shuffle(lines)
+    for number, line in lines[:count]:
         words = line.split()
         try:
             points = numpy.array(words[1 - len(words):], numpy.float64).reshape(scheme.points, 2)
@@ -44,9 +49,27 @@ def prepared(folder, name="train", count=40, stored_size=256):
         image = cv2.resize(image, (stored_size, stored_size))
         points_px = ((points - 0.5) / margin + 0.5) * stored_size - 0.5
         images.append(draw.landmarks(image, points_px, scheme, radius=stored_size / 140))
+        for i in numpy.flatnonzero(numpy.isfinite(points_px).all(1)) if numbered else ():
+            at = tuple(int(v) for v in numpy.round(points_px[i] + stored_size / 100))
+            cv2.putText(images[-1], str(i), at, cv2.FONT_HERSHEY_SIMPLEX, stored_size / 1000,
+                        (255, 255, 255), 1, cv2.LINE_AA)
     if not images:
         raise UserError(f"{listing}: the list is empty")
     return images
+
+
+def overview(folder):
+    """Draw 36 random faces of a prepared set with numbered points into its sheet.png; its path.
+
+    Of the training list, or of the first there is. Raises UserError, OSError.
+    """
+    folder = pathlib.Path(folder)
+    lists = sorted(path.stem for path in folder.glob("*.txt")
+                   if path.stem not in ("indices", "problems"))
+    name = "train" if "train" in lists else lists[0]
+    draw.save(folder / "sheet.png",
+              draw.sheet(prepared(folder, name, 36, 480, numbered=True), 6, 480))
+    return folder / "sheet.png"
 
 
 def drawn(count=40, size=320, first=0):
