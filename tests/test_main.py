@@ -78,7 +78,8 @@ def test_a_pt_or_onnx_file_alone_is_enough(trained, tmp_path):
     moved.write_bytes(weights("whole").read_bytes())
     data = ("--data-dir", warm().faces, "--workers", 0, "--device", "cpu")
     assert nme in run("--test", "--exp", moved, *data)
-    assert {p.name for p in tmp_path.iterdir()} == {"mine.pt", "mine-ced.png", "mine-worst.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.pt", "mine-ced.png", "mine-worst.png",
+                                                "mine-faces.csv"}
     run("--export", "--exp", moved)
     moved.unlink()
     assert nme in run("--test-onnx", "--exp", moved.with_suffix(".onnx"), *data)
