@@ -19,9 +19,9 @@ TYPES = {
          "teacher",
     int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
          "gssl_rounds gssl_epochs dump_pseudo",
-    float: "cls reg lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation scaling "
-           "shift aspect flip colour grey blur occlusion occlusion_size min_confidence "
-           "filter_min_cutoff filter_beta gssl_keep teacher_share",
+    float: "cls reg eye_weight lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation "
+           "scaling shift aspect flip colour grey blur shut occlusion occlusion_size "
+           "min_confidence filter_min_cutoff filter_beta gssl_keep teacher_share",
     bool: "flip_test gssl",
 }
 KINDS = {name: kind for kind, names in TYPES.items() for name in names.split()}
@@ -35,7 +35,7 @@ CHOICES = {
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,
          "detect_every": 1, "gssl_rounds": 1, "gssl_keep": 0.01}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
-           "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
+           "shut": 1, "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
            "teacher_share": 1}
 ACTIONS = {
     "train": "train, choose the best epoch on the validation list",

@@ -12,6 +12,7 @@ from nets.backbone import reparameterise
 from nets.model import LandmarkNet, check_size
 from utils.args import KINDS, load_args
 from utils.errors import UserError
+from utils.landmarks.lids import Limits
 from utils.landmarks.schemes import Scheme
 
 FORMAT = "pipnet-1"
@@ -111,8 +112,9 @@ def build_model(args, scheme, neighbour_face=None, timm_weights=False):
 def load_model(path, device="cpu", **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
-    It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}) and
-    `input_size`. overrides: settings of the model to change, such as merge. Raises UserError.
+    It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
+    `input_size` and `eyes` (lids.Limits). overrides: settings of the model to change, such as
+    merge. Raises UserError.
     """
     state = read(path)
     try:
@@ -120,6 +122,7 @@ def load_model(path, device="cpu", **overrides):
         args = load_args({**known, **overrides})
         scheme = Scheme.from_state(state["scheme"])
         crop = {"rule": str(state["crop"]["rule"]), "scale": float(state["crop"]["scale"])}
+        eyes = Limits.from_state(state.get("eyes"))
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}
@@ -136,7 +139,7 @@ def load_model(path, device="cpu", **overrides):
     if not all(torch.isfinite(v).all() for v in weights.values()):
         raise UserError(f"{path}: holds weights that are not finite numbers")
     model = reparameterise(model.eval()).to(device)
-    model.args, model.crop, model.input_size = args, crop, args.input_size
+    model.args, model.crop, model.input_size, model.eyes = args, crop, args.input_size, eyes
     return model
 
 

@@ -5,14 +5,16 @@ import pathlib
 import numpy
 
 from utils.errors import UserError
+from utils.landmarks.lids import Limits
 from utils.landmarks.schemes import Scheme
 
 
 class Predictor:
     """Landmarks of crops, from a checkpoint or an ONNX file of this repository.
 
-    device: auto, cpu or cuda. threads: of the CPU, else all. `input_size`, `scheme` (a Scheme) and
-    `crop` ({"rule", "scale"}) come from the file. Raises UserError for a file that is neither.
+    device: auto, cpu or cuda. threads: of the CPU, else all. `input_size`, `scheme` (a Scheme),
+    `crop` ({"rule", "scale"}) and `eyes` (lids.Limits) come from the file. Raises UserError for a
+    file that is neither.
     """
 
     def __init__(self, path, device="cpu", threads=None):
@@ -51,6 +53,7 @@ class Predictor:
             self.scheme = Scheme.from_state(json.loads(described["scheme"]))
             crop = json.loads(described["crop"])
             self.crop = {"rule": str(crop["rule"]), "scale": float(crop["scale"])}
+            self.eyes = Limits.from_state(json.loads(described.get("eyes", "null")))
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:
@@ -82,6 +85,7 @@ class Predictor:
         device = choose_device(device)
         model = load_model(self.path, device)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
+        self.eyes = model.eyes
 
         def predict(images):
             with torch.inference_mode():

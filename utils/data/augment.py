@@ -4,6 +4,9 @@ import math
 import cv2
 import numpy
 
+from utils.data import shutting
+
+SHUT_WHOLLY = 0.7
 
 class Augment:
     """Random geometry and look of a training face; see the Augmentation group of args.yaml.
@@ -12,9 +15,10 @@ class Augment:
     that generator alone, so a sample is the same on any worker, rank and after a resume.
     """
 
-    def __init__(self, args, flip):
-        """args: resolved args. flip (K,): the scheme's flip table."""
-        self.args, self.flip = args, flip
+    def __init__(self, args, flip, scheme=None):
+        """args: resolved args. flip (K,): the scheme's flip table. scheme: whose eyes args.shut
+        may shut; None where it has none."""
+        self.args, self.flip, self.scheme = args, flip, scheme
 
     def __call__(self, stored, landmarks, margin, size, rng):
         """A stored crop to a training sample.
@@ -37,6 +41,11 @@ class Augment:
             landmarks = landmarks[self.flip]
         image = cv2.warpAffine(stored, pixel_matrix(linear, shift, margin, stored.shape[0], size),
                                (size, size), flags=cv2.INTER_LINEAR)
+        if args.shut and self.scheme is not None and rng.random() < args.shut:
+            # Most of them wholly, some on the way: a droop is to be seen as one.
+            share = 1.0 if rng.random() < SHUT_WHOLLY else rng.random()
+            image, points = shutting.shut(image, landmarks * size - 0.5, self.scheme, share)
+            landmarks = (points + 0.5) / size
         image = self._look(image, rng)
         return image, landmarks.astype(numpy.float32)
 

@@ -84,11 +84,13 @@ def export_weights(path):
 
 
 def metadata(model):
-    """What a consumer needs, as strings: input_size, scheme and crop as JSON, format.
+    """What a consumer needs, as strings: input_size, scheme, crop and eyes as JSON, format.
 
     scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
-    (square, stretch or box) and `scale`: how the landmarks' box becomes the crop.
+    (square, stretch or box) and `scale`: how the landmarks' box becomes the crop; eyes, where the
+    scheme has any, are the fields of lids.Limits.
     """
+    eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
     return {"format": "pipnet-1", "input_size": str(model.input_size),
             "scheme": json.dumps(model.scheme.state()), "crop": json.dumps(model.crop),
-            "backbone": model.args.backbone}
+            "backbone": model.args.backbone, **eyes}

@@ -32,7 +32,7 @@ def publish(source, target, with_onnx=True):
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in checkpoint.weights_of(state).items()}
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
-                                       "val_nme")}
+                                       "val_nme", "eyes")}
     checkpoint.save({**shown, "args": args, "weights": weights}, target)
     if with_onnx:
         export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))

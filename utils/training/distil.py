@@ -5,14 +5,15 @@ import torch
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.landmarks import schemes
+from utils.landmarks import lids, schemes
 
 
 class Teacher:
     """Called with images and their landmarks, gives landmarks moved towards what it sees itself.
 
     path: a .pt of this repository, of any backbone and input size. scheme: of the landmarks, which
-    may be some of the teacher's. share: how far they move, 0 (not at all) to 1. Raises UserError
+    may be some of the teacher's. share: how far they move, 0 (not at all) to 1. Eyes that the
+    labels shut stay as they are: a teacher that has seen few such would open them. Raises UserError
     where the teacher knows other points.
     """
 
@@ -24,6 +25,7 @@ class Teacher:
             raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
                             f"points), which does not hold {scheme.name} ({scheme.points})")
         self.points = slice(None) if same else list(scheme.indices)
+        self.scheme = scheme
 
     @torch.no_grad()
     def __call__(self, images, landmarks):
@@ -33,4 +35,10 @@ class Teacher:
             images = torch.nn.functional.interpolate(images.float(), (size, size), mode="bilinear",
                                                      antialias=True)
         found, _ = self.model.predict(images.contiguous(memory_format=torch.channels_last))
-        return landmarks + self.share * (found[:, self.points].to(landmarks.dtype) - landmarks)
+        move = self.share * (found[:, self.points].to(landmarks.dtype) - landmarks)
+        if self.scheme.eyes is not None:
+            ratios = lids.aspect_ratios(landmarks.cpu().numpy(), self.scheme)
+            for contour, ratio in zip(self.scheme.eyes, ratios):
+                shut = torch.from_numpy(ratio < lids.NEARLY_SHUT).to(move.device)
+                move[:, contour] *= ~shut[:, None, None]
+        return landmarks + move

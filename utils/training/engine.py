@@ -125,7 +125,7 @@ def next_batch(batches):
 def make_loader(faces, prepared, scheme, args, ranks, accumulate):
     """The training loader and its sampler."""
     dataset = FaceDataset(faces, prepared.margin, args.input_size, scheme.indices,
-                          Augment(args, scheme.flip), args.seed)
+                          Augment(args, scheme.flip, scheme if scheme.eyes else None), args.seed)
     sampler = EpochSampler(len(faces), args.batch_size, accumulate, ranks.rank, ranks.world,
                            args.seed)
     context = None

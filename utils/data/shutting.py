@@ -1,0 +1,55 @@
+"""Open eyes to shut ones: a picture's lids are drawn together, and the landmarks with them."""
+import cv2
+import numpy
+
+from utils.landmarks import lids
+
+# How far above the upper and below the lower lid skin is stretched, in widths of the eye: to the
+# brow, and half way to the cheekbone.
+ABOVE, BELOW = 0.55, 0.4
+EDGE = 0.04  # The lid's dark edge and the lashes, which come along with it.
+
+
+def shut(image, points, scheme, share=1.0):
+    """A face with its lids drawn together: image (S, S, 3) uint8 and landmarks (K, 2) in pixels.
+
+    share: of the way to where the lids meet. The eyeball goes, lid skin is stretched over it, and
+    nothing moves beyond brow and cheek; the landmarks are exact by construction.
+    """
+    for contour in scheme.eyes:
+        image = _shut_eye(image, lids.Eye(points, contour), share)
+    return image, lids.close(points, scheme, share)
+
+
+def _shut_eye(image, eye, share):
+    height, width = image.shape[:2]
+    middle = eye.origin + eye.along / 2
+    reach = eye.width * 1.2
+    left, top = numpy.maximum(numpy.floor(middle - reach), 0).astype(int)
+    right, bottom = numpy.minimum(numpy.ceil(middle + reach) + 1, (width, height)).astype(int)
+    if right - left < 2 or bottom - top < 2 or eye.width < 2:
+        return image
+    grid = numpy.stack(numpy.meshgrid(numpy.arange(left, right), numpy.arange(top, bottom)), -1)
+    local = eye.local(grid.astype(numpy.float64))
+    s, t = local[..., 0], local[..., 1]
+    upper, lower, meeting = (eye.height(curve, s)
+                             for curve in (eye.upper, eye.lower, eye.meeting))
+    lower = numpy.maximum(lower, upper)
+    # The band of each column, before and after; beyond it nothing moves.
+    first, last = upper - ABOVE, lower + BELOW
+    edge = numpy.minimum(EDGE, (lower - upper) / 2)
+    new_upper = upper + share * (meeting - upper)
+    new_lower = lower + share * (meeting - lower)
+    from_upper = upper + share * edge
+    above = first + (t - first) * (from_upper - first) / numpy.maximum(new_upper - first, 1e-6)
+    below = last - (last - t) * (last - lower) / numpy.maximum(last - new_lower, 1e-6)
+    between = from_upper + (t - new_upper) * (lower - from_upper) \
+        / numpy.maximum(new_lower - new_upper, 1e-6)
+    source = numpy.where(t < new_upper, above, numpy.where(t > new_lower, below, between))
+    inside = (t > first) & (t < last) & (s > 0) & (s < 1)
+    local[..., 1] = numpy.where(inside, source, t)
+    at = eye.outer(local).astype(numpy.float32)
+    image = image.copy()
+    image[top:bottom, left:right] = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR,
+                                              borderMode=cv2.BORDER_REPLICATE)
+    return image
