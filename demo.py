@@ -176,7 +176,8 @@ class Demo:
     def restart(self, still=False):
         """Forget all faces; still: the next frame is an image of its own, without a past."""
         settings = self.settings | ({"filter_min_cutoff": 0} if still else {})
-        self.tracker = Tracker(self.predictor, self.detector, **settings)
+        detector = self.detector.thorough() if still else self.detector
+        self.tracker = Tracker(self.predictor, detector, **settings)
         self.people = Driver() if self.given.driver else None if still else Everyone()
 
     def __call__(self, image, seconds, name, rate=None):

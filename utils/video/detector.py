@@ -17,6 +17,10 @@ HINT = ("use haar (built in), or the path of a YuNet or SCRFD .onnx file (the RE
 # of 0.3 or more: haar 1891, yunet and scrfd 2012); dx, at most 0.006, is 0 by symmetry. Measure
 # again after a change to a detector's settings.
 RELATIONS = {"haar": (0, 0.147, 0.871), "yunet": (0, 0.123, 0.779), "scrfd": (0, 0.130, 0.776)}
+# A face whose box is larger than this share of the picture's longer side may be cut off by it, and
+# is looked for again with this border. Of 1396 tight crops of ../shared/data/eyes yunet finds 1364
+# at the first look and 1394 at both, and its score goes up by 0.13 (median).
+FILLED, BORDER = 0.6, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,14 @@ class Detector:
         boxes = boxes[whole]
         return boxes[numpy.argsort(-boxes[:, 4], kind="stable")]
 
+    def thorough(self):
+        """This detector for single pictures: where no face is found, or one that fills the picture,
+        it looks again at the picture with a border, and keeps what it is surer of.
+
+        Detectors expect the rest of a head about a face; in tight crops their boxes are too small.
+        """
+        return dataclasses.replace(self, find=functools.partial(_look_twice, self))
+
     def to_crop(self, boxes, scale=1.2):
         """The square (n, 4) in which a face's landmarks are expected, grown by scale: the nominal
         crop to start with. boxes: (n, 4) or (n, 5) of this detector."""
@@ -45,6 +57,17 @@ class Detector:
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + side * (shift_x, shift_y)
         half = side * ratio * scale / 2
         return numpy.concatenate([centre - half, centre + half], 1)
+
+
+def _look_twice(detector, image):
+    boxes = detector(image)
+    longer = max(image.shape[:2])
+    if len(boxes) and (boxes[0, 2:4] - boxes[0, :2]).max() < FILLED * longer:
+        return boxes
+    border = round(BORDER * longer)
+    wider = cv2.copyMakeBorder(image, *(border,) * 4, cv2.BORDER_REPLICATE)
+    again = detector(wider) - (border, border, border, border, 0)
+    return max(boxes, again, key=lambda found: found[0, 4] if len(found) else -1)
 
 
 def get_detector(name):
