@@ -47,6 +47,8 @@ def dispatch(request):
             export(args, actions)
         if actions & {"test", "test_onnx"}:
             test(args, actions)
+        if actions & {"fit_eyes", "test_eyes"}:
+            test_eyes(args, actions)
         if "compare" in actions:
             print(experiment.compare(), end="")
     except OSError as error:
@@ -87,6 +89,12 @@ def test(args, actions):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
     from utils.testing import score
     score.test(args, actions)
+
+
+def test_eyes(args, actions):
+    """Fit a model's limits of shut eyes, score them, or both."""
+    from utils.testing import eyes
+    eyes.test(args, actions)
 
 
 def dump_pseudo(args):

@@ -16,7 +16,7 @@ DEFAULTS = ROOT / "args.yaml"
 TYPES = {
     str: "data_dir data scheme mean_face cache backbone activation head merge pretrained "
          "offset_loss precision boxes report exp device unlabelled_dir gssl_preset "
-         "teacher",
+         "teacher names",
     int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
          "gssl_rounds gssl_epochs dump_pseudo",
     float: "cls reg eye_weight lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation "
@@ -43,6 +43,8 @@ ACTIONS = {
     "export": "write the .onnx beside the weights",
     "int8": "export, and a .int8.onnx calibrated on training crops of --data-dir or --data",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
+    "fit_eyes": "find a model's limits of shut and open eyes on --data-dir with closed/ and open/",
+    "test_eyes": "score shut and open eyes on such a folder",
     "compare": "print the table of all experiments",
     "resume": "go on with --exp from its last.pt and its own args.yaml; flags typed now win",
 }
@@ -198,8 +200,8 @@ def parse(argv=None):
         found.setdefault("data", "none")
     if not actions - {"resume"} and "dump_pseudo" not in found:
         if "resume" not in actions:
-            raise UserError("nothing to do: give --train, --test, --export, --test-onnx or "
-                            "--compare (see main.py --help)")
+            raise UserError("nothing to do: give --train, --test, --export, --test-onnx, "
+                            "--fit-eyes, --test-eyes or --compare (see main.py --help)")
         actions |= {"train"}
     args = load_args(found, path)
     return Request(args, actions, found)

@@ -188,6 +188,22 @@ def plot_ced(errors, path):
     pyplot.close(figure)
 
 
+def plot_roc(shut, opened, path):
+    """Draw the ROC curve of values that are lower where eyes are shut: shut (n,), opened (m,)."""
+    import numpy
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)
+    limits = numpy.unique(numpy.concatenate([shut, opened]))
+    called = [100 * numpy.searchsorted(numpy.sort(values), limits, "right") / len(values)
+              for values in (opened, shut)]
+    axis.step(*([0, *values] for values in called), where="post")
+    axis.set(xlim=(0, 10), ylim=(50, 100), xlabel="false alarms, % of open eyes",
+             ylabel="recall, % of shut eyes", title="shut eyes by the eye aspect ratio (ROC)")
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
 def _pyplot():
     import matplotlib
     matplotlib.use("Agg")

@@ -5,6 +5,7 @@ with a single picture.
 """
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy
@@ -23,7 +24,9 @@ from utils.video.tracker import Tracker
 STATES = ("closed", "open")
 # Least faces of each state from which limits are fitted.
 FEWEST = 20
-# The limits of false alarms at which recall is told.
+# A driver who is wrongly woken soon switches the alarm off.
+ALARM_COST = 3
+# The shares of false alarms at which recall is told.
 ALARMS = {"1": 0.01, "0.1": 0.001}
 
 
@@ -141,17 +144,115 @@ def separation(shut, opened):
         share * len(opened))]).mean()) for name, share in ALARMS.items()}}
 
 
-def fit(readings, scheme):
-    """The lids.Limits that suit the readings of a model of `scheme`. Raises UserError.
+def fit(readings):
+    """The lids.Limits that suit the readings of a model. Raises UserError where they are too few.
 
-    shut and open: medians of the predicted eye aspect ratio. closed_below: half way between what
-    TODO
+    shut and open: medians of the eye aspect ratio as predicted. closed_below: where the share of
+    shut faces missed plus ALARM_COST times the share of false alarms is least. min_confidence: half
+    of what 99 % of the faces have.
     """
     found = [r for r in readings if r.seen is not None]
-    shut, opened = (numpy.array([r.seen.ratios for r in found if r.closed == closed])
-                    for closed in (True, False))
-    for state, values in zip(STATES, (shut, opened)):
-        if len(values) < FEWEST:
-            raise UserError(f"limits need {FEWEST} faces of each state, {len(values)} were found "
-                            f"with eyes {state}")
-    raise NotImplementedError
+    for state, closed in zip(STATES, (True, False)):
+        count = sum(r.closed == closed for r in found)
+        if count < FEWEST:
+            raise UserError(f"limits need {FEWEST} faces with eyes {state}, {count} were found; "
+                            f"give more photos, or a better detector with --boxes")
+    ratios = numpy.array([numpy.mean(r.seen.ratios) for r in found])
+    shut = numpy.array([r.closed for r in found], bool)
+    low, high = (float(numpy.median(ratios[which])) for which in (shut, ~shut))
+    if not low < high:
+        raise UserError(f"the model sees shut eyes as open as open ones (eye aspect ratio "
+                        f"{low:.2f} and {high:.2f}); train it with such faces first")
+    at = _cheapest(numpy.sort(ratios[shut]), numpy.sort(ratios[~shut]))
+    sure = numpy.array([r.confidence.mean() for r in found])
+    return lids.Limits(low, high, (at - low) / (high - low),
+                       float(numpy.percentile(sure, 1)) / 2)
+
+
+def _cheapest(shut, opened):
+    """The ratio that best parts sorted shut (n,) from opened (m,): the middle of the best gap."""
+    values = numpy.unique(numpy.concatenate([shut, opened]))
+    places = (values[1:] + values[:-1]) / 2
+    missed = 1 - numpy.searchsorted(shut, places) / len(shut)
+    alarms = numpy.searchsorted(opened, places) / len(opened)
+    cost = missed + ALARM_COST * alarms
+    best = numpy.flatnonzero(cost <= cost.min() + 1e-9)
+    # Of equally good gaps the widest, which is the least a matter of chance.
+    return float(places[max(best, key=lambda i: values[i + 1] - values[i])])
+
+
+def test(args, actions):
+    """Fit the limits of a model's eyes, score them, or both, as args and actions say; print, plot,
+    report. Raises UserError."""
+    if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
+        raise UserError(f"--report {args.report}: there is no such folder")
+    path = experiment.find_weights(args.exp)
+    photos = list_photos(args.data_dir, args.names)
+    detector = get_detector("haar" if args.boxes == "none" else args.boxes)
+    predictor = Predictor(path, args.device)
+    lids.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say that it has no eyes.
+    if "fit_eyes" in actions:
+        limits = fit(read_eyes(predictor, detector, photos))
+        keep_limits(limits, path)
+        print(f"limits of {path}: " + ", ".join(f"{name} {value:.3f}"
+                                                for name, value in limits.state().items()))
+    if "test_eyes" in actions:
+        # Again after a fit: what counts is how the file reads them.
+        predictor = Predictor(path, args.device)
+        readings = read_eyes(predictor, detector, photos)
+        numbers = score(readings)
+        print_numbers(numbers)
+        draw_readings(readings, predictor.scheme, path)
+        if args.report != "none":
+            pathlib.Path(args.report).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+
+
+def keep_limits(limits, path):
+    """Write lids.Limits into a weights file (.pt or .onnx) and the other kind beside it."""
+    for file in (path.with_suffix(".pt"), path.with_suffix(".onnx")):
+        if file.is_file() and file.suffix == ".pt":
+            checkpoint.save({**checkpoint.read(file), "eyes": limits.state()}, file)
+        elif file.is_file():
+            _keep_in_onnx(limits, file)
+
+
+def _keep_in_onnx(limits, path):
+    import onnx
+    graph = onnx.load(path)
+    described = {entry.key: entry.value for entry in graph.metadata_props}
+    onnx.helper.set_model_props(graph, described | {"eyes": json.dumps(limits.state())})
+    temporary = path.with_name(path.name + ".tmp")
+    onnx.save(graph, temporary)
+    os.replace(temporary, path)
+
+
+def print_numbers(numbers):
+    """Print the numbers of score()."""
+    for state in STATES:
+        print(f"{state:<8}{{faces}} faces, {{not_found}} not found, {{not_judged}} not judged"
+              .format(**numbers[state]))
+    print(f"rule    recall {numbers['recall']:.1f} %, false alarms {numbers['false_alarms']:.1f} %")
+    for name, prefix in (("faces", ""), ("eyes", "eye_")):
+        print(f"{name:<8}AUC {numbers[prefix + 'auc']:.4f}, recall "
+              + ", ".join(f"{numbers[f'{prefix}recall_at_{share}']:.1f} % at {share} %"
+                          for share in ALARMS) + " false alarms")
+
+
+def draw_readings(readings, scheme, weights):
+    """Write eyes-roc.png, and eyes-worst.png: the 16 faces of each state that look least like it.
+
+    Beside the weights; at the top of weights/ the names begin with theirs.
+    """
+    prefix = "" if weights.stem == "best" else f"{weights.stem}-"
+    found = [r for r in readings if r.seen is not None]
+    ratio = {id(r): float(numpy.mean(r.seen.ratios)) for r in found}
+    shut, opened = ([ratio[id(r)] for r in found if r.closed == closed] for closed in (True, False))
+    experiment.plot_roc(shut, opened, weights.with_name(f"{prefix}eyes-roc.png"))
+    images, captions = [], []
+    for closed, sign in ((True, -1), (False, 1)):
+        faces = [r for r in found if r.closed == closed]
+        for r in sorted(faces, key=lambda r: sign * ratio[id(r)])[:16]:
+            image = read_photo(r.photo, upright=True)
+            images.append(draw.landmarks(image, r.points_px, scheme))
+            captions.append(f"{r.photo.parent.name} {r.photo.stem} {ratio[id(r)]:.2f}")
+    draw.save(weights.with_name(f"{prefix}eyes-worst.png"), draw.sheet(images, 8, 200, captions))
