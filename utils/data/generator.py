@@ -55,10 +55,11 @@ class Options:
     for a custom set, a YAML file. crop, scale: see crop.face_box. margin: how much larger than the
     nominal crop the images are. val: share of the training photos held out. workers: processes,
     else one a core. labelled: the prepared set that photos without landmarks are to be trained with
-    (see unlabelled.prepare); boxes, detector: of such photos. exif: "obey" where labels were made
-    on photos as a person sees them, "ignore" where on the pixels as stored, None: ignore in the
-    published sets, whose annotators did, else obey. one_based: whether the pixels of a CSV file
-    count from 1.
+    (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights that lay the
+    landmarks of such photos, whose eyes are shut in closed/ and open in open/ (see
+    eye_states.prepare); names: which of them. exif: "obey" where labels were made on photos as a
+    person sees them, "ignore" where on the pixels as stored, None: ignore in the published sets,
+    whose annotators did, else obey. one_based: whether the pixels of a CSV file count from 1.
     """
     layout: str | None = None
     scheme: str | None = None
@@ -72,6 +73,8 @@ class Options:
     detector: str = "haar"
     exif: str | None = None
     one_based: bool = False
+    teacher: str | None = None
+    names: str = "none"
 
     def __post_init__(self):
         self.workers = self.workers or os.cpu_count() or 1
@@ -92,6 +95,9 @@ class Options:
         if self.boxes is not None and self.labelled is None:
             raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
                             "prepared set they are to be trained with (--labelled SET)")
+        if self.teacher is not None and self.labelled is None:
+            raise UserError("a teacher is for photos of shut and open eyes, which need "
+                            "labelled=SET: the prepared set they join (--labelled SET)")
 
 
 class DataGenerator:
@@ -121,6 +127,10 @@ class DataGenerator:
     def run(self):
         """Prepare the set, print the table of counts, return the set's folder."""
         options = self.options
+        if options.teacher is not None:
+            from utils.data import eye_states
+            return eye_states.prepare(self.folders[0], options.labelled, options.teacher,
+                                      options.detector, options.names, self.output_dir)
         if options.labelled is not None:
             from utils.data.unlabelled import prepare  # It imports torch, which takes seconds.
             return prepare(self.folders[0], options.labelled, options.boxes, options.detector,
@@ -441,6 +451,10 @@ def main(argv=None):
                              "pixels as stored [published sets: ignore, else obey]")
     parser.add_argument("--one-based", action="store_true",
                         help="the pixels of the .csv file count from 1")
+    parser.add_argument("--teacher", help="weights that label photos in closed/ and open/, faces "
+                                          "with shut and open eyes, which join --labelled")
+    parser.add_argument("--names", default="none",
+                        help="which of these: a list of files, or LIST:PART of one with parts")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

@@ -17,6 +17,8 @@ def shut(image, points, scheme, share=1.0):
     nothing moves beyond brow and cheek; the landmarks are exact by construction.
     """
     for contour in scheme.eyes:
+        if numpy.isnan(points[contour]).any():
+            continue  # Without all its landmarks an eye stays as it is.
         image = _shut_eye(image, lids.Eye(points, contour), share)
     return image, lids.close(points, scheme, share)
 

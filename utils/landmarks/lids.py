@@ -8,8 +8,8 @@ from utils.errors import UserError
 # Where shut lids meet, between the open lids: the upper lid does most of the way. Chosen on the
 # shut faces of ../shared/data/eyes, see README.
 UPPER_SHARE = 0.3
-# Eye aspect ratio below which an annotated eye counts as shut, or on the way: 4.3 % of the 4024 eyes
-# in 2012 training photos of 300W.
+# Eye aspect ratio below which an annotated eye counts as shut, or on the way: 4.3 % of the 4024
+# eyes in 2012 training photos of 300W.
 NEARLY_SHUT = 0.15
 
 
@@ -124,6 +124,8 @@ def close(points, scheme, share=1.0):
     """Landmarks (K, 2), y down, with the lids moved by `share` of the way to where they meet."""
     points = numpy.array(points, numpy.float64)
     for contour in scheme.eyes:
+        if numpy.isnan(points[contour]).any():
+            continue
         eye = Eye(points, contour)
         lids = sum(eye.lids, [])
         local = eye.local(points[lids])

@@ -12,8 +12,8 @@ import numpy
 import tqdm
 
 from utils import checkpoint, draw, experiment
+from utils.data.eye_states import STATES, list_photos
 from utils.data.photo import read_photo
-from utils.data.readers.pts import IMAGE_SUFFIXES
 from utils.errors import UserError
 from utils.landmarks import lids
 from utils.predictor import Predictor
@@ -21,7 +21,6 @@ from utils.video import eyes
 from utils.video.detector import get_detector
 from utils.video.tracker import Tracker
 
-STATES = ("closed", "open")
 # Least faces of each state from which limits are fitted.
 FEWEST = 20
 # A driver who is wrongly woken soon switches the alarm off.
@@ -39,51 +38,6 @@ class Reading:
     points_px: numpy.ndarray | None
     confidence: numpy.ndarray | None
     seen: eyes.Eyes | None
-
-
-def list_photos(folder, names="none"):
-    """[(path, closed)] of the photos in folder/closed and folder/open.
-
-    names: none for all, or LIST or LIST:PART: a file with lines `closed/0001.jpg` or
-    `closed/0001.jpg part`, of which those of the part are taken. Raises UserError.
-    """
-    folder = pathlib.Path(folder)
-    missing = [state for state in STATES if not (folder / state).is_dir()]
-    if missing:
-        raise UserError(f"{folder}: has no folder {missing[0]}; photos of faces with shut eyes are "
-                        f"expected in closed/, with open eyes in open/")
-    if names == "none":
-        found = [path for state in STATES for path in sorted((folder / state).iterdir())
-                 if path.suffix.lower() in IMAGE_SUFFIXES]
-    else:
-        found = [folder / name for name in _read_names(names)]
-    photos = [(path, path.parent.name == "closed") for path in found]
-    for state in STATES:
-        if not any(path.parent.name == state for path in found):
-            raise UserError(f"{folder}: no photo in {state}/"
-                            + (f" is named by {names}" if names != "none" else ""))
-    absent = [path for path in found if not path.is_file()]
-    if absent:
-        raise UserError(f"{absent[0]}: no such photo, though {names} names it")
-    return photos
-
-
-def _read_names(names):
-    path, _, part = str(names).partition(":")
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"names {path}: cannot be read: {error}") from None
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
-    for number, row in rows:
-        if len(row) > 2 or row[0].split("/")[0] not in STATES or len(row[0].split("/")) != 2:
-            raise UserError(f"{path}:{number}: expected closed/NAME or open/NAME and perhaps a "
-                            f"part, found {' '.join(row)[:60]!r}")
-    parts = {row[1] for _, row in rows if len(row) == 2}
-    if part and part not in parts:
-        raise UserError(f"names {path}: has no part {part}; there is "
-                        f"{', '.join(sorted(parts)) or 'none'}")
-    return [row[0] for _, row in rows if not part or row[1:] == [part]]
 
 
 def read_eyes(predictor, detector, photos):
@@ -147,9 +101,9 @@ def separation(shut, opened):
 def fit(readings):
     """The lids.Limits that suit the readings of a model. Raises UserError where they are too few.
 
-    shut and open: medians of the eye aspect ratio as predicted. closed_below: where the share of
-    shut faces missed plus ALARM_COST times the share of false alarms is least. min_confidence: half
-    of what 99 % of the faces have.
+    shut and open: medians of the eye aspect ratio as predicted. closed_below: the openness where
+    the share of shut faces missed plus ALARM_COST times the share of false alarms is least.
+    min_confidence: half of what 99 % of the faces have.
     """
     found = [r for r in readings if r.seen is not None]
     for state, closed in zip(STATES, (True, False)):
@@ -157,20 +111,21 @@ def fit(readings):
         if count < FEWEST:
             raise UserError(f"limits need {FEWEST} faces with eyes {state}, {count} were found; "
                             f"give more photos, or a better detector with --boxes")
-    ratios = numpy.array([numpy.mean(r.seen.ratios) for r in found])
+    ratios = numpy.array([r.seen.ratios for r in found])
     shut = numpy.array([r.closed for r in found], bool)
-    low, high = (float(numpy.median(ratios[which])) for which in (shut, ~shut))
+    low, high = (float(numpy.median(ratios[which].mean(1))) for which in (shut, ~shut))
     if not low < high:
         raise UserError(f"the model sees shut eyes as open as open ones (eye aspect ratio "
                         f"{low:.2f} and {high:.2f}); train it with such faces first")
-    at = _cheapest(numpy.sort(ratios[shut]), numpy.sort(ratios[~shut]))
+    openness = lids.Limits(low, high).openness(ratios).mean(1)
     sure = numpy.array([r.confidence.mean() for r in found])
-    return lids.Limits(low, high, (at - low) / (high - low),
+    return lids.Limits(low, high, _cheapest(numpy.sort(openness[shut]),
+                                            numpy.sort(openness[~shut])),
                        float(numpy.percentile(sure, 1)) / 2)
 
 
 def _cheapest(shut, opened):
-    """The ratio that best parts sorted shut (n,) from opened (m,): the middle of the best gap."""
+    """The value that best parts sorted shut (n,) from opened (m,): the middle of the best gap."""
     values = numpy.unique(numpy.concatenate([shut, opened]))
     places = (values[1:] + values[:-1]) / 2
     missed = 1 - numpy.searchsorted(shut, places) / len(shut)

@@ -46,23 +46,16 @@ class PIPLoss:
     """cls * score maps + reg * (offset and neighbour terms at the target cells). PIPNet 3.1.
 
     Called with the head's output, landmarks (N, K, 2) in crop units, the indices (N,) of the faces
-<<<<<<< HEAD
-    (not needed here), and what counts (see `terms`) it gives the scalar loss. missing: whether
-    landmarks may be NaN, which then do not count.
-    """
-
-    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1", missing=False):
-        self.neighbours, self.cls, self.reg = neighbours, cls, reg
-        self.offset_loss, self.missing = OFFSET_LOSSES[offset_loss], missing
-=======
     (not needed here), and what counts (see `terms`) it gives the scalar loss. weights (K,): how
-    much each landmark counts in every mean; None: all alike.
+    much each landmark counts in every mean, None for all alike. missing: whether landmarks may be
+    NaN, which then do not count.
     """
 
-    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1", weights=None):
+    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1", weights=None,
+                 missing=False):
         self.neighbours, self.cls, self.reg = neighbours, cls, reg
         self.offset_loss, self.weights = OFFSET_LOSSES[offset_loss], weights
->>>>>>> 6a7e78f (Eyes that shut: lids drawn together as augmentation, weight of the eyes in the loss, limits that a model brings along)
+        self.missing = missing
 
     def terms(self, predicted, landmarks, mask=None, coarse=None):
         """The unweighted terms as a dict of scalars: score, offset_x, offset_y, neighbour_x,
@@ -148,29 +141,16 @@ class RegressionLoss:
         return self.reg * _mean(self.offset_loss(error), mask)
 
 
-<<<<<<< HEAD
-def build_loss(model, cls, reg, offset_loss, missing=False):
-    """The loss of a LandmarkNet's head; missing: see PIPLoss. Raises UserError for an unknown
-    offset loss."""
-=======
-def build_loss(model, cls, reg, offset_loss, eye_weight=1.0):
-    """The loss of a LandmarkNet's head; eye_weight: of the eyes' landmarks against the others.
-
-    Raises UserError for an unknown offset loss.
-    """
->>>>>>> 6a7e78f (Eyes that shut: lids drawn together as augmentation, weight of the eyes in the loss, limits that a model brings along)
+def build_loss(model, cls, reg, offset_loss, eye_weight=1.0, missing=False):
+    """The loss of a LandmarkNet's head. eye_weight: of the eyes' landmarks against the others, of
+    the PIP head. missing: see PIPLoss. Raises UserError for an unknown offset loss."""
     if offset_loss not in OFFSET_LOSSES:
         raise UserError(f"offset_loss must be one of {', '.join(OFFSET_LOSSES)}, found "
                         f"{offset_loss!r}")
     if hasattr(model.head, "neighbours"):
-<<<<<<< HEAD
-        return PIPLoss(model.head.neighbours, cls, reg, offset_loss, missing)
-    return RegressionLoss(reg, offset_loss, missing)
-=======
         weights = None
         if eye_weight != 1 and model.scheme.eyes is not None:
             weights = torch.ones(model.scheme.points, device=model.head.neighbours.device)
             weights[sum(model.scheme.eyes, [])] = eye_weight
-        return PIPLoss(model.head.neighbours, cls, reg, offset_loss, weights)
-    return RegressionLoss(reg, offset_loss)
->>>>>>> 6a7e78f (Eyes that shut: lids drawn together as augmentation, weight of the eyes in the loss, limits that a model brings along)
+        return PIPLoss(model.head.neighbours, cls, reg, offset_loss, weights, missing)
+    return RegressionLoss(reg, offset_loss, missing)

@@ -120,12 +120,8 @@ class Trainer:
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
         faces = self.set.lists["train"]
-<<<<<<< HEAD
-        loss = build_loss(self.model, args.cls, args.reg, args.offset_loss,
+        loss = build_loss(self.model, args.cls, args.reg, args.offset_loss, args.eye_weight,
                           missing=bool(numpy.isnan(faces.points).any()))
-=======
-        loss = build_loss(self.model, args.cls, args.reg, args.offset_loss, args.eye_weight)
->>>>>>> 6a7e78f (Eyes that shut: lids drawn together as augmentation, weight of the eyes in the loss, limits that a model brings along)
         return self._join_unlabelled(faces, loss, state) if args.gssl else (faces, loss)
 
     def _build_model(self, timm_weights=False):
