@@ -98,12 +98,13 @@ def separation(shut, opened):
         share * len(opened))]).mean()) for name, share in ALARMS.items()}}
 
 
-def fit(readings):
-    """The lids.Limits that suit the readings of a model. Raises UserError where they are too few.
+def fit(readings, scheme):
+    """The lids.Limits that suit the readings of a model of `scheme`. Raises UserError where they
+    are too few, or the model does not tell the states apart.
 
     shut and open: medians of the eye aspect ratio as predicted. closed_below: the openness where
     the share of shut faces missed plus ALARM_COST times the share of false alarms is least.
-    min_confidence: half of what 99 % of the faces have.
+    min_confidence: half of what 99 % of the eyes have.
     """
     found = [r for r in readings if r.seen is not None]
     for state, closed in zip(STATES, (True, False)):
@@ -118,7 +119,7 @@ def fit(readings):
         raise UserError(f"the model sees shut eyes as open as open ones (eye aspect ratio "
                         f"{low:.2f} and {high:.2f}); train it with such faces first")
     openness = lids.Limits(low, high).openness(ratios).mean(1)
-    sure = numpy.array([r.confidence.mean() for r in found])
+    sure = [r.confidence[contour].mean() for r in found for contour in scheme.eyes]
     return lids.Limits(low, high, _cheapest(numpy.sort(openness[shut]),
                                             numpy.sort(openness[~shut])),
                        float(numpy.percentile(sure, 1)) / 2)
@@ -147,7 +148,7 @@ def test(args, actions):
     predictor = Predictor(path, args.device)
     lids.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say that it has no eyes.
     if "fit_eyes" in actions:
-        limits = fit(read_eyes(predictor, detector, photos))
+        limits = fit(read_eyes(predictor, detector, photos), predictor.scheme)
         keep_limits(limits, path)
         print(f"limits of {path}: " + ", ".join(f"{name} {value:.3f}"
                                                 for name, value in limits.state().items()))

@@ -30,14 +30,14 @@ def look(points_px, confidence, scheme, limits):
 
     Raises UserError where the scheme has no eye contours.
     """
-    ratios = aspect_ratios(points_px, scheme)
+    ratios = tuple(float(ratio) for ratio in aspect_ratios(points_px, scheme))
     ends = [[contour[0], contour[len(contour) // 2]] for contour in scheme.eyes]
     widths = [float(numpy.linalg.norm(points_px[b] - points_px[a])) for a, b in ends]
     least = max(SMALLEST, NARROWEST * max(widths))
     openness = tuple(
-        limits.openness(ratio)
+        float(limits.openness(ratio))
         if width >= least and confidence[contour].mean() >= limits.min_confidence else None
         for ratio, width, contour in zip(ratios, widths, scheme.eyes))
     judged = [value for value in openness if value is not None]
-    closed = sum(judged) / len(judged) <= limits.closed_below if judged else None
+    closed = bool(sum(judged) / len(judged) <= limits.closed_below) if judged else None
     return Eyes(openness, closed, ratios)
