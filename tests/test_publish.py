@@ -2,10 +2,12 @@
 import shutil
 
 import numpy
+import pytest
 import torch
 
 from utils import checkpoint
 from utils.deploy import publish
+from utils.errors import UserError
 from utils.predictor import Predictor
 
 
@@ -42,7 +44,8 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     assert "gssl" not in last
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
                "nme_crop": 51.0}
-    text = publish.card(chain, {"pytorch": {"test": numbers}}, "fast", 600)
+    how = [first, last], 600.0
+    text = publish.card(chain, {"pytorch": {"test": numbers}}, "fast", how)
     assert "trained from random weights" in text
     assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
     shutil.rmtree(second)
@@ -67,7 +70,44 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
     last = publish.command(found)
     assert "--teacher weights/large/best.pt" in last and "--gssl --unlabelled-dir lfw " in last
     assert "--gssl-rounds 2 --gssl-epochs 4" in last and "somewhere" not in last
-    text = publish.card(chain, {"pytorch": {}}, "fast", 600)
+    text = publish.card(chain, {"pytorch": {}}, "fast", ([last], 600.0))
     assert "and lfw without landmarks; epoch 5 of 11 was best" in text
     publish.publish(found, tmp_path / "fast.pt", with_onnx=False)
     assert checkpoint.read(tmp_path / "fast.pt")["args"]["unlabelled_dir"] == "lfw"
+
+
+def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, tmp_path):
+    """The shipped file's card has the commands before, and its name leads to the last of them."""
+    shipped, state = tmp_path / "fast.pt", checkpoint.read(tiny_weights)
+    checkpoint.save(state, shipped)
+    later = tmp_path / "weights" / "later" / "best.pt"
+    later.parent.mkdir(parents=True)
+    checkpoint.save({**state, "args": {**state["args"], "pretrained": str(shipped)}}, later)
+    (later.parent / "results.csv").write_text(
+        "epoch,lr,loss,val_nme,seconds,round\n1,0.1,1,3,120,0\n")
+    chain = publish.chain(later)
+    with pytest.raises(UserError, match="fast.md: is not the card"):
+        publish.recipe(chain)
+    shipped.with_suffix(".md").write_text(
+        "* trained from dust, by the commands below\n* training time: 30 minutes in all\n"
+        "bash main.sh 1 --train --exp one\nbash main.sh 1 --train --exp two\n")
+    commands, seconds = publish.recipe(chain)
+    assert [command.split()[5] for command in commands] == ["one", "two", "later"]
+    assert "--pretrained weights/two/best.pt" in commands[-1] and seconds == 32 * 60
+    text = publish.card(chain, {"pytorch": {}}, "fast", (commands, seconds), "mean of two")
+    assert "trained from dust" in text and "32 minutes" in text and "* mean of two" in text
+
+
+def test_published_weights_may_be_a_mean(tiny_weights, tmp_path):
+    state = checkpoint.read(tiny_weights)
+    other = {**state, "weights": {k: v + 1 if v.is_floating_point() else v
+                                  for k, v in checkpoint.weights_of(state).items()}}
+    checkpoint.save(other, tmp_path / "other.pt")
+    publish.publish(tiny_weights, tmp_path / "mean.pt", False, tmp_path / "other.pt", 0.25)
+    for name, value in checkpoint.weights_of(checkpoint.read(tmp_path / "mean.pt")).items():
+        if value.is_floating_point():
+            want = checkpoint.weights_of(state)[name].float() + 0.25
+            assert torch.allclose(value.float(), want, atol=1e-2, rtol=1e-2), name
+    checkpoint.save({**other, "weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="another network"):
+        publish.publish(tiny_weights, tmp_path / "mean.pt", False, tmp_path / "other.pt", 0.25)

@@ -1,7 +1,9 @@
 """An experiment's best weights as files to ship: fp16 .pt, .onnx of the same numbers, card."""
 import argparse
+import functools
 import json
 import pathlib
+import re
 import shlex
 
 import yaml
@@ -21,13 +23,17 @@ WEIGHTS_ARGS = ("pretrained", "teacher")
 SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
-def publish(source, target, with_onnx=True):
+def publish(source, target, with_onnx=True, other=None, share=0.0):
     """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
 
-    The ONNX file comes from the rounded weights, so both score the same. Paths of the machine that
-    trained are cut to their last part. Raises UserError.
+    other: a checkpoint that it was trained on from, of which the published weights hold `share`: a
+    mean of both keeps more of what the first one knew (Wortsman et al., CVPR 2022). The ONNX file
+    comes from the rounded weights, so both score the same. Paths of the machine that trained are
+    cut to their last part. Raises UserError.
     """
     state = checkpoint.read(source)
+    if other is not None:
+        state = {**state, "weights": _mean_weights(state, checkpoint.read(other), share)}
     args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in checkpoint.weights_of(state).items()}
@@ -36,6 +42,14 @@ def publish(source, target, with_onnx=True):
     checkpoint.save({**shown, "args": args, "weights": weights}, target)
     if with_onnx:
         export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
+
+
+def _mean_weights(state, other, share):
+    weights, others = checkpoint.weights_of(state), checkpoint.weights_of(other)
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in others.items()}:
+        raise UserError("weights of another network have no mean; give those it was trained from")
+    return {k: (1 - share) * v.float() + share * others[k].float() if v.is_floating_point() else v
+            for k, v in weights.items()}
 
 
 def chain(source):
@@ -47,6 +61,33 @@ def chain(source):
         if path.is_file():
             found += [before for before in chain(path) if before not in found]
     return [*found, pathlib.Path(source)]
+
+
+def recipe(sources):
+    """(commands, seconds) that train the checkpoints of a chain; shipped ones as their cards say.
+
+    Raises UserError where a shipped one has no card.
+    """
+    commands, seconds = [], 0.0
+    for path in sources:
+        if path.stem == "best":
+            commands.append(command(path))
+            seconds += experiment.read_epochs(path.parent)[-1]["seconds"]
+            continue
+        text = _read_card(path)
+        commands += [line for line in text.splitlines() if line.startswith("bash main.sh")
+                     and line not in commands]
+        seconds += 60 * float(re.search(r"training time: ([\d.]+) minutes", text)[1])
+    return commands, seconds
+
+
+def _read_card(path):
+    """The card beside shipped weights. Raises UserError."""
+    card = path.with_suffix(".md")
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if not re.search(r"training time: [\d.]+ minutes", text) or "--exp " not in text:
+        raise UserError(f"{card}: is not the card of {path.name}, which says how it was trained")
+    return text
 
 
 def command(source):
@@ -69,22 +110,29 @@ def _named(args):
 
 
 def _weights_name(path):
-    """weights/EXP/best.pt of any path that ends so; `none` and `timm` as they are."""
+    """weights/EXP/best.pt of any path that ends so, and of shipped weights, by their card; `none`
+    and `timm` as they are."""
+    if pathlib.Path(path).is_file() and pathlib.Path(path).stem != "best":
+        names = re.findall(r"--exp (\S+)", _read_card(pathlib.Path(path)))
+        return f"weights/{names[-1]}/best.pt"
     parts = pathlib.Path(path).parts[-2:]
     return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
 
 
-def card(sources, report, title, seconds):
+def card(sources, report, title, recipe, mean=""):
     """A model card as Markdown.
 
-    sources: the chain of a checkpoint. report: of `main.py --test --report`. seconds: of the
-    trainings.
+    sources: the chain of a checkpoint. report: of `main.py --test --report`. recipe: what recipe()
+    gives for it. mean: a sentence on weights averaged with others.
     """
+    commands, seconds = recipe
     state = checkpoint.read(sources[-1])
     args, scheme = _named(state["args"]), state["scheme"]
     begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
     first = _named(checkpoint.read(sources[0])["args"])
     begun = begun.get(first["pretrained"], first["pretrained"]).format(**first)
+    if sources[0].stem != "best":
+        begun = re.search(r"trained from (.*), by", _read_card(sources[0]))[1]
     last = gssl.plan(argparse.Namespace(**args))[-1]
     sets, more = [args["data_dir"]], ""
     if args["gssl"]:
@@ -101,7 +149,7 @@ def card(sources, report, title, seconds):
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: that of the photos of {' and '.join(sets)} (300W and LFW: research only)",
-        "", "```", *map(command, sources), "```", "",
+        *([f"* {mean}"] if mean else []), "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
@@ -123,19 +171,29 @@ def main(argv=None):
     parser.add_argument("name", help="its name in weights/, such as fast")
     parser.add_argument("--data-dir", default="300W", help="set to score on [300W]")
     parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
+    parser.add_argument("--average", metavar="PT",
+                        help="weights it was trained on from, of which to keep a share")
+    parser.add_argument("--share", type=float, default=0.3, help="that share, 0 to 1 [0.3]")
     given = parser.parse_args(argv)
+    if not 0 <= given.share <= 1:
+        raise UserError(f"--share must be 0 to 1, found {given.share}")
     source = experiment.find_weights(given.exp)
     target = experiment.WEIGHTS / f"{given.name}.pt"
     if target == source:
         raise UserError(f"{target}: is what it would be made from")
-    publish(source, target, not given.no_onnx)
+    # Before anything is overwritten: shipped weights that it began with may be the target.
+    sources = chain(source)
+    how, mean = recipe(sources), ""
+    if given.average is not None:
+        mean = (f"mean of the last command's weights and {given.share:g} of "
+                f"{_weights_name(given.average)} (--average)")
+    text = functools.partial(card, sources, title=given.name, recipe=how, mean=mean)
+    publish(source, target, not given.no_onnx, given.average, given.share)
     report = target.with_suffix(".json")
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     score.test(load_args({"exp": str(target), "data_dir": given.data_dir,
                                      "report": str(report)}), actions)
-    sources = chain(source)
-    seconds = sum(experiment.read_epochs(path.parent)[-1]["seconds"] for path in sources)
-    text = card(sources, json.loads(report.read_text(encoding="utf-8")), given.name, seconds)
+    text = text(report=json.loads(report.read_text(encoding="utf-8")))
     target.with_suffix(".md").write_text(text, encoding="utf-8")
     report.unlink()
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
