@@ -73,12 +73,14 @@ def train(request):
 
 
 def export(args, actions):
-    """Write the .onnx beside the weights, and the .int8.onnx where it was asked for."""
-    from utils.deploy import export, quantize
+    """Write the .onnx beside the weights, and the others that were asked for."""
+    from utils.deploy import export, quantize, raw
     if actions & {"train", "export"}:
         path = export.export_weights(experiment.find_weights(args.exp))
         if "int8" in actions:
             quantize.export_int8(path, args)
+        if "raw" in actions:
+            raw.export_weights(path.with_suffix(".pt"), args.opset)
         return
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     if path.is_file() and not path.with_suffix(".onnx").is_file():

@@ -18,7 +18,7 @@ TYPES = {
          "offset_loss precision boxes report exp device unlabelled_dir gssl_preset "
          "teacher names",
     int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
-         "gssl_rounds gssl_epochs dump_pseudo",
+         "gssl_rounds gssl_epochs dump_pseudo opset",
     float: "cls reg eye_weight lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation "
            "scaling shift aspect flip colour grey blur shut occlusion occlusion_size "
            "min_confidence filter_min_cutoff filter_beta gssl_keep teacher_share",
@@ -33,15 +33,16 @@ CHOICES = {
 }
 # Least and largest value of numbers; everything else that is a number must not be negative.
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,
-         "detect_every": 1, "gssl_rounds": 1, "gssl_keep": 0.01}
+         "detect_every": 1, "gssl_rounds": 1, "gssl_keep": 0.01, "opset": 11}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
            "shut": 1, "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
-           "teacher_share": 1}
+           "teacher_share": 1, "opset": 20}
 ACTIONS = {
     "train": "train, choose the best epoch on the validation list",
     "test": "score the test lists with PyTorch",
     "export": "write the .onnx beside the weights",
     "int8": "export, and a .int8.onnx calibrated on training crops of --data-dir or --data",
+    "raw": "export, and a .raw.onnx of the maps alone for OpenCV, ncnn, TensorRT and their like",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
     "fit_eyes": "find a model's limits of shut and open eyes on --data-dir with closed/ and open/",
     "test_eyes": "score shut and open eyes on such a folder",
@@ -192,7 +193,7 @@ def parse(argv=None):
     found = vars(parser.parse_args(argv))
     path = found.pop("args")
     actions = frozenset(name for name in ACTIONS if found.pop(name))
-    if "int8" in actions:
+    if actions & {"int8", "raw"}:
         actions |= {"export"}
     if "data_dir" in found and found.get("data", "none") != "none":
         raise UserError("--data-dir and --data both say what to train on; give one of them")

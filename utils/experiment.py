@@ -54,10 +54,11 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
     """
     kinds = sorted((".pt", ".onnx"), key=lambda kind: kind != suffix)
     if name == "none":
-        newest = sorted(folder.glob("*/best.*"), key=lambda p: (p.parent.stat().st_mtime,
-                                                                p.suffix == suffix), reverse=True)
+        # Not best.raw.onnx and its like.
+        newest = sorted((path for kind in kinds for path in folder.glob(f"*/best{kind}")),
+                        key=lambda p: (p.parent.stat().st_mtime, p.suffix == suffix), reverse=True)
         for path in [*(folder / f"fast{kind}" for kind in kinds), *newest]:
-            if path.suffix in kinds and path.is_file():
+            if path.is_file():
                 return path
         raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "
                         f"train one: bash main.sh 1 --train --test-onnx --data samples")

@@ -10,6 +10,8 @@ from utils import checkpoint
 from utils.errors import UserError
 
 OPSET = 18
+# Values of metadata() that are plain text; the others are JSON.
+PLAIN = ("format", "backbone")
 
 
 class _Predict(torch.nn.Module):
@@ -55,16 +57,24 @@ def export(model, path):
     Input `images` (N, 3, S, S) uint8 RGB, outputs `landmarks` (N, K, 2) in crop units and
     `confidence` (N, K); N is dynamic. Metadata: see metadata(). Raises UserError.
     """
-    import onnx
     import onnxsim
-    path = pathlib.Path(path)
     images = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     program = torch.onnx.export(
         _Predict(copy.deepcopy(model).cpu()).eval(), (images,), dynamo=True, opset_version=OPSET,
         input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
     graph, _ = onnxsim.simplify(program.model_proto)
-    onnx.helper.set_model_props(graph, metadata(model))
+    return write(graph, path, metadata(model))
+
+
+def write(graph, path, described):
+    """Check an ONNX model and write it, whole or not at all, with metadata (a dict of strings).
+
+    Returns the path. Raises UserError.
+    """
+    import onnx
+    path = pathlib.Path(path)
+    onnx.helper.set_model_props(graph, described)
     onnx.checker.check_model(graph, full_check=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
