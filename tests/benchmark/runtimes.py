@@ -118,7 +118,8 @@ def main():
     faces, about = next(iter(prepared.tests.values())), _about(given.weights)
     ours = Predictor(given.weights.with_name(given.weights.name.replace(".raw.", ".")), threads=1)
     crops = dataset.FaceDataset(faces, prepared.margin, ours.input_size)
-    images = [crops[i][0].numpy().transpose(2, 0, 1)[None] for i in range(len(faces))]
+    images = [numpy.ascontiguousarray(crops[i][0].numpy().transpose(2, 0, 1)[None])
+              for i in range(len(faces))]
     expected = numpy.concatenate([ours(image.transpose(0, 2, 3, 1))[0] for image in images])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
