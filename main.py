@@ -35,6 +35,7 @@ def dispatch(request):
     """
     machine.keep_freed()
     actions = request.actions
+    launch.name_newest(request)
     try:
         if "train" in actions and not train(request):
             return

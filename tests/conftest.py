@@ -68,6 +68,7 @@ def weights(tmp_path, monkeypatch):
     """An empty folder in the place of weights/, for trainings in this process."""
     from utils import experiment
     monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
-    for function in (experiment.new_experiment, experiment.find_experiment):
+    for function in (experiment.new_experiment, experiment.find_experiment,
+                     experiment.newest_experiment):
         monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
     return tmp_path

@@ -5,8 +5,9 @@ import cv2
 import numpy
 import pytest
 
-from utils import experiment
+from utils import args, experiment
 from utils.errors import UserError
+from utils.training import launch
 
 
 def test_numbers_are_chosen_once(tmp_path):
@@ -104,3 +105,25 @@ def test_ced(tmp_path):
     values = numpy.random.default_rng(0).gamma(4, 0.01, 200)
     experiment.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")
     assert cv2.imread(str(tmp_path / "ced.png")).std() > 5
+
+
+def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):
+    def ask(*argv):
+        request = args.parse(argv)
+        launch.name_newest(request)
+        return request.args.exp, request.typed.get("exp")
+
+    with pytest.raises(UserError, match="no experiment with a best"):
+        ask("--test", "--exp")
+    for name, files, time in (("000", ("best.pt",), 2e9), ("mine", ("best.pt", "last.pt"), 1e9)):
+        (weights / name).mkdir()
+        for file in files:
+            (weights / name / file).touch()
+            os.utime(weights / name / file, (time, time))
+    assert ask("--test", "--exp") == ("000", "000")
+    assert capsys.readouterr().err == "--exp: 000, the newest experiment\n"
+    assert ask("--resume", "--exp") == ("mine", "mine"), "the only one to go on with"
+    assert ask("--test", "--exp", "--boxes", "haar")[0] == "000"
+    assert ask("--test")[0] == "none" and ask("--test", "--exp", "mine")[0] == "mine"
+    with pytest.raises(UserError, match="give it a name, or leave --exp out"):
+        ask("--train", "--exp")

@@ -83,8 +83,9 @@ def build_parser(description, prog=None):
     for title, names in groups.items():
         group = parser.add_argument_group(*title.split(": ", 1))
         for name in names:
-            # A switch may stand alone: --gssl is --gssl true.
-            alone = {"nargs": "?", "const": "true"} if KINDS[name] is bool else {}
+            # A switch may stand alone, --gssl is --gssl true; --exp means the newest experiment.
+            alone = {"nargs": "?", "const": "true"} if KINDS[name] is bool else (
+                {"nargs": "?", "const": ""} if name == "exp" else {})
             group.add_argument(_flag(name), metavar=KINDS[name].__name__.upper(), **alone,
                                default=argparse.SUPPRESS, help=helps[name].replace("%", "%%"))
     return parser

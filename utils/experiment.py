@@ -46,6 +46,15 @@ def find_experiment(name, folder=WEIGHTS):
     raise UserError(f"{what}; there are: {', '.join(sorted(set(known))) or 'none yet'}")
 
 
+def newest_experiment(pattern="best.*", folder=WEIGHTS):
+    """The name of the experiment whose file of this pattern was written last. Raises UserError."""
+    files = sorted(folder.glob(f"*/{pattern}"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise UserError(f"--exp without a name: {folder.name}/ holds no experiment with a "
+                        f"{pattern} yet")
+    return files[-1].parent.name
+
+
 def find_weights(name, suffix=".pt", folder=WEIGHTS):
     """The file that --exp or --weights means: a path, the best of an experiment, or (none) the
     shipped one, else the newest experiment's.

@@ -31,6 +31,7 @@ def main():
         request = parse(flags)
     if "train" not in request.actions:
         return
+    name_newest(request)
     args, resume = request.args, "resume" in request.actions
     machines, machine = (int(os.environ.get(k, v)) for k, v in (("NNODES", 1), ("NODE_RANK", 0)))
     if machines > 1 and args.exp == "none":
@@ -47,6 +48,20 @@ def main():
             raise UserError(f"{processes} processes asked for, this machine has {count} GPUs; ask "
                             f"for fewer, or give --device cpu")
     print(args.exp if resume or machine else experiment.new_experiment(args.exp).name)
+
+
+def name_newest(request):
+    """Put the newest experiment in the place of a bare --exp, and say which. Raises UserError."""
+    if request.args.exp:
+        return
+    resume = "resume" in request.actions
+    if "train" in request.actions and not resume:
+        raise UserError("--exp without a name means the newest experiment, and a training begins a "
+                        "new one: give it a name, or leave --exp out for the next number")
+    name = experiment.newest_experiment(*["last.pt"] * resume)
+    # Not on stdout, where main.sh reads the name.
+    print(f"--exp: {name}, the newest experiment", file=sys.stderr)
+    request.args.exp = request.typed["exp"] = name
 
 
 def resumed(request):
