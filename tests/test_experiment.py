@@ -1,5 +1,7 @@
 """weights/<exp>/: names, tables and plots."""
 import os
+import subprocess
+import sys
 
 import cv2
 import numpy
@@ -127,3 +129,34 @@ def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):
     assert ask("--test")[0] == "none" and ask("--test", "--exp", "mine")[0] == "mine"
     with pytest.raises(UserError, match="give it a name, or leave --exp out"):
         ask("--train", "--exp")
+
+
+HOLD = """
+import pathlib, sys
+from utils import experiment
+with experiment.Lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_training_of_one_experiment_is_refused(tmp_path):
+    (tmp_path / "last.pt").touch()
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=args.ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"is being trained by process {other.pid} on "):
+        experiment.Lock(tmp_path)
+    # Killed without a chance to tidy up: the lock dies with it.
+    other.kill()
+    other.communicate()
+    with experiment.Lock(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert (tmp_path / "lock").is_file()
+
+
+def test_a_training_that_saved_nothing_leaves_nothing(tmp_path):
+    folder = experiment.new_experiment("mine", tmp_path)
+    with experiment.Lock(folder):
+        assert experiment.new_experiment("mine", tmp_path) == folder, "the lock alone is no run"
+    assert not any(folder.iterdir())

@@ -1,8 +1,10 @@
 """weights/<exp>/: names, result tables and plots of experiments."""
 import csv
+import errno
 import os
 import pathlib
 import re
+import socket
 
 from utils.args import ROOT
 from utils.errors import UserError
@@ -11,6 +13,50 @@ WEIGHTS = ROOT / "weights"
 EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "nme", "onnx_nme")
+
+LOCK = "lock"
+
+
+class Lock:
+    """The right to train in an experiment's folder, for one training at a time.
+
+    It is the system's lock of the file `lock` there: it dies with its process, however that ends,
+    and holds among machines that share the disk. Used with `with`. Raises UserError where another
+    training has it, with that one's process and machine.
+    """
+
+    def __init__(self, folder):
+        self.path, self.file = folder / LOCK, None
+        try:
+            import fcntl
+        except ImportError:
+            return  # Windows, whose locks would keep the folder from being copied.
+        self.file = open(self.path, "a+", encoding="utf-8")
+        try:
+            # Of the process, not of the open file: the loader's forks do not keep it.
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            self.file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UserError(f"{folder}: is being trained by {holder}; wait for it, end it, or give "
+                            f"another --exp") from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file is None:
+            return
+        # An experiment that saved nothing leaves an empty folder, as if it had not begun.
+        if [path.name for path in self.path.parent.iterdir()] == [LOCK]:
+            self.path.unlink()
+        self.file.close()
 
 
 def new_experiment(name="none", folder=WEIGHTS):
@@ -24,7 +70,7 @@ def new_experiment(name="none", folder=WEIGHTS):
         try:
             (folder / name).mkdir(parents=True)
         except FileExistsError:
-            if any((folder / name).iterdir()):
+            if any(path.name != LOCK for path in (folder / name).iterdir()):
                 raise UserError(f"{folder / name}: the experiment exists; add --resume to go on "
                                 f"with it, or choose another --exp") from None
         return folder / name

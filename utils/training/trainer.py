@@ -28,9 +28,14 @@ def train(args, resume=False, stop=None):
     ranks = distributed.start(args.device)
     folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
                          else experiment.new_experiment(args.exp))
+    with ranks.together(experiment.Lock if ranks.first else contextlib.nullcontext, folder):
+        return _train_rounds(args, folder, ranks, resume, stop or launch.Stop())
+
+
+def _train_rounds(args, folder, ranks, resume, stop):
     state = ranks.share(lambda: checkpoint.read(folder / "last.pt")
                         if resume and (folder / "last.pt").exists() else None)
-    trainer = Trainer(args, folder, ranks, stop or launch.Stop())
+    trainer = Trainer(args, folder, ranks, stop)
     if state is not None:
         for name, old, new in checkpoint.changed(state.get("args"), args):
             trainer.log(f"resume: {name} changed from {old} to {new}")
