@@ -25,6 +25,11 @@ def main():
         if not launch.report(error):
             raise
         sys.exit(0 if launch.leave() else 2)
+    except BrokenPipeError:
+        if not launch.stopped():
+            raise
+        # torchrun would take it for a crash, and start again what nobody reads.
+        sys.exit(0 if launch.leave() else 2)
     launch.leave(0)
 
 

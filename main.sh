@@ -5,7 +5,7 @@
 #   two CPU processes:   bash main.sh 2 --train --device cpu
 #   two machines: the same line on each, with its own NODE_RANK (0, 1) and the first one's address:
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash main.sh 4 --train --exp NAME
-# Ctrl-C or SIGTERM: the step is finished and saved; twice: ends at once. A killed process: all are
+# Ctrl-C, SIGTERM or a closed terminal: the step is finished and saved; twice: ends at once. A killed process: all are
 # started again, up to MAX_RESTARTS (3) times, and resume by themselves.
 set -u
 cd "$(dirname "$0")" || exit 2
@@ -44,7 +44,14 @@ stop() {
     fi
     : > "$PIPNET_CONTROL/stop"
 }
+# The terminal was closed: the processes must not print there either.
+hangup() {
+    exec > /dev/null 2>&1
+    pkill -HUP -P "$child"
+    stop
+}
 trap stop TERM INT
+trap hangup HUP
 setsid "${launch[@]}" main.py "$@" --exp "$exp" &
 child=$!
 # A signal ends `wait` early, and then it is to wait again.
@@ -57,7 +64,7 @@ elif [ -e "$PIPNET_CONTROL/stop" ]; then
     again=" $* "
     [[ $again == *" --exp"* ]] || again+="--exp $exp "
     [[ $again == *" --resume "* ]] || again+="--resume"
-    echo "stopped; go on with: bash main.sh $processes$again"
+    echo "stopped; go on with: bash main.sh $processes$again" 2>/dev/null
 fi
 rm -r "$PIPNET_CONTROL"
 # Where it failed before anything was written.

@@ -1,6 +1,7 @@
 """Kills and resumes: whatever happens, the run ends with the bits of one that was left alone."""
 import csv
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 import torch
 import warm as warm_module
 
-from utils import checkpoint, errors
+from utils import checkpoint, errors, experiment
+from utils.training import launch
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_best_is_the_same_after_a_kill_between_best_and_last(warm, alone):
     same_run(alone, warm.folder("between"))
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT"])
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
 def test_a_signal_finishes_the_step_saves_and_exits_0(warm, alone, name):
     exp = f"signalled-{name}"
     child = warm.run("--train", "--exp", exp, *warm.flags, hook=f"step:7:{name}")
@@ -121,6 +123,42 @@ def test_a_signal_finishes_the_step_saves_and_exits_0(warm, alone, name):
     child = warm.run("--resume", "--exp", exp)
     assert child.code == 0 and "goes on at epoch 2, step 3" in child.text
     same_run(alone, warm.folder(exp))
+
+
+@pytest.mark.parametrize("command", [["python", "main.py"], ["bash", "main.sh", "1"]])
+def test_a_closed_terminal_saves(warm, alone, command):
+    folder = warm.folder(f"hung-up-{command[0]}")
+    argv = [*command, "--train", "--exp", folder.name, *warm.flags, "--save-minutes", "0.01"]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(warm.tree)
+        os.execvpe(argv[0], argv, warm.env)
+    while not (folder / "last.pt").exists():
+        # A terminal that nobody reads stops its writers.
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not (folder / "best.onnx").exists(), "it did not go on to its end"
+    child = warm.run("--resume", "--exp", folder.name)
+    assert child.code == 0 and "goes on at" in child.text, child.text
+    same_run(alone, folder)
+
+
+def test_nohup_is_obeyed():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launch.Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_experiment_in_training_is_not_trained_twice(warm, alone):
+    with experiment.Lock(alone):
+        child = warm.run("--resume", "--exp", "alone")
+    assert child.code == 2 and "alone: is being trained by process" in child.text, child.text
+    assert child.text.count("\n") == 1
 
 
 def test_a_signal_while_python_still_imports_is_obeyed(warm):

@@ -1,4 +1,5 @@
 """The one exception that means: the user can mend this, so show the text and no traceback."""
+import os
 import sys
 
 
@@ -24,9 +25,22 @@ def show_on_one_line():
 
 
 def run(main):
-    """Call main(); a UserError is printed on stderr and ends the process with exit code 2."""
+    """Call main(); a UserError is printed on stderr and ends the process with exit code 2.
+
+    Where the reader of its output has gone (`| head`) it ends without a word, as a program does
+    that SIGPIPE ends.
+    """
     try:
-        main()
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be flushed goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
     except UserError as error:
         # In a log of both, the error comes last.
         sys.stdout.flush()

@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 import signal
+import stat
 import sys
 import time
 
@@ -128,19 +129,31 @@ def leave(patience=5.0):
     return True
 
 
-class Stop:
-    """`asked`: whether a SIGTERM, a SIGINT or main.sh has asked to end. Used with `with`.
+def _leave_terminal():
+    """Print into nothing where the terminal was: a closed one answers every line with an error."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
-    Within, these signals only ask, so that a step is finished and saved before the process ends; a
-    second Ctrl-C ends it at once.
+
+class Stop:
+    """`asked`: whether a signal or main.sh has asked to end. Used with `with`.
+
+    Within, SIGTERM, SIGINT and SIGHUP (the terminal was closed) only ask, so that a step is
+    finished and saved before the process ends; a second Ctrl-C ends it at once. Under nohup a
+    closed terminal asks nothing.
     """
 
     def __init__(self):
         self._signalled, self._file = False, _told("stop")
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._ask)
-                        for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        # Windows has none, and nohup wants it ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_):
@@ -150,6 +163,8 @@ class Stop:
     def _ask(self, number, _):
         if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            _leave_terminal()
         self._signalled = True
 
     @property
