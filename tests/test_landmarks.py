@@ -82,6 +82,30 @@ def test_eyes_scheme_is_points_36_to_47_of_300w():
     assert eyes.flip.tolist() == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]  # FACTS.md, from 0
 
 
+@pytest.mark.parametrize("name, points", [("eyes", range(36, 48)), ("mouth", range(48, 68)),
+                                          ("brows", range(17, 27)), ("contour", range(17))])
+def test_parts_of_a_set_by_name(name, points):
+    whole = SCHEMES["300W"]
+    part = landmarks.get_scheme(name)
+    assert (part.name, part.base, part.indices) == (name, "300W", tuple(points))
+    assert set(part.regions) == set(landmarks.PARTS[name])
+    # Of another set they are that one's own points.
+    wflw = landmarks.model_scheme(name, SCHEMES["WFLW"])
+    assert wflw.base == "WFLW" and wflw.points == {"eyes": 16, "mouth": 20, "brows": 18,
+                                                   "contour": 33}[name]
+    for region, indices in wflw.regions.items():
+        assert [wflw.indices[i] for i in indices] == SCHEMES["WFLW"].regions[region]
+    assert landmarks.fits(part, whole) and not landmarks.fits(wflw, whole)
+
+
+def test_a_part_that_a_scheme_has_not():
+    nose = SCHEMES["300W"].subset(range(27, 36))
+    with pytest.raises(UserError, match="no region 'lips', of which mouth is made"):
+        landmarks.get_scheme("mouth", nose)
+    with pytest.raises(UserError, match="nearest: mouth"):
+        landmarks.get_scheme("mouths")
+
+
 def test_mean_faces_are_the_published_ones(shared):
     for name in ("300W", "WFLW", "COFW", "AFLW", "LaPa"):
         published = numpy.loadtxt(shared / "reference" / "mean_faces" / f"{name}.txt")

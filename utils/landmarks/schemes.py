@@ -61,6 +61,9 @@ _REGIONS = {
              "right pupil": [74, 104], "left eye": _range(75, 82), "left pupil": [83, 105],
              "lips": _range(84, 95), "inner lips": _range(96, 103)},
 }
+# Parts of any scheme by name: the regions that they are made of.
+PARTS = {"eyes": ("right eye", "left eye"), "mouth": ("lips", "inner lips"),
+         "brows": ("right brow", "left brow"), "contour": ("jaw",)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +124,14 @@ class Scheme:
                       numpy.array([place[int(self.flip[i])] for i in indices]),
                       self.mean_face[indices], divisor, regions, self.name, tuple(indices))
 
+    def part(self, name):
+        """The scheme of one of PARTS. Raises UserError where this scheme has no such region."""
+        missing = [region for region in PARTS[name] if region not in self.regions]
+        if missing:
+            raise UserError(f"scheme {self.name} has no region {missing[0]!r}, of which {name} is "
+                            f"made; give the points, such as 36-47")
+        return self.subset(sum((self.regions[region] for region in PARTS[name]), []), name)
+
     def with_mean_face(self, mean_face):
         """This scheme with another mean face, (K, 2)."""
         mean_face = numpy.asarray(mean_face, numpy.float64).reshape(-1, 2)
@@ -161,7 +172,7 @@ def _build_schemes():
     for name, flip in _FLIPS.items():
         mean = numpy.array(MEAN_FACES[name], numpy.float64).reshape(-1, 2)
         schemes[name] = Scheme(name, numpy.array(flip), mean, _DIVISORS[name], _REGIONS[name])
-    schemes["eyes"] = schemes["300W"].subset(range(36, 48), "eyes")
+    schemes["eyes"] = schemes["300W"].part("eyes")
     return schemes
 
 
@@ -171,22 +182,26 @@ SCHEMES = _build_schemes()
 def get_scheme(name, base=None):
     """The scheme called `name`.
 
-    name: one of SCHEMES, a YAML file of a custom scheme, or the points of a subset of `base` (a
-    Scheme, default 300W) as a list or a string such as "36-41,42-47". Raises UserError.
+    name: one of SCHEMES, one of PARTS of `base` (a Scheme, default 300W), a YAML file of a custom
+    scheme, or the points of a subset of `base` as a list or a string such as "36-41,42-47".
+    Raises UserError.
     """
     if isinstance(name, Scheme):
         return name
     if isinstance(name, (list, tuple)):
         return (base or SCHEMES["300W"]).subset(name)
     name = str(name)
+    if name in PARTS:
+        return (base or SCHEMES["300W"]).part(name)
     if name in SCHEMES:
         return SCHEMES[name]
     if name.endswith((".yaml", ".yml")):
         return read_scheme(name)
     if name and all(c in "0123456789,- " for c in name):
         return (base or SCHEMES["300W"]).subset(parse_indices(name))
-    near = difflib.get_close_matches(name, SCHEMES, 1, 0.3)
-    raise UserError(f"unknown landmark scheme {name!r}; known: {', '.join(SCHEMES)}, a list of "
+    known = dict.fromkeys([*SCHEMES, *PARTS])
+    near = difflib.get_close_matches(name, known, 1, 0.3)
+    raise UserError(f"unknown landmark scheme {name!r}; known: {', '.join(known)}, a list of "
                     f"points such as 36-47, or a .yaml file"
                     + (f" (nearest: {near[0]})" if near else ""))
 
