@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import cv2
 import numpy
@@ -160,3 +161,14 @@ def test_a_training_that_saved_nothing_leaves_nothing(tmp_path):
     with experiment.Lock(folder):
         assert experiment.new_experiment("mine", tmp_path) == folder, "the lock alone is no run"
     assert not any(folder.iterdir())
+
+
+def test_tensorboard_is_an_option(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        experiment.tensorboard(tmp_path)
+    made = types.ModuleType("torch.utils.tensorboard")
+    made.SummaryWriter = lambda folder: folder
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", made)
+    assert experiment.tensorboard(tmp_path) == str(tmp_path / "tensorboard")
+    assert experiment.tensorboard(tmp_path, first=False) is None

@@ -132,6 +132,18 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
     raise UserError(f"{found}: has no best{suffix} yet; train it first")
 
 
+def tensorboard(folder, first=True):
+    """TensorBoard's writer into weights/<exp>/tensorboard, or None on all ranks but the first.
+
+    Raises UserError, on every rank, where it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: it is not installed; pip install tensorboard") from None
+    return SummaryWriter(str(folder / "tensorboard")) if first else None
+
+
 def append_epoch(folder, row):
     """Add a row (dict of EPOCH_FIELDS) to the experiment's results.csv; round is 0 where absent."""
     rows = [r for r in read_epochs(folder) if r["epoch"] < row["epoch"]]

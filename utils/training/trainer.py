@@ -71,6 +71,8 @@ class Trainer:
         self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.skips = None
         self.teacher = self._carried = None
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
+        self.board = ranks.together(experiment.tensorboard, folder, ranks.first) \
+            if args.tensorboard else None
 
     def log(self, text):
         """Print on rank 0."""
@@ -320,6 +322,10 @@ class Trainer:
         experiment.append_epoch(self.folder, {
             "epoch": number, "lr": lr, "loss": loss, "val_nme": nme,
             "seconds": round(self.seconds, 1), "round": self.round.number})
+        if self.board is not None:
+            for name, value in (("loss", loss), ("val_nme", nme), ("lr", lr)):
+                self.board.add_scalar(name, value, number)
+            self.board.flush()
         skipped = f", {self.skips.skipped} steps skipped" if self.skips.skipped else ""
         print(f"{self.title}epoch {epoch + 1:>3}/{self.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  "
               f"val NME {nme:.3f}{' *' if better else ''}  {self.seconds:.0f} s{skipped}",

@@ -1,0 +1,17 @@
+"""For torch.hub: torch.hub.load("path/of/this/repository", "pipnet", source="local")."""
+from utils import checkpoint, experiment
+
+dependencies = ["torch", "torchvision", "timm", "cv2", "numpy", "scipy", "yaml"]
+
+
+def pipnet(weights="fast", device="cpu"):
+    """A trained nets.model.LandmarkNet in evaluation mode.
+
+    weights: shipped ones by name (fast, accurate, eyes), an experiment, or the path of a .pt.
+    `model.predict(images)` takes uint8 RGB crops (N, 3, S, S), S = model.input_size, and gives
+    landmarks (N, K, 2) in crop units and confidence (N, K); model.crop says how a crop is laid,
+    model.scheme what the points are. Raises utils.errors.UserError.
+    """
+    shipped = experiment.WEIGHTS / f"{weights}.pt"
+    path = shipped if shipped.is_file() else experiment.find_weights(weights)
+    return checkpoint.load_model(path, device)
