@@ -90,3 +90,24 @@ def test_the_table_shows_both_units(capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.split()[:2] == ["common", "2"]
     assert "5.500" in line and "7.500" in line and "50.00" in line
+
+
+def test_errors_by_yaw(capsys):
+    nme, yaw = numpy.array([0.02, 0.04, 0.1, numpy.nan, 0.3]), numpy.array([0, 14.9, 15, 40, 95.0])
+    rows = score.by_yaw(nme, yaw)
+    assert [row["faces"] for row in rows] == [2, 1, 0, 1]
+    assert [row["nme"] for row in rows] == pytest.approx([3, 10, None, 30])
+    score.print_by_yaw("common", rows)
+    assert capsys.readouterr().out == (
+        "common: NME % by |yaw| in degrees: 0-15: 3.000 (2 faces), 15-30: 10.000 (1 faces), "
+        "30-60: no face, 60-90: 30.000 (1 faces)\n")
+
+
+def test_yaws_of_the_annotation(drawn_set):
+    prepared = PreparedSet(drawn_set)
+    yaws = score.true_yaws(prepared)
+    assert yaws.keys() == prepared.tests.keys() and len(yaws["test"]) == 8
+    assert (yaws["test"] >= 0).all() and yaws["test"].std() > 1
+    prepared.scheme = SCHEMES["eyes"]
+    with pytest.raises(UserError, match="head pose: scheme eyes"):
+        score.true_yaws(prepared)

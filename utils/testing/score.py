@@ -9,12 +9,14 @@ from utils import checkpoint, draw, experiment, machine
 from utils.data import dataset
 from utils.data.generator import set_folder
 from utils.errors import UserError
-from utils.landmarks import crop, schemes
+from utils.landmarks import crop, pose, schemes
 from utils.predictor import Predictor
 from utils.testing import boxes, predict
 from utils.video.detector import get_detector
 
 TRUTH = (0, 255, 0)  # The colour of annotated points beside predicted ones.
+# |yaw| in degrees at which --by-pose parts the faces.
+YAWS = (0, 15, 30, 60, 90)
 
 
 def test(args, actions):
@@ -43,6 +45,7 @@ def test(args, actions):
     if "test_onnx" in actions:
         predictor = Predictor(path.with_suffix(".onnx"), args.device)
         ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
+    yaws = true_yaws(prepared) if args.by_pose else {}
     report, found = {}, {}
     for way, (model, function) in ways.items():
         schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
@@ -53,6 +56,9 @@ def test(args, actions):
         else:
             report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
         print_table(way, report[way])
+        for name, yaw in yaws.items():
+            report[way][name]["by_yaw"] = by_yaw(found[way][name][1], yaw)
+            print_by_yaw(name, report[way][name]["by_yaw"])
     if len(ways) == 2:
         report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
@@ -97,6 +103,35 @@ def print_table(way, numbers):
         if "unscored" in n:
             print(f"{name:<12}{n['unscored']:>7} faces are not scored: without points, or with a "
                   f"divisor of 0")
+
+
+def true_yaws(prepared):
+    """{list: |yaw| in degrees (N,)} of the test lists' annotations. Raises UserError where the
+    set's scheme has no pose."""
+    pose.model_points(prepared.scheme)
+    return {name: numpy.abs([pose.head_pose(points, prepared.scheme)[0] for points in
+                             crop.to_photo(faces.points, faces.boxes)])
+            for name, faces in prepared.tests.items()}
+
+
+def by_yaw(nme, yaw):
+    """NMEs (N,), NaN where no face was found, by |yaw| (N,): rows of YAWS' bins, their faces and
+    their mean in %, None where there are none."""
+    rows = []
+    for low, high in zip(YAWS, YAWS[1:]):
+        # The last bin holds the faces turned further, too.
+        inside = (yaw >= low) & ((yaw < high) | (high == YAWS[-1]))
+        values = nme[inside & numpy.isfinite(nme)]
+        rows.append({"yaw": [low, high], "faces": len(values),
+                     "nme": 100 * float(values.mean()) if len(values) else None})
+    return rows
+
+
+def print_by_yaw(name, rows):
+    """Print by_yaw() of a list in one line."""
+    cells = [f"{row['yaw'][0]}-{row['yaw'][1]}: " + (
+        f"{row['nme']:.3f} ({row['faces']} faces)" if row["faces"] else "no face") for row in rows]
+    print(f"{name}: NME % by |yaw| in degrees: {', '.join(cells)}")
 
 
 def largest_difference(first, second, prepared):
