@@ -81,12 +81,17 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
     return Backbone(trunk, places[32], places[16], channels, stride)
 
 
-def _timm_trunk(name, pretrained):
-    if not timm.is_model(name):
+def check_backbone(name):
+    """Raises UserError, with the names near to it, where there is no such backbone."""
+    if name not in IRNETS and not timm.is_model(name):
         known = [*IRNETS, *timm.list_models()]
         near = difflib.get_close_matches(name, known, 4, 0.5)
         raise UserError(f"unknown backbone {name!r}; near: {', '.join(near) or 'none'}; known: "
                         f"{', '.join(IRNETS)} and timm's models (timm.list_models())")
+
+
+def _timm_trunk(name, pretrained):
+    check_backbone(name)
     file = packaged.find(name) if pretrained else None
     overlay = {"state_dict": packaged.read(file, name)} if file else None
     try:

@@ -247,3 +247,15 @@ def test_mistakes_of_real_processes(argv, reason):
     assert result.returncode == 2 and not result.stdout
     assert result.stderr.startswith("error: ") and reason in result.stderr
     assert len(result.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("argv, reason", [
+    ("--backbone resnet19", "near: "), ("--input-size 250", "is not a multiple"),
+    ("--teacher gone.pt", "gone.pt: no such file"), ("--pretrained gone.pt", "no such file"),
+    ("--gssl", "--gssl needs --unlabelled-dir"),
+    ("--gssl --unlabelled-dir nowhere", "nowhere: no unlabelled set")])
+def test_mistakes_are_said_before_faces_are_drawn(argv, reason):
+    text = run("--train", "--data", "samples", "--workers", 0, "--device", "cpu", *argv.split(),
+               ok=False)
+    assert reason in text and text.count("\n") == 1, text
+    assert not list(warm().tree.glob("samples-*"))

@@ -7,6 +7,7 @@ crop by a rule fitted on labelled photos, so that both kinds of crops look alike
 import concurrent.futures
 import csv
 import dataclasses
+import glob
 import os
 import pathlib
 import shutil
@@ -253,6 +254,23 @@ def _write(output, done, problems, prepared, rule):
         (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
 
 
+def check(data_dir):
+    """Raises UserError where there cannot be an unlabelled set, whatever the labelled one is."""
+    folder = pathlib.Path(data_dir)
+    if data_dir == "none" or not any((found / LIST).is_file() for found in (
+            folder, *folder.parent.glob(f"{glob.escape(folder.name)}-*"))):
+        raise _missing(data_dir, "LABELLED")
+
+
+def _missing(data_dir, labelled):
+    # "none" is the setting's way to say that it was not given.
+    what = ("--gssl needs --unlabelled-dir, the faces to train on without labels"
+            if data_dir == "none" else f"{data_dir}: no unlabelled set (no {LIST})")
+    return UserError(
+        f"{what}. Make one with: python -c 'from utils import util; util.DataGenerator("
+        f"\"PHOTOS\", labelled=\"{labelled}\", boxes=\"BOXES.csv\").run()'")
+
+
 def read(data_dir, prepared):
     """The faces of an unlabelled set as a FaceList for training beside a PreparedSet.
 
@@ -262,13 +280,8 @@ def read(data_dir, prepared):
     folder = pathlib.Path(data_dir)
     if not (folder / LIST).is_file() and prepared.size:
         folder = folder.with_name(f"{folder.name}-{prepared.size}")
-    # "none" is the setting's way to say that it was not given.
     if data_dir == "none" or not (folder / LIST).is_file():
-        what = ("--gssl needs --unlabelled-dir, the faces to train on without labels"
-                if data_dir == "none" else f"{data_dir}: no unlabelled set (no {LIST})")
-        raise UserError(
-            f"{what}. Make one with: python -c 'from utils import util; util.DataGenerator("
-            f"\"PHOTOS\", labelled=\"{prepared.folder}\", boxes=\"BOXES.csv\").run()'")
+        raise _missing(data_dir, prepared.folder)
     try:
         names = (folder / LIST).read_text(encoding="utf-8").splitlines()
         description = yaml.safe_load((folder / "set.yaml").read_text(encoding="utf-8"))
