@@ -1,7 +1,9 @@
 """Numerical faults, bad files in mid-run, a full disk: skipped, replaced, or said in one line."""
 import contextlib
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 from types import SimpleNamespace
 
@@ -237,3 +239,33 @@ def test_no_room_for_the_small_files_either(warm, room):
         child = warm.run("--train", "--resume", "--exp", exp, *warm.flags)
         assert child.code == 2 and "Traceback" not in child.text, child.text
         assert "No space left on device" in child.text.strip().splitlines()[-1]
+
+
+def test_a_killed_loader_process_is_one_line(warm, monkeypatch):
+    child = warm.start("--train", "--exp", "starved", *warm.flags, "--epochs", 200)
+    warm_module.wait_for((warm.folder("starved") / "last.pt").exists)
+    workers = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    child.wait()
+    assert child.code == 2 and "Traceback" not in child.text, child.text
+    last = child.text.strip().splitlines()[-1]
+    assert last.startswith("error: a loader process was killed") and "fewer --workers" in last
+    assert "go on with --resume --exp starved" in last
+    assert checkpoint.read(warm.folder("starved") / "last.pt")["epoch"] >= 1
+    # Under main.sh it is a crash, and torchrun starts it again.
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    monkeypatch.setenv("PIPNET_CONTROL", "/nowhere")
+    assert engine.loader_mistake(error, warm.folder("starved")) is error
+
+
+def test_no_room_for_the_loaders_batches(tmp_path):
+    with pytest.raises(UserError, match="No such file.*--workers 0"):
+        engine.check_shared_memory(1, tmp_path / "gone")
+    with pytest.raises(UserError, match="MB are free, the batches.*--shm-size"):
+        engine.check_shared_memory(1e18, tmp_path)
+    engine.check_shared_memory(1, tmp_path)
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+                         "that dataloader's workers are out of shared memory.")
+    assert "no room in /dev/shm" in str(engine.loader_mistake(error, tmp_path))
+    other = RuntimeError("another")
+    assert engine.loader_mistake(other, tmp_path) is other

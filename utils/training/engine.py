@@ -3,7 +3,9 @@ import atexit
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 
 import timm.layers
 import timm.optim
@@ -17,7 +19,9 @@ from utils.data.cache import CropCache
 from utils.data.dataset import EpochSampler, FaceDataset
 from utils.errors import UserError
 from utils.landmarks.crop import prepare_fork
+from utils.training import launch
 
+SHARED_MEMORY = "/dev/shm"
 BAD_STEPS = 3
 BAD_IMAGES = 0.01
 
@@ -122,6 +126,37 @@ def next_batch(batches):
         raise UserError(last.removeprefix(f"{UserError.__module__}.UserError: ")) from None
 
 
+def loader_mistake(error, folder):
+    """A RuntimeError as a UserError where a loader process was killed, else as it is.
+
+    Under main.sh it stays a crash, which torchrun answers with a new start that resumes.
+    """
+    text = " ".join(str(error).split())
+    if "DataLoader worker" not in text or launch.has_parent():
+        return error
+    go_on = f"--resume --exp {folder.name}"
+    if "shared memory" in text:
+        return UserError(f"a loader process has no room in {SHARED_MEMORY}: give --workers 0, or a "
+                         f"container more of it (docker run --shm-size=1g); go on with {go_on}")
+    return UserError(f"a loader process was killed, most likely by the system for want of memory: "
+                     f"give fewer --workers or a smaller --batch-size; go on with {go_on}")
+
+
+def check_shared_memory(needed, path=SHARED_MEMORY):
+    """Raises UserError where loader processes cannot hand over `needed` bytes of batches."""
+    if not sys.platform.startswith("linux"):
+        return
+    advice = "give --workers 0, or a container more of it (docker run --shm-size=1g)"
+    try:
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; loader processes hand over their batches "
+                        f"there: {advice}") from None
+    if free < needed:
+        raise UserError(f"{path}: {free / 1e6:.0f} MB are free, the batches of the loader "
+                        f"processes take {needed / 1e6:.0f}: {advice}")
+
+
 def make_loader(faces, prepared, scheme, args, ranks, accumulate):
     """The training loader and its sampler."""
     dataset = FaceDataset(faces, prepared.margin, args.input_size, scheme.indices,
@@ -133,6 +168,9 @@ def make_loader(faces, prepared, scheme, args, ranks, accumulate):
         dataset.cache = CropCache(dataset, ranks)
         # Forked workers inherit the cache; any other kind would be sent a copy.
         context = "fork" if args.workers else None
+    if args.workers:
+        # Each worker prepares two batches ahead of the one in use.
+        check_shared_memory(3 * args.workers * args.batch_size * args.input_size ** 2 * 3)
     ending = multiprocessing.Value("b", 0, lock=False)
     atexit.register(setattr, ending, "value", 1)
     prepare_fork()

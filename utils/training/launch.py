@@ -90,6 +90,11 @@ def _told(name):
     return pathlib.Path(folder, name) if folder else None
 
 
+def has_parent():
+    """Whether main.sh and torchrun run this process, and would start it again."""
+    return _told("stop") is not None
+
+
 def is_over():
     """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
     return any(path is not None and path.exists() for path in map(_told, ("stop", "error")))

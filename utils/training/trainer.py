@@ -1,13 +1,15 @@
 """A training from its first step to its last: the Trainer, and `train`, which runs its rounds."""
 import contextlib
 import math
+import pathlib
 import time
 
 import numpy
 import torch
 import tqdm
 
-from nets.model import gmacs, parameters
+from nets.backbone import check_backbone
+from nets.model import check_size, gmacs, parameters
 from utils import checkpoint, experiment
 from utils.args import save_args
 from utils.data import dataset, unlabelled
@@ -25,11 +27,26 @@ def train(args, resume=False, stop=None):
     resume: go on from last.pt. stop: a launch.Stop, looked at after each step. Returns the
     experiment's folder, or None where it was stopped (saved, to be resumed). Raises UserError.
     """
+    check(args)
     ranks = distributed.start(args.device)
     folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
                          else experiment.new_experiment(args.exp))
     with ranks.together(experiment.Lock if ranks.first else contextlib.nullcontext, folder):
-        return _train_rounds(args, folder, ranks, resume, stop or launch.Stop())
+        try:
+            return _train_rounds(args, folder, ranks, resume, stop or launch.Stop())
+        except RuntimeError as error:
+            raise engine.loader_mistake(error, folder) from None
+
+
+def check(args):
+    """What can be said of settings before faces are drawn or read. Raises UserError."""
+    check_backbone(args.backbone)
+    check_size(args.input_size, args.stride)
+    for path in (args.pretrained, args.teacher):
+        if path not in ("none", "timm") and not pathlib.Path(path).exists():
+            raise UserError(f"{path}: no such file")
+    if args.gssl:
+        unlabelled.check(args.unlabelled_dir)
 
 
 def _train_rounds(args, folder, ranks, resume, stop):
