@@ -68,6 +68,15 @@ def test_neither_size_nor_place_nor_a_subset_changes_much():
     numpy.testing.assert_allclose(found, (25, 5, -10), atol=0.1)
 
 
+def test_missing_points_are_left_out():
+    scheme = SCHEMES["300W"]
+    points = photo(scheme, 25, 5, -10)
+    points[[36, 57]] = numpy.nan
+    numpy.testing.assert_allclose(pose.head_pose(points, scheme, SIZE), (25, 5, -10), atol=0.1)
+    points[17:48] = numpy.nan
+    assert numpy.isnan(pose.head_pose(points, scheme, SIZE)).all()
+
+
 def test_schemes_without_the_points():
     with pytest.raises(UserError, match="scheme eyes has 4 of the points"):
         pose.head_pose(numpy.zeros((12, 2)), get_scheme("eyes"))

@@ -48,11 +48,16 @@ def head_pose(points_px, scheme, image_size=None):
     yaw: positive where the face looks to the right of the image; pitch: positive upwards; roll:
     positive clockwise in the image; the head is turned by yaw, then pitch, then roll. Least squares
     (SQPnP, then Levenberg-Marquardt) for a pinhole camera whose focal length is the longer side of
-    image_size (width, height); without it, four times the face's, from straight ahead. Raises
-    UserError, see model_points.
+    image_size (width, height); without it, four times the face's, from straight ahead. Points
+    that are NaN are left out; of fewer than FEWEST all three are NaN. Raises UserError, see
+    model_points.
     """
     indices, model = model_points(scheme)
     points = numpy.asarray(points_px, numpy.float64)[indices]
+    known = numpy.isfinite(points).all(1)
+    if known.sum() < FEWEST:
+        return (numpy.nan,) * 3
+    points, model = points[known], model[known]
     low, high = points.min(0), points.max(0)
     focal, centre = 4 * max(float((high - low).max()), 1e-6), (low + high) / 2
     if image_size is not None:
