@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils import checkpoint
-from utils.deploy.export import export
+from utils.deploy.export import export, licence
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -72,3 +72,14 @@ def test_files_that_are_no_models(exported, tmp_path):
         Predictor(tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="could not be written"):
         export(exported[0], tmp_path / "nowhere" / "net.onnx")
+
+
+def test_the_file_carries_the_licence_of_its_data(exported):
+    described = onnxruntime.InferenceSession(str(exported[1])).get_modelmeta().custom_metadata_map
+    assert described["licence"].startswith("code MIT; weights: that of their data, ")
+    args = {"data": "none", "data_dir": "/x/300W-256", "unlabelled_dir": "lfw", "gssl": True,
+            "input_size": 256}
+    assert licence(args) == ("code MIT; weights: that of their data, 300W (research only, "
+                             "non-commercial) and lfw (research only)")
+    assert "mine (see its publisher)" in licence({**args, "data_dir": "mine", "gssl": False})
+    assert "drawn by the repository" in licence({**args, "data": "samples"})

@@ -10,7 +10,7 @@ import torch
 from assets import decode_maps
 from utils import checkpoint
 from utils.args import load_args
-from utils.deploy import raw
+from utils.deploy import export, raw
 from utils.errors import UserError
 
 # What a runtime without our operators may not know.
@@ -57,7 +57,7 @@ def test_what_the_file_and_the_json_say_is_the_same(tiny_weights, tmp_path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inside = session.get_modelmeta().custom_metadata_map
     about = json.loads((tmp_path / "net.raw.json").read_text())
-    assert {k: v if k in ("format", "backbone") else json.loads(v)
+    assert {k: v if k in export.PLAIN else json.loads(v)
             for k, v in inside.items()} == about
     assert about["grid"] == 2 and about["input_size"] == 64 and about["crop"] == model.crop
     assert about["neighbours"] == model.head.neighbours.tolist()

@@ -11,7 +11,11 @@ from utils.errors import UserError
 
 OPSET = 18
 # Values of metadata() that are plain text; the others are JSON.
-PLAIN = ("format", "backbone")
+PLAIN = ("format", "backbone", "licence")
+# As the publishers state them; README and cards say the same.
+DATA_LICENCES = {"300W": "research only, non-commercial",
+                 "300W-small": "research only, non-commercial",
+                 "eyes": "research only", "lfw": "research only"}
 
 
 class _Predict(torch.nn.Module):
@@ -103,4 +107,18 @@ def metadata(model):
     eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
     return {"format": "pipnet-1", "input_size": str(model.input_size),
             "scheme": json.dumps(model.scheme.state()), "crop": json.dumps(model.crop),
-            "backbone": model.args.backbone, **eyes}
+            "backbone": model.args.backbone, "licence": licence(vars(model.args)),
+            **eyes}
+
+
+def licence(args):
+    """The licence of weights trained with these settings (a dict), and of their data, as a line."""
+    if args["data"] == "samples":
+        sets = ["faces drawn by the repository (MIT)"]
+    else:
+        sets = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"])]
+        # A merged set is named A+B.
+        names = [part for name in sets for part in pathlib.Path(name).name.removesuffix(
+            f"-{args['input_size']}").split("+")]
+        sets = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in names]
+    return f"code MIT; weights: that of their data, {' and '.join(sets)}"

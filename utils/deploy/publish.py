@@ -149,7 +149,7 @@ def card(sources, report, title, recipe, mean=""):
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
-        f"* licence: that of the photos of {' and '.join(sets)} (300W and LFW: research only)",
+        f"* licence: {export.licence(args)}",
         *([f"* {mean}"] if mean else []), "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
