@@ -111,14 +111,17 @@ def metadata(model):
             **eyes}
 
 
-def licence(args):
-    """The licence of weights trained with these settings (a dict), and of their data, as a line."""
+def licence(args, more=()):
+    """The licence of weights trained with these settings (a dict), and of their data, as a line.
+
+    more: names of sets in trainings before."""
     if args["data"] == "samples":
         sets = ["faces drawn by the repository (MIT)"]
     else:
-        sets = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"])]
+        sets = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"]), *more]
         # A merged set is named A+B.
         names = [part for name in sets for part in pathlib.Path(name).name.removesuffix(
             f"-{args['input_size']}").split("+")]
-        sets = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in names]
+        sets = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})"
+                for name in dict.fromkeys(names)]
     return f"code MIT; weights: that of their data, {' and '.join(sets)}"

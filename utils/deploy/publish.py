@@ -139,6 +139,7 @@ def card(sources, report, title, recipe, mean=""):
     if args["gssl"]:
         sets.append(args["unlabelled_dir"])
         more = f", and {args['unlabelled_dir']} without landmarks"
+    before = re.findall(r"--(?:data|unlabelled)-dir (\S+)", "\n".join(commands))
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
@@ -149,7 +150,7 @@ def card(sources, report, title, recipe, mean=""):
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
-        f"* licence: {export.licence(args)}",
+        f"* licence: {export.licence(args, before)}",
         *([f"* {mean}"] if mean else []), "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
