@@ -38,7 +38,9 @@ def test_files_are_small_and_complete():
     sizes = [path.stat().st_size for path in files]
     assert max(sizes) < 50e6 and sum(sizes) < 90e6
     assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
-    assert {path.stem for path in files if path.suffix == ".onnx"} <= set(SHIPPED)
+    # A user's own exports for other runtimes (fast.raw.onnx) may lie beside them.
+    assert {path.stem for path in files
+            if path.suffix == ".onnx" and "." not in path.stem} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
