@@ -86,7 +86,7 @@ def test_it_lies_beside_the_weights_and_describes_itself_alike(float_model, int8
 
 
 def test_it_predicts_like_the_float_model_at_any_batch_size(folder, float_model, int8_model):
-    images = quantize.training_crops(dataset.PreparedSet(folder), SIZE)
+    images = quantize.calibration_crops(dataset.PreparedSet(folder), SIZE)
     expected, sure = Predictor(float_model)(images)
     found, confidence = Predictor(int8_model)(images)
     assert numpy.abs(found - expected).mean() < 0.01
@@ -124,18 +124,18 @@ def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
 
 def test_calibration_looks_at_training_crops_only(folder):
     prepared = dataset.PreparedSet(folder)
-    found = quantize.training_crops(prepared, SIZE)
+    found = quantize.calibration_crops(prepared, SIZE)
     stored = [cv2.imread(str(path))[..., ::-1] for path in prepared.lists["train"].images]
     assert numpy.array_equal(found, numpy.stack(stored))
     del prepared.lists["train"]
     with pytest.raises(UserError, match="no train.txt"):
-        quantize.training_crops(prepared, SIZE)
+        quantize.calibration_crops(prepared, SIZE)
 
 
 def test_many_training_crops_are_thinned_out_evenly(folder, monkeypatch):
     prepared = dataset.PreparedSet(folder)
     monkeypatch.setattr(quantize, "CROPS", 3)
-    found = quantize.training_crops(prepared, SIZE)
+    found = quantize.calibration_crops(prepared, SIZE)
     whole = dataset.FaceDataset(prepared.lists["train"], 1, SIZE)
     assert numpy.array_equal(found, numpy.stack([whole[i][0].numpy() for i in (0, 6, 11)]))
 

@@ -31,7 +31,7 @@ def middle(track):
 @pytest.mark.parametrize("rule", ["square", "stretch"])
 def test_crops_follow_the_training_rule(rule):
     faces = numpy.random.default_rng(0).uniform(10, 200, (5, 68, 2)) * [1, 0.7]
-    found = tracker.training_crops(painted_faces.Painted(rule=rule), faces)
+    found = crop.face_boxes(faces, {"rule": rule, "scale": 1.2}, SCHEMES["300W"])
     expected = [crop.face_box(face, rule, 1.2) for face in faces]
     assert numpy.allclose(found, expected)
 
@@ -41,11 +41,11 @@ def test_crops_follow_the_training_rule(rule):
 def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
     box = numpy.array([20.0, 30.0, 120.0, 130.0])
     points = crop.to_photo(predictor.scheme.mean_face, box)
-    assert numpy.allclose(tracker.training_crops(predictor, points[None])[0], box)
+    assert numpy.allclose(crop.face_boxes(points[None], predictor.crop, predictor.scheme)[0], box)
     # Turned about the crop's centre by 30 degrees the crop stays where it is.
     turn = numpy.array([[0.75 ** 0.5, 0.5], [-0.5, 0.75 ** 0.5]])
     turned = (points - [70, 80]) @ turn + [70, 80]
-    assert numpy.allclose(tracker.training_crops(predictor, turned[None])[0], box)
+    assert numpy.allclose(crop.face_boxes(turned[None], predictor.crop, predictor.scheme)[0], box)
 
 
 def test_refine_lays_the_crop_again():

@@ -42,7 +42,7 @@ def deployment(prepared, options):
 
 def _deploy(name, path, model, prepared, options, folder):
     size = model.input_size
-    crops = quantize.training_crops(prepared, size)
+    crops = quantize.calibration_crops(prepared, size)
     with contextlib.redirect_stdout(sys.stderr):
         float_file = export.export(model, folder / "model.onnx")
         int8_file = quantize.quantize(float_file, crops)
@@ -100,7 +100,7 @@ def _nme(run, model, prepared):
 def irnet(prepared, options):
     """IRNet18 with and without PRelu nodes, and ResNet18 for comparison, in ONNX Runtime."""
     size, faces = prepared.size or 256, prepared.lists["train"]
-    crops = quantize.training_crops(prepared, size)[:1]
+    crops = quantize.calibration_crops(prepared, size)[:1]
     rows, outputs = [], {}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         files = {}

@@ -12,10 +12,9 @@ import yaml
 from utils.data import augment
 from utils.data.photo import read_photo
 from utils.errors import UserError
+from utils.landmarks.crop import PUBLISHED_CROP
 from utils.landmarks.schemes import SCHEMES, Scheme
 
-# The authors' crop; what a set without set.yaml (LMK.zip and its like) was made with.
-PUBLISHED_CROP = {"rule": "stretch", "scale": 1.1}
 HELD_OUT = 0.05
 
 
@@ -245,9 +244,9 @@ def _is_number(text):
 class FaceDataset(torch.utils.data.Dataset):
     """Samples of a FaceList: (image (S, S, 3) uint8, landmarks (K, 2) float32, index, bad).
 
-    indices: which of the set's points (a subset scheme), or None. augment: an Augment, or None for
-    the plain nominal crop. Keys are indices, or (epoch, index) for training. An image that cannot
-    be read is replaced by the next one; `bad` is then its index, else -1. cache: None, or a
+    indices: which of the set's points (a subset scheme), or None. augmentation: an Augment, or
+    None for the plain nominal crop. Keys are indices, or (epoch, index) for training. An image that
+    cannot be read is replaced by the next one; `bad` is then its index, else -1. cache: None, or a
     cache.CropCache to be set later.
     """
 

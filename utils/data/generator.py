@@ -365,9 +365,9 @@ def _turned(face, image, reach):
 
 
 def _published_box(face, layout):
-    rule, scale = PUBLISHED_CROPS.get(layout, ("stretch", 1.1))
+    rule, scale = PUBLISHED_CROPS.get(layout, crops.PUBLISHED_CROP.values())
     if rule == "box" and face.box is None:
-        rule, scale = "stretch", 1.1
+        rule, scale = crops.PUBLISHED_CROP.values()
     return crops.face_box(face.points, rule, scale, face.box)
 
 

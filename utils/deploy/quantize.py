@@ -77,10 +77,10 @@ def export_int8(path, args):
     if model.crop != prepared.crop:
         print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
     print(f"exporting {path.with_suffix('.int8.onnx')}")
-    return quantize(path, training_crops(prepared, model.input_size))
+    return quantize(path, calibration_crops(prepared, model.input_size))
 
 
-def training_crops(prepared, size):
+def calibration_crops(prepared, size):
     """Up to CROPS nominal crops (n, size, size, 3) from all over the training list of a
     dataset.PreparedSet, never from a test list. Raises UserError where it has none."""
     faces = prepared.lists.get("train")

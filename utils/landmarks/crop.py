@@ -1,10 +1,13 @@
-"""The one crop rule that the prepared set, the test, ONNX and the demo share."""
+"""How a crop is laid around landmarks: the same for prepared sets, test, ONNX and demo."""
 import cv2
 import numpy
 
 from utils.errors import UserError
 
 RULES = ("square", "stretch", "box")
+# The authors' crop, in which published NMEs are measured; sets without set.yaml (LMK.zip and its
+# like) were made with it.
+PUBLISHED_CROP = {"rule": "stretch", "scale": 1.1}
 
 
 def face_box(points_px, rule="square", scale=1.2, box=None):
@@ -36,6 +39,32 @@ def face_box(points_px, rule="square", scale=1.2, box=None):
     half_w, half_h = width * scale / 2, height * scale / 2
     return numpy.array([centre_x - half_w, centre_y - half_h,
                         centre_x + half_w, centre_y + half_h])
+
+
+def face_boxes(points_px, crop, scheme):
+    """`face_box` of many faces as predicted: nominal crops (n, 4) around landmarks (n, K, 2).
+
+    crop: {"rule", "scale"} as a model keeps it. A subset of a scheme, or a publisher's box, says
+    nothing of the crop by itself: there it is where the similarity that best fits the mean face to
+    the landmarks puts the unit square.
+    """
+    rule, scale = crop["rule"], crop["scale"]
+    if rule != "box" and scheme.base is None:
+        low, high = points_px.min(1), points_px.max(1)
+        side = numpy.maximum(high - low, 1.0)
+        if rule == "square":
+            side[:] = side.max(1, keepdims=True)
+        return grow(numpy.concatenate([low + high - side, low + high + side], 1) / 2, scale)
+    mean = scheme.mean_face
+    centre = points_px.mean(1)
+    # Complex numbers: least squares of z * mean + centre = points; |z| is pixels per crop unit.
+    source = (mean - mean.mean(0)) @ (1, 1j)
+    target = (points_px - centre[:, None]) @ (1, 1j)
+    turn = target @ source.conj() / max((abs(source) ** 2).sum(), 1e-12)
+    middle = turn * ((0.5 - mean.mean(0)) @ (1, 1j))
+    centre = centre + numpy.stack([middle.real, middle.imag], 1)
+    half = numpy.maximum(abs(turn), 1.0)[:, None] / 2
+    return numpy.concatenate([centre - half, centre + half], 1)
 
 
 def grow(box, factor):

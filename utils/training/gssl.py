@@ -177,14 +177,14 @@ def label(model, faces, margin, size, views, ranks, workers=0):
     return points, numpy.mean(confidence, 0), spread
 
 
-def round_faces(folder, round, teacher, labelled, unlabelled, prepared, scheme, args, ranks):
+def round_faces(folder, round, labeller, labelled, unlabelled, prepared, scheme, args, ranks):
     """The list that a Round trains on: (FaceList, how many of its first faces have labels).
 
-    teacher: the LandmarkNet that labels the unlabelled faces, or None in a resumed round, which
+    labeller: the LandmarkNet that labels the unlabelled faces, or None in a resumed round, which
     goes on with the labels it began with. args: the round's. Raises UserError.
     """
-    make = None if teacher is None else lambda: label(
-        teacher.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, round.views,
+    make = None if labeller is None else lambda: label(
+        labeller.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, round.views,
         ranks, args.workers)
     path = folder / f"pseudo-{round.number}.pt"
     points, confidence, spread = pseudo_labels(path, make, unlabelled, ranks)

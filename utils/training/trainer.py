@@ -329,7 +329,8 @@ class Trainer:
         self.best, self.losses = min(self.best, nme), []
 
     def _finish_epoch(self, epoch, nme, averaged):
-        """Write best.pt where it is the best so far, and the line of results.csv and the screen."""
+        """Write best.pt where it is the round's best so far, and a line in results.csv and on the
+        screen."""
         lr, number = self.optimizer.param_groups[0]["lr"], self.round.first + epoch + 1
         loss = sum(self.losses) / max(1, len(self.losses))
         better = nme < self.best or self.best == math.inf

@@ -32,31 +32,6 @@ def landmarks(predictor, image, boxes):
     return crop.to_photo(points.astype(numpy.float64), boxes), confidence
 
 
-def training_crops(predictor, points_px):
-    """The nominal crops (n, 4) that training would lay around landmarks (n, K, 2), in pixels.
-
-    A subset of a scheme, or a publisher's box, says nothing of the crop by itself: there it is
-    where the similarity that best fits the mean face to the landmarks puts the unit square.
-    """
-    rule, scale = predictor.crop["rule"], predictor.crop["scale"]
-    if rule != "box" and predictor.scheme.base is None:
-        low, high = points_px.min(1), points_px.max(1)
-        side = numpy.maximum(high - low, 1.0)
-        if rule == "square":
-            side[:] = side.max(1, keepdims=True)
-        return crop.grow(numpy.concatenate([low + high - side, low + high + side], 1) / 2, scale)
-    mean = predictor.scheme.mean_face
-    centre = points_px.mean(1)
-    # Complex numbers: least squares of z * mean + centre = points; |z| is pixels per crop unit.
-    source = (mean - mean.mean(0)) @ (1, 1j)
-    target = (points_px - centre[:, None]) @ (1, 1j)
-    turn = target @ source.conj() / max((abs(source) ** 2).sum(), 1e-12)
-    middle = turn * ((0.5 - mean.mean(0)) @ (1, 1j))
-    centre = centre + numpy.stack([middle.real, middle.imag], 1)
-    half = numpy.maximum(abs(turn), 1.0)[:, None] / 2
-    return numpy.concatenate([centre - half, centre + half], 1)
-
-
 def refine(predictor, image, boxes, passes=2):
     """Landmarks from rough nominal crops (n, 4) in pixels, as `Detector.to_crop` gives.
 
@@ -67,7 +42,7 @@ def refine(predictor, image, boxes, passes=2):
     points, confidence = landmarks(predictor, image, boxes)
     for _ in range(passes - 1):
         if len(boxes):
-            boxes = training_crops(predictor, points)
+            boxes = crop.face_boxes(points, predictor.crop, predictor.scheme)
             points, confidence = landmarks(predictor, image, boxes)
     return points, confidence, boxes
 
@@ -200,12 +175,13 @@ class Tracker:
             return
         boxes = numpy.stack([track.box for track in self.tracks])
         points, confidence = landmarks(self.predictor, image, boxes)
-        wanted = training_crops(self.predictor, points)
+        wanted = crop.face_boxes(points, self.predictor.crop, self.predictor.scheme)
         side = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)
         again = numpy.flatnonzero((abs(wanted - boxes) > TOLERANCE * side).any(1))
         if len(again):
             points[again], confidence[again] = landmarks(self.predictor, image, wanted[again])
-            wanted[again] = training_crops(self.predictor, points[again])
+            wanted[again] = crop.face_boxes(points[again], self.predictor.crop,
+                                            self.predictor.scheme)
         # Where two tracks come to lie on one face, the one that jumps there goes, and waits at its
         # own velocity: behind a face that passes in front, it is found again on the other side.
         jump = [numpy.linalg.norm(_centre(box) - _centre(track.expected(time)))

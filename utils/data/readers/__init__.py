@@ -1,7 +1,8 @@
-"""One module per layout: NAME, SCHEME (None: the user's choice), LAYOUT (what is looked for),
-EXPECTED (subset to published count), matches(folder), read(folder, problems) -> [Face] and, where
-photos are inside a container file, image_of(face) -> RGB. `problems` gets (path, reason) of all
-that could not be read; a reason that begins with "note:" costs no face.
+"""One module per layout: NAME, SCHEME (None: the user's choice, given to read() as a third
+argument), LAYOUT (what is looked for), EXPECTED (subset to published count), matches(folder),
+read(folder, problems) -> [Face] and, where photos are inside a container file, image_of(face) ->
+RGB. `problems` gets (path, reason) of all that could not be read; a reason that begins with "note:"
+costs no face.
 """
 import difflib
 
