@@ -5,6 +5,7 @@ import torch
 from utils import checkpoint, experiment
 from utils.args import load_args
 from utils.errors import UserError
+from utils.landmarks import lids
 from utils.landmarks.schemes import SCHEMES, get_scheme
 from utils.training import distil, trainer
 
@@ -23,6 +24,18 @@ def test_unknown_landmarks_stay_unknown(tiny_weights):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     labels = torch.full((1, 68, 2), torch.nan)
     assert distil.Teacher(tiny_weights, SCHEMES["300W"], 0.5)(images, labels).isnan().all()
+
+
+def test_a_teacher_does_not_open_eyes_that_the_labels_shut(tiny_weights):
+    scheme = SCHEMES["300W"]
+    points = torch.from_numpy(scheme.mean_face).float()
+    shut = points.clone()
+    shut[36:42] = torch.from_numpy(lids.close(scheme.mean_face, scheme)).float()[36:42]
+    labels = torch.stack([points, shut])
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    moved = distil.Teacher(tiny_weights, scheme, 0.5)(images, labels) != labels
+    assert not moved[1, 36:42].any()
+    assert moved[1, :36].any(1).all() and moved[1, 42:].any(1).all() and moved[0].any(1).all()
 
 
 def test_a_teacher_of_another_input_size(tiny_weights):

@@ -67,3 +67,38 @@ def test_regression_loss_and_its_unknown_curve():
     assert float(robust(truth + 0.125, truth)) == pytest.approx(2.0, rel=1e-5)
     with pytest.raises(UserError, match="offset_loss"):
         loss.build_loss(model, 10, 2, "l3")
+
+
+@torch.no_grad()
+def test_a_landmark_of_weight_three_counts_as_three_in_every_mean():
+    torch.manual_seed(3)
+    head, landmarks = PIPHead(4, EYES, 5), torch.rand(2, 12, 2)
+    maps = head(torch.randn(2, 4, 8, 8))
+    weights = torch.arange(1.0, 13.0)
+    found = loss.PIPLoss(head.neighbours, weights=weights).terms(maps, landmarks)
+    alone = [loss.PIPLoss(head.neighbours, weights=one).terms(maps, landmarks)
+             for one in torch.eye(12)]
+    # A neighbour's prediction has the weight of the landmark that is predicted.
+    predicted = torch.bincount(head.neighbours.flatten(), minlength=12)
+    for name, value in found.items():
+        share = weights * (predicted if name.startswith("neighbour") else 1)
+        expected = sum(s * one[name] for s, one in zip(share, alone)) / share.sum()
+        assert float(value) == pytest.approx(float(expected), rel=1e-5), name
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[:, 6:] = False
+    weights[:6] = 3  # All that count count alike.
+    some = loss.PIPLoss(head.neighbours, weights=weights).terms(maps, landmarks, mask)
+    for name, value in loss.PIPLoss(head.neighbours).terms(maps, landmarks, mask).items():
+        assert float(some[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_eye_weight_is_of_the_eyes_and_one_changes_nothing():
+    model = torch.nn.Module()
+    model.scheme = SCHEMES["300W"]
+    model.head = PIPHead(4, model.scheme, 10)
+    weights = loss.build_loss(model, 10, 1, "l1", eye_weight=3.0).weights
+    assert weights[36:48].tolist() == [3.0] * 12 and weights.sum() == 56 + 36
+    assert loss.build_loss(model, 10, 1, "l1").weights is None
+    maps, landmarks = model.head(torch.randn(2, 4, 8, 8)), torch.rand(2, 68, 2)
+    ones = loss.PIPLoss(model.head.neighbours, weights=torch.ones(68))(maps, landmarks)
+    torch.testing.assert_close(ones, loss.PIPLoss(model.head.neighbours)(maps, landmarks))

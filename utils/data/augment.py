@@ -6,7 +6,8 @@ import numpy
 
 from utils.data import shutting
 
-SHUT_WHOLLY = 0.7
+SHUT_WHOLLY = 0.7  # Share of the faces that are shut; the others are on the way.
+
 
 class Augment:
     """Random geometry and look of a training face; see the Augmentation group of args.yaml.
@@ -42,7 +43,7 @@ class Augment:
         image = cv2.warpAffine(stored, pixel_matrix(linear, shift, margin, stored.shape[0], size),
                                (size, size), flags=cv2.INTER_LINEAR)
         if args.shut and self.scheme is not None and rng.random() < args.shut:
-            # Most of them wholly, some on the way: a droop is to be seen as one.
+            # A droop is to be seen as one.
             share = 1.0 if rng.random() < SHUT_WHOLLY else rng.random()
             image, points = shutting.shut(image, landmarks * size - 0.5, self.scheme, share)
             landmarks = (points + 0.5) / size

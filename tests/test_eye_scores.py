@@ -1,0 +1,172 @@
+"""Scores of shut and open eyes, the limits fitted from them, and where these are kept."""
+import json
+import shutil
+
+import cv2
+import numpy
+import painted_faces
+import pytest
+
+import main
+from utils import args, checkpoint
+from utils.deploy.export import export_weights
+from utils.errors import UserError
+from utils.landmarks import lids
+from utils.landmarks.schemes import SCHEMES
+from utils.predictor import Predictor
+from utils.testing import eyes as scores
+from utils.video import eyes
+
+SCHEME = SCHEMES["300W"]
+
+
+def reading(closed, ratio, judged=True, called=None):
+    """A Reading of a face whose eyes have this aspect ratio; None: it was not found."""
+    if ratio is None:
+        return scores.Reading(None, closed, None, None, None)
+    called = (ratio < 0.2 if called is None else called) if judged else None
+    return scores.Reading(None, closed, None, numpy.full(68, 0.4),
+                          eyes.Eyes((0.5, 0.5), called, (ratio - 0.01, ratio + 0.01)))
+
+
+def test_separation_counts_pairs_and_ties():
+    rng = numpy.random.default_rng(0)
+    shut, opened = rng.integers(0, 8, 37) / 10, rng.integers(3, 12, 200) / 10
+    found = scores.separation(shut, opened)
+    pairs = (shut[:, None] < opened).mean() + (shut[:, None] == opened).mean() / 2
+    assert found["auc"] == pytest.approx(pairs)
+    # By hand: at 1 % two of 200 open eyes may be called shut, so all below the third lowest is.
+    assert found["recall_at_1"] == pytest.approx(100 * (shut < numpy.sort(opened)[2]).mean())
+    assert found["recall_at_0.1"] == pytest.approx(100 * (shut < opened.min()).mean())
+    assert scores.separation(numpy.array([1.0]), numpy.array([2.0]))["auc"] == 1
+    assert numpy.isnan(scores.separation(numpy.array([]), numpy.array([2.0]))["auc"])
+
+
+def test_who_is_not_found_or_not_judged_is_not_called_shut():
+    readings = [reading(True, 0.1), reading(True, 0.1), reading(True, None),
+                reading(True, 0.1, judged=False), reading(False, 0.3), reading(False, 0.15),
+                reading(False, None), reading(False, 0.3)]
+    found = scores.score(readings)
+    assert found["closed"] == {"faces": 4, "not_found": 1, "not_judged": 1}
+    assert found["open"] == {"faces": 4, "not_found": 1, "not_judged": 0}
+    assert found["recall"] == 50 and found["false_alarms"] == 25
+    assert found["auc"] == 1 and found["eye_auc"] == 1  # Of the faces found.
+
+
+def test_fitted_limits_part_the_states_and_shy_from_false_alarms():
+    rng = numpy.random.default_rng(1)
+    shut, opened = rng.normal(0.08, 0.02, 200), rng.normal(0.3, 0.03, 300)
+    readings = [reading(True, r) for r in shut] + [reading(False, r) for r in opened]
+    limits = scores.fit(readings, SCHEME)
+    assert limits.shut == pytest.approx(numpy.median(shut), abs=1e-3)
+    assert limits.open == pytest.approx(numpy.median(opened), abs=1e-3)
+    assert limits.min_confidence == pytest.approx(0.2)
+    border = limits.shut + limits.closed_below * (limits.open - limits.shut)
+    assert shut.max() < border < opened.min()
+    # Where they overlap, ten open eyes called shut cost more than ten shut ones missed.
+    readings += [reading(False, 0.12) for _ in range(10)] + [reading(True, 0.14) for _ in range(7)]
+    border = (limits := scores.fit(readings, SCHEME)).shut + limits.closed_below * (
+        limits.open - limits.shut)
+    assert border < 0.12
+
+
+def test_limits_of_too_few_faces_or_of_a_blind_model():
+    many = [reading(True, 0.1)] * 20 + [reading(False, 0.3)] * 20
+    with pytest.raises(UserError, match="20 faces with eyes open, 19 were found"):
+        scores.fit(many[:-1], SCHEME)
+    with pytest.raises(UserError, match="20 faces with eyes closed, 19 were found"):
+        scores.fit([reading(True, None), *many[1:]], SCHEME)
+    with pytest.raises(UserError, match="sees shut eyes as open as open ones"):
+        scores.fit([reading(closed, 0.3 - 0.1 * (not closed)) for closed in [True, False] * 20],
+                   SCHEME)
+
+
+@pytest.fixture
+def shipped(tiny_weights, weights):
+    """mine.pt in weights/ and its ONNX file beside it."""
+    path = weights / "mine.pt"
+    shutil.copy(tiny_weights, path)
+    export_weights(path)
+    return path
+
+
+def test_limits_are_kept_with_the_weights_of_both_kinds(shipped):
+    for suffix in (".pt", ".onnx"):
+        assert Predictor(shipped.with_suffix(suffix)).eyes == lids.Limits()
+    limits = lids.Limits(0.125, 0.25, 0.5, 0.0625)
+    before = checkpoint.read(shipped)
+    scores.keep_limits(limits, shipped)
+    for suffix in (".pt", ".onnx"):
+        assert Predictor(shipped.with_suffix(suffix)).eyes == limits
+    after = checkpoint.read(shipped)
+    assert {name for name in after if name not in before or name == "eyes"} == {"eyes"}
+    assert set(before) <= set(after)
+    assert [path.name for path in shipped.parent.glob("*.tmp")] == []
+    # A file exported later has them too.
+    export_weights(shipped)
+    assert Predictor(shipped.with_suffix(".onnx")).eyes == limits
+
+
+def test_the_command(shipped, tmp_path, monkeypatch, capsys):
+    """Painted faces: number 1 has its eyes shut, number 5 open, as the stand-in network sees it."""
+    folder = tmp_path / "faces"
+    for state, number in (("closed", 1), ("open", 5)):
+        (folder / state).mkdir(parents=True)
+        for i in range(21):
+            image = painted_faces.background(i)
+            if i:
+                image = painted_faces.paint(image, (number, 150 + i, 110, 80 + i))
+            cv2.imwrite(str(folder / state / f"{i:02d}.png"), image[..., ::-1])
+
+    class Seeing(painted_faces.Painted):
+        def __init__(self, path, device):
+            super().__init__()
+            self.eyes = Predictor(path).eyes
+
+        def __call__(self, images):
+            points, confidence = super().__call__(images)
+            for i, image in enumerate(images):
+                if image[len(image) // 2, len(image) // 2, 0] < 70:
+                    points[i] = lids.close(points[i], self.scheme)
+            return points, confidence
+
+    monkeypatch.setattr(scores, "Predictor", Seeing)
+    monkeypatch.setattr(scores, "get_detector", lambda name: painted_faces.detector())
+    report = tmp_path / "report.json"
+    main.dispatch(args.parse(["--fit-eyes", "--test-eyes", "--exp", str(shipped), "--data-dir",
+                              str(folder), "--report", str(report)]))
+    text, numbers = capsys.readouterr().out, json.loads(report.read_text())
+    assert numbers["recall"] == pytest.approx(100 * 20 / 21) and numbers["false_alarms"] == 0
+    assert numbers["closed"]["not_found"] == numbers["open"]["not_found"] == 1
+    assert numbers["auc"] == 1 and "recall 95.2 %, false alarms 0.0 %" in text
+    assert Predictor(shipped).eyes != lids.Limits()
+    drawn = {path.name for path in shipped.parent.glob("mine-eyes-*.png")}
+    assert drawn == {"mine-eyes-roc.png", "mine-eyes-worst.png"}
+    assert cv2.imread(str(shipped.with_name("mine-eyes-worst.png"))).shape[:2] == (800, 1600)
+
+
+def test_a_second_look_at_a_face_that_fills_the_picture():
+    seen = []
+
+    class Shy:
+        """Finds a face of 60 px only where there is room about it, and is surer of it then."""
+
+        def __call__(self, image):
+            seen.append(image.shape)
+            height, width = image.shape[:2]
+            if width == 100:
+                return self.first
+            return [[50, 55, 140, 150, 0.9]]
+
+    shy = Shy()
+    shy.first = []
+    detector = painted_faces.Detector("shy", shy, (0, 0, 1)).thorough()
+    image = numpy.zeros((80, 100, 3), numpy.uint8)
+    assert detector(image).tolist() == [[0, 5, 90, 100, 0.9]] and seen == [(80, 100, 3),
+                                                                           (180, 200, 3)]
+    shy.first = [[10, 10, 95, 75, 0.5]]  # Large, and doubtful: look again.
+    assert detector(image)[0, 4] == 0.9
+    shy.first = [[10, 10, 95, 75, 0.95]]  # Surer at the first look.
+    assert detector(image)[0, :2].tolist() == [10, 10]
+    shy.first, seen[:] = [[10, 10, 60, 60, 0.5]], []  # Small enough: once is enough.
+    assert detector(image)[0, 4] == 0.5 and len(seen) == 1
