@@ -65,7 +65,9 @@ def test_closed_is_of_both_eyes():
 
 
 def test_an_eye_that_cannot_be_judged_is_none():
-    assert look((0.3, 0.3), size=5).openness == (None, None) and look((0.3, 0.3), 5).closed is None
+    small = look((0.3, 0.3), size=3.9)
+    assert small.openness == (None, None) and small.closed is None
+    assert look((0.3, 0.3), size=4.5).closed is False
     assert look((0.3, 0.3), min_confidence=0.4).closed is None
     # A face turned away shows one eye.
     scheme = SCHEMES["300W"]
