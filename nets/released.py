@@ -197,9 +197,11 @@ def _read_legacy(file):
         raise Refused("lists storages that no tensor uses")
     storages = {}
     for key in keys:
-        if int.from_bytes(stream.read(8), "little") != claims[key].count:
+        count, length = stream.read(8), claims[key].count * claims[key].dtype.itemsize
+        storages[key] = bytearray(stream.read(length))
+        # Also of storages that no parameter uses: which one a file ends with is chance.
+        if count != claims[key].count.to_bytes(8, "little") or len(storages[key]) != length:
             raise Refused(f"is truncated or damaged: storage {_short(key)} has another size")
-        storages[key] = bytearray(stream.read(claims[key].count * claims[key].dtype.itemsize))
     return root, storages
 
 

@@ -460,6 +460,22 @@ def test_a_truncated_file_is_refused_wherever_it_ends(legacy, publisher, tmp_pat
         refused(cut)
 
 
+@pytest.mark.parametrize("last", ["empty", "hidden"])
+def test_an_old_file_is_whole_also_where_no_parameter_needs_its_end(last, publisher, tmp_path):
+    model = publisher.classes.PIPNet()
+    model.register_parameter("weight", torch.nn.Parameter(torch.rand(2)))
+    # Storages lie in the order of their addresses: one of these is almost surely the last.
+    for number in range(9):
+        model.register_buffer(f"{last}{number}", torch.zeros(0 if last == "empty" else 2),
+                              persistent=False)
+    whole = publisher.save(model, tmp_path / "x.pth",
+                           _use_new_zipfile_serialization=False).read_bytes()
+    cut = tmp_path / "cut.pth"
+    for length in range(len(whole) - 40, len(whole)):
+        cut.write_bytes(whole[:length])
+        refused(cut)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_damaged_bytes_never_run_or_crash(legacy, publisher, tmp_path):
     whole = publisher.save({"model": small(publisher.classes)}, tmp_path / "x.pth",
