@@ -1,4 +1,6 @@
 """Landmark schemes: flip tables, mean faces, neighbours, subsets, 98 to 68 points, YAML schemes."""
+import dataclasses
+
 import numpy
 import pytest
 import scipy.optimize
@@ -196,6 +198,10 @@ def test_broken_state():
         landmarks.Scheme.from_state({k: v for k, v in state.items() if k != "mean_face"})
     with pytest.raises(UserError, match="permutation"):
         landmarks.Scheme.from_state({**state, "flip": [0] * 19})
+    with pytest.raises(UserError, match="takes point 0 to 1, and 1 to 2"):
+        landmarks.Scheme.from_state({**state, "flip": [1, 2, 0, *range(3, 19)]})
+    with pytest.raises(UserError, match="divisor"):
+        landmarks.Scheme.from_state({**state, "divisor": [0, 19]})
 
 
 def test_wflw_to_300w_of_the_mean_faces():
@@ -236,6 +242,23 @@ def test_read_scheme(tmp_path):
     assert scheme.eyes is None
 
 
+def test_read_scheme_as_people_write_it(tmp_path):
+    path = tmp_path / "own.yaml"
+    for text, flip, divisor, mirrors in (
+            ("names: [a, b, c]\nflip: [b, a, c]\ndivisor: diagonal", [1, 0, 2], "diagonal", True),
+            ("\ufeffpoints: 3\nflip: [1, 0, 2]\ndivisor: box", [1, 0, 2], None, True),
+            ("points: 2\nflip: [[0, 1]]\ndivisor: [0, 1]", [1, 0], (0, 1), True),
+            ("points: 2\nflip: none", [0, 1], None, False),
+            ("points: 2\nflip:", [0, 1], None, True)):
+        path.write_text(text, encoding="utf-8")
+        scheme = landmarks.read_scheme(path)
+        for found in (scheme, landmarks.Scheme.from_state(scheme.state())):
+            assert (found.flip.tolist(), found.divisor, found.mirrors) == (flip, divisor, mirrors)
+    assert scheme.with_mean_face([[0, 0], [1, 0]]).subset([1]).divisor is None
+    diagonal = dataclasses.replace(scheme.with_mean_face([[0, 0], [1, 0]]), divisor="diagonal")
+    assert diagonal.subset([1]).divisor == "diagonal"
+
+
 def test_read_scheme_with_the_least(tmp_path):
     (tmp_path / "least.yaml").write_text("points: 3\n")
     scheme = landmarks.read_scheme(tmp_path / "least.yaml")
@@ -268,6 +291,18 @@ def test_read_scheme_with_the_least(tmp_path):
     ("points: 2\nmean_face: [[.nan, 1], [1, 1]]", "finite"),
     ("points: 3\nflip: [[0, 1], [1, 2]]", "names a point twice"),
     ("points: 3\nflip: [[1, 1]]", "names a point twice"),
+    ("points: 4\nflip: [[0, 1], [3, 1]]", r"flip pair \[3, 1\].*in \[0, 1\] already"),
+    ("points: 3\nflip: [1, 2, 0]", "takes point 0 to 1, and 1 to 2: a face mirrored twice"),
+    ("names: [a, b, c]\nflip: [b, b, c]", "takes point a to b, and b to b"),
+    ("points: 3\nflip: [[0, 1], 2]", "list of pairs, found 2"),
+    ("names: ['eye, right', nose]", "'eye, right' has a comma"),
+    ("names: [eye, nose, eye]", "'eye' is there twice, of points 0 and 2"),
+    ("names: [eye, '']", "name 1 is ''"),
+    ("names: [eye, ~]", "name 1 is None"),
+    ("names: [eye, 0]", "0 is the name of point 1"),
+    ("names: eye", "needs names"),
+    ("names: [right eye, left eye]\ndivisor: [right eye, left ey]", "'left ey'.*nearest: left eye"),
+    ("points: 3\ndivisor: eyes", "two points, box or diagonal, found 'eyes'"),
     ("points: 3\ndivisor: 1", "divisor is two points"),
     ("points: 3\ndivisor: [1, 1]", "same point"),
     ("points: 3\nregions: [1, 2]", "regions maps"),

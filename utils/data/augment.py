@@ -17,8 +17,8 @@ class Augment:
     """
 
     def __init__(self, args, flip, scheme=None):
-        """args: resolved args. flip (K,): the scheme's flip table. scheme: whose eyes args.shut
-        may shut; None where it has none."""
+        """args: resolved args. flip (K,): the scheme's flip table, None where a mirrored face is
+        none of it. scheme: whose eyes args.shut may shut; None where it has none."""
         self.args, self.flip, self.scheme = args, flip, scheme
 
     def __call__(self, stored, landmarks, margin, size, rng):
@@ -28,7 +28,7 @@ class Augment:
         Returns (size, size, 3) uint8 and (K, 2) float32 in crop units of the new image.
         """
         args = self.args
-        mirror = rng.random() < args.flip
+        mirror = rng.random() < args.flip and self.flip is not None
         angle = math.radians(args.rotation * rng.uniform(-1, 1)) if rng.random() < 0.6 else 0.0
         zoom = math.exp(args.scaling * _clipped_normal(rng))
         stretch = math.exp(args.aspect * _clipped_normal(rng) / 2)

@@ -45,7 +45,8 @@ class FaceList:
 class PreparedSet:
     """A prepared set: `scheme`, `margin`, `size`, `crop` and its lists by name.
 
-    Raises UserError where the folder is no prepared set, with the command that makes one.
+    Where there is a list "train" there is a "val", which is empty where nothing is held out. Raises
+    UserError where the folder is no prepared set, with the command that makes one.
     """
 
     def __init__(self, folder):
@@ -70,7 +71,7 @@ class PreparedSet:
         self.drawn = description.get("layouts") == ["samples"]
         self.upright = description.get("exif") == "obey"
         if "train" in self.lists and "val" not in self.lists:
-            self._split_validation()
+            self._split_validation(HELD_OUT if description.get("val") != 0 else 0)
 
     @property
     def tests(self):
@@ -153,11 +154,12 @@ class PreparedSet:
                 return tail
         return path
 
-    def _split_validation(self):
+    def _split_validation(self, share):
+        """Take a share of the training list for "val"; it may be empty, and train never is."""
         faces = self.lists["train"]
         order = list(range(len(faces)))
         random.Random(0).shuffle(order)
-        count = min(max(1, round(HELD_OUT * len(order))), len(order) - 1)
+        count = min(max(1, round(share * len(order))), len(order) - 1) if share else 0
         self.lists["val"] = faces.take(sorted(order[:count]))
         self.lists["train"] = faces.take(sorted(order[count:]))
 

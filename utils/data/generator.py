@@ -27,12 +27,15 @@ from utils.data.photo import read_photo, why_unread, write_crop
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
-from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
+from utils.landmarks import metrics
+from utils.landmarks.schemes import MAPPINGS, SCHEMES, Scheme, get_scheme
 
 # What the authors crop to before they measure NME: rule and factor; others as 300W.
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
 # A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
 OUTSIDE = 0.15
+# A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip.
+LOPSIDED = 0.25
 
 
 @dataclasses.dataclass
@@ -53,7 +56,8 @@ class Options:
 
     layout: the reader's name, else recognised. scheme: of the set, to map to (98 to 68 points) or,
     for a custom set, a YAML file. crop, scale: see crop.face_box. margin: how much larger than the
-    nominal crop the images are. val: share of the training photos held out. workers: processes,
+    nominal crop the images are. val: share of the training photos held out; 0: none, and the last
+    epoch of a training is its best. workers: processes,
     else one a core. labelled: the prepared set that photos without landmarks are to be trained with
     (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights that lay the
     landmarks of such photos, whose eyes are shut in closed/ and open in open/ (see
@@ -146,7 +150,8 @@ class DataGenerator:
                 reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:2])
                 raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
                                 + (f" ({reasons})" if reasons else ""))
-            self._write(done, sources)
+            scheme = self._write(done, sources)
+            problems += _notes(done, scheme)
             _print_table(sources, done, problems, self.output)
             if any(layout != "samples" for _, layout, *_ in done):
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
@@ -266,11 +271,14 @@ class DataGenerator:
                        "layouts": sorted({d[1] for d in done})}
         if any(d[0].upright for d in done):
             description["exif"] = "obey"
+        if not options.val:
+            description["val"] = 0
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
         # Last, so that a set which was interrupted has no list and is not taken for whole.
         for split, lines in lists.items():
             (self.output / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return scheme
 
 
 def prepare_samples(size):
@@ -372,12 +380,47 @@ def _published_box(face, layout):
 
 
 def _mean_face(faces):
-    """The mean of landmarks (K, 2) in crop units, of each point over the faces that have it."""
+    """The mean of landmarks (K, 2) in crop units, of each point over the faces that have it.
+
+    Raises UserError where none has one of them.
+    """
     faces = numpy.array(faces)
     known = numpy.isfinite(faces)
     if known.all():
         return faces.mean(0)
-    return numpy.where(known, faces, 0).sum(0) / numpy.where(known.any(0), known.sum(0), numpy.nan)
+    unknown = numpy.flatnonzero(~known.any((0, 2)))
+    if len(unknown):
+        raise UserError(f"point {unknown[0]} is labelled in none of {len(faces)} faces to train "
+                        f"on; label it in one, or leave it out of the scheme")
+    return numpy.where(known, faces, 0).sum(0) / known.sum(0)
+
+
+def _notes(done, scheme):
+    """Notes (path, reason) on faces that cannot be scored, and on a flip that does not fit."""
+    notes = []
+    for face, *_, published in done:
+        size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]
+        if not size > 0:
+            pair = "point {} and point {}".format(*scheme.divisor)
+            notes.append((face.photo, f"note: {pair}, whose distance divides NME, "
+                          + ("are at one place" if size == 0 else "are not both labelled")
+                          + ": the face is trained on and not scored"))
+    # Drawn faces and those of publishers have flips that tests hold to their mean faces.
+    if scheme.name in SCHEMES or not scheme.mirrors:
+        return notes
+    mirrored = scheme.mean_face[scheme.flip] * (-1, 1)
+    shift = scheme.mean_face - mirrored
+    shift[:, 0] -= numpy.median(shift[:, 0])
+    away = numpy.linalg.norm(shift, axis=1) / numpy.ptp(scheme.mean_face, 0).max()
+    worst = int(away.argmax())
+    if away[worst] > LOPSIDED:
+        partner = int(scheme.flip[worst])
+        which = (f"point {worst}, which is in no flip pair," if partner == worst else
+                 f"point {worst}, the mirror partner of point {partner},")
+        notes.append((pathlib.Path(scheme.name), f"note: {which} lies {100 * away[worst]:.0f} % of "
+                      f"the face from where the mirrored mean face has it: is the scheme's flip "
+                      f"right? (flip: none where mirrored faces are none of it)"))
+    return notes
 
 
 def _held_out(faces, share):
@@ -439,7 +482,8 @@ def main(argv=None):
                         help="nominal crop against the face's box [1.2]")
     parser.add_argument("--margin", type=float, default=1.6,
                         help="image against the nominal crop [1.6]")
-    parser.add_argument("--val", type=float, default=0.05, help="share of photos for validation")
+    parser.add_argument("--val", type=float, default=0.05, help="share of photos for validation; "
+                        "0: none, and the last epoch is the best [0.05]")
     parser.add_argument("--workers", type=int, help="processes [one a core]")
     parser.add_argument("--labelled", help="for photos without landmarks: the prepared set to "
                                            "train them with, whose size and crop they get")

@@ -8,15 +8,18 @@ RULES = ("square", "stretch", "box")
 # The authors' crop, in which published NMEs are measured; sets without set.yaml (LMK.zip and its
 # like) were made with it.
 PUBLISHED_CROP = {"rule": "stretch", "scale": 1.1}
+# Least share of the longer side of the landmarks' box that the shorter one counts as: two points,
+# or points in one line, have a box without height.
+FLATTEST = 0.1
 
 
 def face_box(points_px, rule="square", scale=1.2, box=None):
     """The nominal crop (x_min, y_min, x_max, y_max) in pixels around landmarks (K, 2) in pixels.
 
     rule: `square`, side = the larger side of the landmarks' box, grown by scale (keeps the aspect);
-    `stretch`, each side of the landmarks' box grown by scale (as published for 300W); `box`, the
-    publisher's box grown by scale. Points that are NaN are missing and do not count. Raises
-    UserError for `box` without a box and for a flat face.
+    `stretch`, each side of the landmarks' box, at least FLATTEST of the other, grown by scale (as
+    published for 300W); `box`, the publisher's box grown by scale. Points that are NaN are missing
+    and do not count. Raises UserError for `box` without a box and for points all at one place.
     """
     if rule == "box":
         if box is None:
@@ -31,6 +34,8 @@ def face_box(points_px, rule="square", scale=1.2, box=None):
     width, height = x_max - x_min, y_max - y_min
     if rule == "square":
         width = height = max(width, height)
+    elif rule == "stretch":
+        width, height = max(width, FLATTEST * height), max(height, FLATTEST * width)
     elif rule not in RULES:
         raise UserError(f"unknown crop rule {rule!r}; known: {', '.join(RULES)}")
     if not (width > 0 and height > 0):
@@ -52,8 +57,8 @@ def face_boxes(points_px, crop, scheme):
     if rule != "box" and scheme.base is None:
         low, high = points_px.min(1), points_px.max(1)
         side = numpy.maximum(high - low, 1.0)
-        if rule == "square":
-            side[:] = side.max(1, keepdims=True)
+        least = 1 if rule == "square" else FLATTEST
+        side = numpy.maximum(side, least * side.max(1, keepdims=True))
         return grow(numpy.concatenate([low + high - side, low + high + side], 1) / 2, scale)
     mean = scheme.mean_face
     centre = points_px.mean(1)

@@ -24,10 +24,13 @@ def nme(predicted, truth, norm):
 def divisors(points, divisor, box):
     """What NME is divided by for each face, (N,): the distance of two points, or the box's size.
 
-    points (N, K, 2); divisor: two point indices, or None for sqrt(width * height) of box (N, 4).
+    points (N, K, 2); divisor: two point indices, None for sqrt(width * height) of box (N, 4), or
+    "diagonal" for its diagonal.
     """
     if divisor is None:
         return numpy.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
+    if divisor == "diagonal":
+        return numpy.hypot(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1])
     return numpy.linalg.norm(points[:, divisor[0]] - points[:, divisor[1]], axis=-1)
 
 
@@ -51,10 +54,10 @@ def summary(errors):
     """
     errors = numpy.asarray(errors)
     scored = errors[numpy.isfinite(errors)]
-    if len(scored) < len(errors):
+    if len(scored) < len(errors) or not len(errors):
         none = dict.fromkeys(("nme", "fr8", "auc8", "fr10", "auc10"), float("nan"))
         return {**(summary(scored) if len(scored) else {"faces": 0, **none}),
-                "unscored": len(errors) - len(scored)}
+                **({"unscored": len(errors) - len(scored)} if len(errors) else {})}
     fr8, auc8 = fr_auc(errors, 0.08)
     fr10, auc10 = fr_auc(errors, 0.10)
     return {"faces": len(errors), "nme": 100 * float(errors.mean()), "fr8": 100 * fr8, "auc8": auc8,

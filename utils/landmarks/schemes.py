@@ -61,6 +61,9 @@ _REGIONS = {
              "right pupil": [74, 104], "left eye": _range(75, 82), "left pupil": [83, 105],
              "lips": _range(84, 95), "inner lips": _range(96, 103)},
 }
+# What NME may be divided by beside the distance of two points: the root of the face box's area, or
+# the box's diagonal.
+BOX_DIVISORS = {"box": None, "diagonal": "diagonal"}
 # Parts of any scheme by name: the regions that they are made of.
 PARTS = {"eyes": ("right eye", "left eye"), "mouth": ("lips", "inner lips"),
          "brows": ("right brow", "left brow"), "contour": ("jaw",)}
@@ -71,9 +74,10 @@ class Scheme:
     """What a set of K landmarks means.
 
     flip (K,): flip[i] is the partner of point i in a mirrored face. mean_face (K, 2): crop units.
-    divisor: the two points whose distance divides NME, or None for the size of the face box.
-    regions: name to point indices, for drawing. base: the scheme this one is a subset of, with
-    `indices` its points there; None for a whole scheme.
+    divisor: the two points whose distance divides NME, None for the size of the face box, the root
+    of its area, or "diagonal" for its diagonal. regions: name to point indices, for drawing. base:
+    the scheme this one is a subset of, with `indices` its points there; None for a whole scheme.
+    mirrors: whether a mirrored face is one of the scheme; flip is the identity where it is not.
     """
     name: str
     flip: numpy.ndarray
@@ -82,6 +86,7 @@ class Scheme:
     regions: dict
     base: str | None = None
     indices: tuple | None = None
+    mirrors: bool = True
 
     @property
     def points(self):
@@ -113,7 +118,7 @@ class Scheme:
             raise UserError(f"subset of {self.name}: point {missing[0][0]} is there, its mirror "
                             f"partner {missing[0][1]} is not; add it")
         divisor = self.divisor
-        if divisor is not None:
+        if isinstance(divisor, tuple):
             divisor = tuple(place[i] for i in divisor) if all(i in place for i in divisor) else None
         regions = {}
         for region, points in self.regions.items():
@@ -122,7 +127,8 @@ class Scheme:
                 regions[region] = kept
         return Scheme(name or f"{self.name}[{','.join(map(str, indices))}]",
                       numpy.array([place[int(self.flip[i])] for i in indices]),
-                      self.mean_face[indices], divisor, regions, self.name, tuple(indices))
+                      self.mean_face[indices], divisor, regions, self.name, tuple(indices),
+                      self.mirrors)
 
     def part(self, name):
         """The scheme of one of PARTS. Raises UserError where this scheme has no such region."""
@@ -142,29 +148,46 @@ class Scheme:
 
     def state(self):
         """Plain numbers and strings, for checkpoints, set.yaml and ONNX metadata."""
+        divisor = self.divisor
         return {"name": self.name, "flip": [int(i) for i in self.flip],
                 "mean_face": [[float(x), float(y)] for x, y in self.mean_face],
-                "divisor": None if self.divisor is None else [int(i) for i in self.divisor],
+                "divisor": list(divisor) if isinstance(divisor, tuple) else divisor,
                 "regions": {k: [int(i) for i in v] for k, v in self.regions.items()},
                 "base": self.base,
-                "indices": None if self.indices is None else [int(i) for i in self.indices]}
+                "indices": None if self.indices is None else [int(i) for i in self.indices],
+                **({} if self.mirrors else {"mirrors": False})}
 
     @classmethod
     def from_state(cls, state):
         """The inverse of `state`. Raises UserError where a field is missing or of a wrong shape."""
         try:
-            points = len(state["flip"])
+            points, divisor = len(state["flip"]), state["divisor"]
+            if divisor not in BOX_DIVISORS.values():
+                divisor = tuple(int(i) for i in divisor)
+                if len(divisor) != 2 or not all(0 <= i < points for i in divisor):
+                    raise ValueError(f"divisor {divisor}")
             scheme = cls(str(state["name"]), numpy.array(state["flip"], numpy.int64),
                          numpy.array(state["mean_face"], numpy.float64).reshape(points, 2),
-                         None if state["divisor"] is None else tuple(state["divisor"]),
-                         dict(state["regions"]), state.get("base"),
-                         None if state.get("indices") is None else tuple(state["indices"]))
+                         divisor, dict(state["regions"]), state.get("base"),
+                         None if state.get("indices") is None else tuple(state["indices"]),
+                         bool(state.get("mirrors", True)))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not the description of a landmark scheme: {error!r}") from None
         if sorted(scheme.flip.tolist()) != list(range(points)):
             raise UserError(f"scheme {scheme.name}: the flip table is no permutation of "
                             f"0..{points - 1}")
+        back = numpy.flatnonzero(scheme.flip[scheme.flip] != numpy.arange(points))
+        if len(back):
+            raise UserError(f"scheme {scheme.name}: {_one_way(scheme.flip, back[0])}")
         return scheme
+
+
+def _one_way(flip, point, names=None):
+    """What is wrong with a flip table at a point that two mirrors do not bring back."""
+    chain = [point, int(flip[point]), int(flip[flip[point]])]
+    first, second, third = (names[i] if names else i for i in chain)
+    return (f"flip takes point {first} to {second}, and {second} to {third}: a face mirrored twice "
+            f"must be the same again")
 
 
 def _build_schemes():
@@ -255,13 +278,14 @@ def parse_indices(text):
 def read_scheme(path):
     """A custom scheme from a YAML file.
 
-    Keys: `points` (K) or `names` (K strings), `flip` (pairs of mirror partners; points in no pair
-    lie on the mid-line), `divisor` (two points, or null for the size of the face box), optional
-    `regions` (name to points) and `mean_face` (K pairs; else it comes from the data). A point is
-    its name or its 0-based number. Raises UserError.
+    Keys: `points` (K) or `names` (K strings), `flip` (pairs of mirror partners, or a table of K
+    points; points in no pair lie on the mid-line; `none`: a mirrored face is none of the scheme, as
+    with a point that only one side has), `divisor` (two points, `diagonal` or `box`, which is the
+    default: see Scheme), optional `regions` (name to points) and `mean_face` (K pairs; else it
+    comes from the data). A point is its name or its 0-based number. Raises UserError.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             spec = yaml.safe_load(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a scheme: {' '.join(str(error).split())}") \
@@ -274,57 +298,107 @@ def read_scheme(path):
             near = difflib.get_close_matches(str(key), known, 1)
             raise UserError(f"{path}: unknown key {key!r}; known: {', '.join(sorted(known))}"
                             + (f" (nearest: {near[0]})" if near else ""))
+    try:
+        points, names = _read_names(spec)
+        place = {name: i for i, name in enumerate(names or [])}
+
+        def index(point):
+            if str(point) in place:
+                return place[str(point)]
+            if isinstance(point, int) and not isinstance(point, bool) and 0 <= point < points:
+                return point
+            near = difflib.get_close_matches(str(point), place, 1)
+            raise ValueError(f"no point {point!r}; points are 0..{points - 1}"
+                             + (" or their names" if names else "")
+                             + (f" (nearest: {near[0]})" if near else ""))
+
+        mirrors = spec.get("flip") != "none"
+        flip = _read_flip(mirrors and spec.get("flip") or [], points, index, names)
+        divisor = _read_divisor(spec.get("divisor"), index)
+        regions = spec.get("regions") or {}
+        if not isinstance(regions, dict) or not all(isinstance(v, list) for v in regions.values()):
+            raise ValueError("regions maps a name to a list of points")
+        regions = {str(k): [index(p) for p in v] for k, v in regions.items()} \
+            or {"points": list(range(points))}
+        mean = _read_mean(spec.get("mean_face"), points)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Scheme(str(spec.get("name") or "custom"), flip, mean, divisor, regions, mirrors=mirrors)
+
+
+def _read_names(spec):
+    """K and the names, or None, of a scheme file's content. Raises ValueError."""
     names = spec.get("names")
     points = spec.get("points", len(names) if isinstance(names, list) else None)
     if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
-        raise UserError(f"{path}: needs names (a list) or points (1..{MOST_POINTS}), found "
-                        f"{points!r}")
-    if names is not None and (not isinstance(names, list) or len(names) != points
-                              or len(set(map(str, names))) != points):
-        raise UserError(f"{path}: names must be {points} different names")
-    place = {str(n): i for i, n in enumerate(names or [])}
+        raise ValueError(f"needs names (a list) or points (1..{MOST_POINTS}), found {points!r}")
+    if names is None:
+        return points, None
+    if not isinstance(names, list) or len(names) != points:
+        found = f"{len(names)} names" if isinstance(names, list) else repr(names)
+        raise ValueError(f"names must be a list of {points} different names, found {found}")
+    for i, name in enumerate(names):
+        if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
+            raise ValueError(f"names: name {i} is {name!r}; put a name into quotes")
+        if "," in str(name):
+            raise ValueError(f"names: {name!r} has a comma in it, which parts names: write it "
+                             f"without, or as two names")
+        if str(name).isdecimal() and int(name) != i:
+            raise ValueError(f"names: {name!r} is the name of point {i}, and a number means the "
+                             f"point of that number: give it letters")
+        if name in names[:i]:
+            raise ValueError(f"names: {name!r} is there twice, of points {names.index(name)} and "
+                             f"{i}; {points} different names are needed")
+    return points, [str(name) for name in names]
 
-    def index(point):
-        if str(point) in place:
-            return place[str(point)]
-        if isinstance(point, int) and not isinstance(point, bool) and 0 <= point < points:
-            return point
-        raise UserError(f"{path}: no point {point!r}; points are 0..{points - 1}"
-                        + (" or their names" if names else ""))
 
-    flip = numpy.arange(points)
-    seen = set()
-    pairs = spec.get("flip") or []
-    if not isinstance(pairs, list):
-        raise UserError(f"{path}: flip is a list of pairs, found {pairs!r}")
-    for pair in pairs:
+def _read_flip(entries, points, index, names):
+    """The flip table (K,) of a scheme file's entries. Raises ValueError naming the wrong one."""
+    if not isinstance(entries, list):
+        raise ValueError(f"flip is a list of pairs, found {entries!r}")
+    if entries and len(entries) == points \
+            and not any(isinstance(entry, (list, tuple)) for entry in entries):
+        flip = numpy.array([index(entry) for entry in entries])
+        back = numpy.flatnonzero(flip[flip] != numpy.arange(points))
+        if len(back):
+            raise ValueError(_one_way(flip, int(back[0]), names))
+        return flip
+    flip, seen = numpy.arange(points), {}
+    for pair in entries:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise UserError(f"{path}: flip is a list of pairs, found {pair!r}")
+            raise ValueError(f"flip is a list of pairs, found {pair!r}")
         a, b = index(pair[0]), index(pair[1])
-        if a == b or {a, b} & seen:
-            raise UserError(f"{path}: flip pair {pair!r} names a point twice")
-        seen |= {a, b}
+        earlier = next((seen[point] for point in (a, b) if point in seen), None)
+        if a == b or earlier is not None:
+            raise ValueError(f"flip pair {pair!r} names a point twice"
+                             + (f", which is in {earlier!r} already" if earlier else
+                                "; a point on the mid-line is in no pair"))
+        seen[a] = seen[b] = pair
         flip[a], flip[b] = b, a
-    divisor = spec.get("divisor")
-    if divisor is not None:
-        if not isinstance(divisor, (list, tuple)) or len(divisor) != 2:
-            raise UserError(f"{path}: divisor is two points or null, found {divisor!r}")
-        divisor = tuple(index(p) for p in divisor)
-        if divisor[0] == divisor[1]:
-            raise UserError(f"{path}: divisor names the same point twice")
-    regions = spec.get("regions") or {}
-    if not isinstance(regions, dict) or not all(isinstance(v, list) for v in regions.values()):
-        raise UserError(f"{path}: regions maps a name to a list of points")
-    regions = {str(k): [index(p) for p in v] for k, v in regions.items()} \
-        or {"points": list(range(points))}
+    return flip
+
+
+def _read_divisor(divisor, index):
+    if divisor is None or isinstance(divisor, str) and divisor in BOX_DIVISORS:
+        return BOX_DIVISORS[divisor or "box"]
+    if not isinstance(divisor, (list, tuple)) or len(divisor) != 2:
+        raise ValueError(f"divisor is two points, box or diagonal, found {divisor!r}")
+    divisor = tuple(index(p) for p in divisor)
+    if divisor[0] == divisor[1]:
+        raise ValueError("divisor names the same point twice")
+    return divisor
+
+
+def _read_mean(face, points):
+    if face is None:
+        return numpy.full((points, 2), numpy.nan)
     try:
-        mean = numpy.array(spec.get("mean_face") or numpy.full((points, 2), numpy.nan),
-                           numpy.float64).reshape(points, 2)
+        mean = numpy.array(face, numpy.float64).reshape(points, 2)
     except (TypeError, ValueError):
-        raise UserError(f"{path}: mean_face must be {points} pairs of numbers") from None
-    if spec.get("mean_face") is not None and not numpy.isfinite(mean).all():
-        raise UserError(f"{path}: mean_face must be {points} pairs of finite numbers")
-    return Scheme(str(spec.get("name") or "custom"), flip, mean, divisor, regions)
+        raise ValueError(f"mean_face must be {points} pairs of numbers") from None
+    if not numpy.isfinite(mean).all():
+        raise ValueError(f"mean_face must be {points} pairs of finite numbers")
+    return mean
 
 
 def wflw_to_300w(points):

@@ -38,7 +38,13 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
 
 
 def torch_predict(model, device, flip_test=False):
-    """A function for predict_list from a LandmarkNet; flip_test averages with the mirrored face."""
+    """A function for predict_list from a LandmarkNet; flip_test averages with the mirrored face.
+
+    Raises UserError where the model's scheme has no mirrored faces.
+    """
+    if flip_test and not model.scheme.mirrors:
+        raise UserError(f"--flip-test: scheme {model.scheme.name} has flip: none, so that mirrored "
+                        f"faces say nothing of it")
     flip = torch.from_numpy(model.scheme.flip).to(device)
 
     @torch.inference_mode()

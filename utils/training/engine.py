@@ -160,7 +160,8 @@ def check_shared_memory(needed, path=SHARED_MEMORY):
 def make_loader(faces, prepared, scheme, args, ranks, accumulate):
     """The training loader and its sampler."""
     dataset = FaceDataset(faces, prepared.margin, args.input_size, scheme.indices,
-                          Augment(args, scheme.flip, scheme if scheme.eyes else None), args.seed)
+                          Augment(args, scheme.flip if scheme.mirrors else None,
+                                  scheme if scheme.eyes else None), args.seed)
     sampler = EpochSampler(len(faces), args.batch_size, accumulate, ranks.rank, ranks.world,
                            args.seed)
     context = None

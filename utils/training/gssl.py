@@ -167,6 +167,8 @@ def label(model, faces, margin, size, views, ranks, workers=0):
 
     found, confidence = [], []
     for mirror, degrees in views:
+        if mirror and not model.scheme.mirrors:
+            continue
         view = View(mirror, degrees)
         out = predict.predict_list(function, faces, margin, size, workers=workers, ranks=ranks,
                                       augmentation=view)

@@ -210,6 +210,8 @@ class Trainer:
         self.log(f"{self.set.folder}: {len(faces)} training and {len(self.set.lists['val'])} "
                  f"validation faces, {self.scheme.name}, {self.scheme.points} points"
                  + (", drawn by the repository" if self.set.drawn else ""))
+        if not len(self.set.lists["val"]):
+            self.log("no validation faces: the last epoch is the best")
         self.log(f"{args.backbone}, {args.head} head, {parameters(self.model) / 1e6:.2f} M "
                  f"parameters, on {ranks.device.type}")
         steps, batch = self.measure
@@ -312,12 +314,19 @@ class Trainer:
         self.scheduler.step_update(self.start_step + steps)
 
     def validate(self, epoch):
-        """Score the average on the validation list; keep the best, write the epoch's line."""
+        """Score the average on the validation list; keep the best, write the epoch's line.
+
+        Without a list of any face the last epoch is the best.
+        """
         averaged = self.model if self.ema is None else self.ema.module
         # Batch norm's statistics are per process on CPUs; all must judge the same net.
         self.ranks.copy_buffers(averaged)
         averaged.eval()
         faces = self.set.lists["val"]
+        if not len(faces):
+            self.ranks.share(self._finish_epoch, epoch, math.nan, averaged)
+            self.losses = []
+            return
         predicted = predict.predict_list(
             predict.torch_predict(averaged, self.ranks.device), faces, self.set.margin,
             self.args.input_size, ranks=self.ranks)
@@ -345,9 +354,9 @@ class Trainer:
                 self.board.add_scalar(name, value, number)
             self.board.flush()
         skipped = f", {self.skips.skipped} steps skipped" if self.skips.skipped else ""
+        score = "none" if math.isnan(nme) else f"{nme:.3f}"
         print(f"{self.title}epoch {epoch + 1:>3}/{self.args.epochs}  lr {lr:.2e}  loss {loss:.4f}  "
-              f"val NME {nme:.3f}{' *' if better else ''}  {self.seconds:.0f} s{skipped}",
-              flush=True)
+              f"val NME {score}{' *' if better else ''}  {self.seconds:.0f} s{skipped}", flush=True)
 
     def description(self):
         """What its checkpoints say of themselves beside their weights."""

@@ -1,0 +1,147 @@
+"""Sets as people have them: few faces, points in one line, other divisors, points of one side."""
+import numpy
+import pytest
+from own_sets import FACE, FIVE, QUICK, prepare
+
+from utils import checkpoint, experiment
+from utils.args import load_args
+from utils.data.augment import Augment
+from utils.data.dataset import PreparedSet
+from utils.errors import UserError
+from utils.landmarks import crop, metrics
+from utils.testing import predict, score
+from utils.training import trainer
+
+TWO = "name: two\npoints: 2\nflip: [[0, 1]]\n"
+LINE = "name: line\npoints: 3\nflip: [[0, 2]]\ndivisor: diagonal\n"
+
+
+def train(data, **settings):
+    return trainer.train(load_args(QUICK | {"data_dir": str(data)} | settings))
+
+
+@pytest.mark.parametrize("count, options, held_out", [(1, {}, 0), (2, {}, 1), (3, {"val": 0}, 0)])
+def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
+    data = prepare(tmp_path / "own", FIVE, [("train", FACE + i) for i in range(count)], **options)
+    lists = PreparedSet(data).lists
+    assert (len(lists["train"]), len(lists["val"])) == (count - held_out, held_out)
+    folder = train(data, num_nb=4, epochs=2)
+    out = capsys.readouterr().out
+    assert ("no validation faces: the last epoch is the best" in out) == (not held_out)
+    if not held_out:
+        assert checkpoint.read(folder / "best.pt")["epoch"] == 2
+        assert out.count("val NME none *") == 2
+        assert all(numpy.isnan(row["val_nme"]) for row in experiment.read_epochs(folder))
+    assert (folder / "curves.png").is_file()
+    with pytest.raises(UserError, match="has no test list"):
+        score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt")}), {"test"})
+
+
+def test_a_set_without_training_faces_is_not_trained_on(tmp_path, weights):
+    data = prepare(tmp_path / "own", FIVE, [("test", FACE)])
+    with pytest.raises(UserError, match="has no train.txt"):
+        train(data, num_nb=4)
+
+
+def test_nothing_scored_has_no_mean():
+    numbers = metrics.summary([])
+    assert numbers["faces"] == 0 and numpy.isnan(numbers["nme"]) and "unscored" not in numbers
+
+
+@pytest.mark.parametrize("scheme, points", [
+    (TWO, [(20, 40), (60, 40)]), (TWO, [(40, 20), (40, 60)]), (TWO, [(20, 20), (60, 58)]),
+    (LINE, [(20, 40), (40, 40), (60, 40)]), (LINE, [(20, 20), (40, 40), (60, 60)])])
+def test_points_in_one_line_train_and_are_scored(tmp_path, weights, scheme, points):
+    points = numpy.array(points, float)
+    data = prepare(tmp_path / "own", scheme, [("train", points), ("train", points + 2),
+                                              ("test", points + 1)])
+    prepared = PreparedSet(data)
+    faces = prepared.lists["test"]
+    # The crop is the square round the longer side, grown.
+    side = numpy.ptp(points, 0).max() * 1.2
+    numpy.testing.assert_allclose(faces.boxes[0], [*(points.mean(0) + 1 - side / 2),
+                                                   *(points.mean(0) + 1 + side / 2)], atol=1e-3)
+    folder = train(data, num_nb=1)
+    report = tmp_path / "report.json"
+    score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+                          "report": str(report)}), {"test"})
+    import json
+    numbers = json.loads(report.read_text())["pytorch"]["test"]
+    assert 0 < numbers["nme"] < 1000 and 0 < numbers["nme_crop"] < 1000
+    # As a tracker lays it around what is predicted.
+    again = crop.face_boxes(points[None] + 1, prepared.crop, prepared.scheme)
+    numpy.testing.assert_allclose(again[0], faces.boxes[0], atol=1e-3)
+
+
+def test_a_flat_box_counts_as_a_tenth_as_high_as_wide():
+    line = numpy.array([(0, 5), (100, 5.)])
+    assert crop.face_box(line, "stretch", 1.0).tolist() == [0, 0, 100, 10]
+    assert crop.face_box(line[:, ::-1], "stretch", 1.0).tolist() == [0, 0, 10, 100]
+    with pytest.raises(UserError, match="0 x 0 pixels"):
+        crop.face_box(line[[0, 0]], "square")
+
+
+@pytest.mark.parametrize("divisor, expected", [("box", 40), ("diagonal", 40 * 2 ** 0.5),
+                                               ("[right eye, nose]", 20 * 2 ** 0.5)])
+def test_divisors_of_a_scheme(tmp_path, divisor, expected):
+    scheme = FIVE.replace("[right eye, left eye]\n", f"{divisor}\n")
+    assert f"divisor: {divisor}" in scheme
+    data = prepare(tmp_path / "own", scheme, [("test", FACE)])
+    prepared = PreparedSet(data)
+    faces = prepared.lists["test"]
+    found = faces.points + (5 / numpy.ptp(faces.boxes[0, ::2]), 0)
+    nme, _ = predict.errors(found, faces, prepared.scheme, prepared.scheme)
+    # The box is grown by the published 1.1, which points are not.
+    grown = 1.0 if "[" in divisor else 1.1
+    assert nme[0] == pytest.approx(5 / (expected * grown), rel=1e-4)
+
+
+def test_a_face_without_its_divisor_is_named(tmp_path, capsys):
+    same, missing = FACE.copy(), FACE.copy()
+    same[1] = same[0]
+    missing[0] = numpy.nan
+    prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", same), ("train", missing)])
+    out = capsys.readouterr().out
+    pair = "point 0 and point 1, whose distance divides NME, are"
+    assert f"1.png: note: {pair} at one place: the face is trained on and not scored" in out
+    assert f"2.png: note: {pair} not both labelled" in out and "0.png: note" not in out
+
+
+def test_a_point_that_no_face_has_is_named(tmp_path):
+    faces = [("train", FACE.copy()), ("train", FACE + 1)]
+    for _, points in faces:
+        points[2] = numpy.nan
+    with pytest.raises(UserError, match="point 2 is labelled in none of"):
+        prepare(tmp_path / "own", FIVE, faces, val=0)
+
+
+def test_points_of_one_side_are_never_mirrored(tmp_path, weights):
+    scheme = "name: mole\nnames: [right eye, left eye, mole]\nflip: none\n"
+    points = numpy.array([(20, 20), (60, 20), (30, 50.)])
+    data = prepare(tmp_path / "own", scheme, [("train", points)] * 3 + [("test", points)])
+    prepared = PreparedSet(data)
+    assert not prepared.scheme.mirrors and prepared.scheme.flip.tolist() == [0, 1, 2]
+    only_flip = dict.fromkeys(("rotation", "scaling", "shift", "aspect", "colour", "grey", "blur",
+                               "occlusion"), 0)
+    args = load_args(only_flip | {"flip": 1})
+    stored = numpy.zeros((102, 102, 3), numpy.uint8)
+    for flip, mirrored in ((None, False), (prepared.scheme.flip, True)):
+        _, moved = Augment(args, flip)(stored, prepared.lists["test"].points[0], 1.6, 64,
+                                       numpy.random.default_rng(0))
+        assert (abs(moved - prepared.lists["test"].points[0]).max() > 0.1) == mirrored
+    folder = train(data, num_nb=2)
+    assert not checkpoint.load_model(folder / "best.pt").scheme.mirrors
+    with pytest.raises(UserError, match="--flip-test: scheme mole has flip: none"):
+        score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+                              "flip_test": True}), {"test"})
+
+
+def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
+    for number, (pairs, said) in enumerate((
+            ("[[right eye, left eye], [right mouth, left mouth]]", None),
+            ("[[right eye, left eye]]", "which is in no flip pair"),
+            ("[[right eye, right mouth], [left eye, left mouth]]", "the mirror partner of point"))):
+        scheme = FIVE.replace("[[right eye, left eye], [right mouth, left mouth]]", pairs)
+        prepare(tmp_path / str(number), scheme, [("train", FACE)])
+        out = capsys.readouterr().out
+        assert ("is the scheme's flip right?" in out) == bool(said) and (said or "") in out
