@@ -20,7 +20,7 @@ import cv2  # noqa: E402
 
 from utils import draw, experiment, machine  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
-from utils.data.photo import read_photo  # noqa: E402
+from utils.data.photo import read_photo, why_unread  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.video import eyes, outputs, sources  # noqa: E402
 from utils.video.alarm import Alarm  # noqa: E402
@@ -110,8 +110,7 @@ def read_image(path):
     """An image file as a person sees it, RGB uint8 (H, W, 3). Raises UserError."""
     image = read_photo(path, upright=True)
     if image is None:
-        raise UserError(f"{path}: not an image that OpenCV can read (is it empty, cut off or not "
-                        f"yours to read?)")
+        raise UserError(f"{path}: {why_unread(path)}")
     return image
 
 
@@ -123,7 +122,7 @@ def has_display():
 
 def output_path(output, kind, what):
     """Where to write: --output, or a name made of the source's. Raises UserError."""
-    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or (
+    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or outputs.fitting(
         what[0].parent.resolve().name if kind == "folder" else what.stem)
     name = {"image": f"demo_{stem}.png", "folder": f"demo_{stem}"}.get(kind, f"demo_{stem}.mp4")
     path = pathlib.Path(output or name)
@@ -133,7 +132,7 @@ def output_path(output, kind, what):
         return path
     if path.is_dir():
         path = path / name
-    known = sources.IMAGES if kind == "image" else set(outputs.CODECS)
+    known = sources.PICTURES if kind == "image" else set(outputs.CODECS)
     if path.suffix.lower() not in known:
         raise UserError(f"output {path}: this source is written as {', '.join(sorted(known))}, not "
                         f"{path.suffix or 'a name without suffix'}")
@@ -144,7 +143,7 @@ def refuse(kind, what, output, given):
     """Raise UserError where something would be written over the source or another output, or not
     be what its name says."""
     files = what if kind == "folder" else [what] if kind in ("image", "video") else []
-    written = [("output", output / f"{path.stem}.png") for path in files] \
+    written = [("output", output / name) for name in outputs.picture_names(files).values()] \
         if kind == "folder" and output else [("output", output)]
     named = [(flag, pathlib.Path(getattr(given, flag))) for flag in ("landmarks", "events")
              if getattr(given, flag)]
@@ -285,6 +284,7 @@ def run_images(demo, kind, what, output):
     """Draw one image or those of a folder; write them to output (None: show them in a window)."""
     from tqdm import tqdm
     paths = what if kind == "folder" else [what]
+    names = outputs.picture_names(paths)
     for path in tqdm(paths, "images", disable=kind == "image" or output is None):
         try:
             image = read_image(path)
@@ -299,7 +299,7 @@ def run_images(demo, kind, what, output):
             if show(drawn, 0):
                 break
         else:
-            target = output / f"{path.stem}.png" if kind == "folder" else output
+            target = output / names[path] if kind == "folder" else output
             outputs.write_picture(target, drawn)
 
 

@@ -1,7 +1,11 @@
 """Photos as phones and people store them: lying, cut off, of other formats."""
+import sys
+import types
+
 import cv2
 import numpy
 import PIL.Image
+import PIL.ImageFile
 import pytest
 import yaml
 
@@ -81,10 +85,102 @@ def test_a_jpeg_that_was_cut_off_is_damaged(tmp_path):
     assert read_photo(path) is None and "cut off" in why_unread(path)
 
 
-def test_an_unread_heic_says_what_to_do(tmp_path):
+@pytest.mark.parametrize("brand, package", [(b"heic", "pip install -U pillow-heif,"),
+                                            (b"avif", "pip install -U pillow,")])
+def test_an_unread_heic_or_avif_says_what_to_do(tmp_path, brand, package):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    assert read_photo(path) is None
+    assert package in why_unread(path) and "convert it to JPEG" in why_unread(path)
+
+
+def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
+    """A stand-in for pillow_heif, whose opener makes a grey picture of anything."""
+    class Grey(PIL.ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self):
+            self._size, self._mode = (9, 7), "L"
+
+        def load(self):
+            self.im = PIL.Image.new("L", (9, 7), 90).im
+
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    assert read_photo(path) is None and "convert it to JPEG" in why_unread(path)
+    monkeypatch.setattr(PIL.Image, "OPEN", dict(PIL.Image.OPEN))
+    monkeypatch.setattr(PIL.Image, "ID", list(PIL.Image.ID))
+    accept = types.SimpleNamespace(register_heif_opener=lambda: PIL.Image.register_open(
+        "HEIF", Grey, lambda prefix: prefix[4:12] == b"ftypheic"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", accept)
+    assert read_photo(path, upright=True).tolist() == numpy.full((7, 9, 3), 90).tolist()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_an_animation_is_its_first_picture(tmp_path, suffix):
+    first, second = (PIL.Image.new("RGB", (9, 7), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second])
+    assert abs(read_photo(tmp_path / f"a.{suffix}").astype(int) - (255, 0, 0)).max() < 9
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("LA", "png"), ("P", "png"),
+                                          ("P", "gif"), ("RGBA", "webp"), ("RGBA", "tif"),
+                                          ("16", "png")])
+def test_what_is_transparent_is_white(tmp_path, mode, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if mode == "16":
+        image = numpy.full((7, 9, 4), 90 * 257, numpy.uint16)
+        image[:, :4, 3] = 0
+        image[:, 4:, 3] = 65535
+        path.write_bytes(cv2.imencode(".png", image)[1])
+    elif mode == "P":
+        image = PIL.Image.new("P", (9, 7), 1)
+        image.putpalette([0] * 3 + [90] * 3)
+        image.paste(0, (0, 0, 4, 7))
+        image.save(path, transparency=0)
+    else:
+        colour = (90,) * (len(mode) - 1)
+        image = PIL.Image.new(mode, (9, 7), (*colour, 255))
+        image.paste((*colour, 0), (0, 0, 4, 7))
+        image.save(path, **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    read = read_photo(path).astype(int)
+    assert (read[:, :4] == 255).all() and abs(read[:, 4:] - 90).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "avif"])
+def test_files_of_other_formats_that_were_cut_off_are_damaged(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(numpy.uint8)
+    PIL.Image.fromarray(noise).save(path)
+    assert read_photo(path).shape == (64, 64, 3)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size * 2 // 3])
+    assert read_photo(path) is None and "damaged" in why_unread(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "avif"])
+def test_orientation_of_other_formats(tmp_path, suffix):
+    lying(tmp_path / "a.jpg", 6)
+    exif = PIL.Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = PIL.Image.fromarray(read_photo(tmp_path / "a.jpg"))
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
+    seen = read_photo(tmp_path / "a.jpg", upright=True)
+    read = read_photo(tmp_path / f"a.{suffix}", upright=True)
+    assert read.shape == seen.shape and abs(read.astype(int) - seen).mean() < 5
+
+
+def test_formats_that_are_listed_are_found_and_said(tmp_path, capsys):
+    """Photos of all kinds beside .pts files: read, or named with what to install."""
+    (tmp_path / "own").mkdir()
+    for suffix in ("webp", "tif", "tiff", "gif", "PNG"):
+        PIL.Image.new("RGB", (60, 60), "white").save(tmp_path / "own" / f"{suffix}.{suffix}")
+    (tmp_path / "own" / "heic.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    for path in list((tmp_path / "own").iterdir()):
+        path.with_suffix(".pts").write_text("version: 1\n{\n10 10\n40 10\n20 40\n}\n")
+    (tmp_path / "three.yaml").write_text("name: three\npoints: 3\nflip: [[0, 1]]\n")
+    folder = DataGenerator(tmp_path / "own", 32, tmp_path / "set", workers=1,
+                           scheme=str(tmp_path / "three.yaml")).run()
+    assert len(list((folder / "images").iterdir())) == 5
+    assert "heic.heic: the image cannot be read: HEIC needs a reader" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode, value", [("L", 90), ("P", 90), ("CMYK", (0, 0, 0, 100)),

@@ -74,7 +74,7 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
 def headline(image, text, at, height, colour):
     """A copy of image, RGB uint8 (H, W, 3), with text in letters of so many pixels on a dark
     ground; at: (x, y) in pixels of its upper left corner, moved so that it lies within."""
-    image = numpy.ascontiguousarray(image).copy()
+    image, text = numpy.ascontiguousarray(image).copy(), _printable(text)
     (_, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
     scale = height / tall
     thick = max(1, round(scale * 2))
@@ -100,7 +100,13 @@ def points(image, points_px, colour, radius=None):
     return image
 
 
+def _printable(text):
+    # OpenCV ends the process over names of files that are no UTF-8.
+    return str(text).encode("utf-8", "replace").decode("utf-8")
+
+
 def _write(image, text, at, scale, colour=(255, 255, 255)):
+    text = _printable(text)
     at = int(max(0, at[0])), int(max(22 * scale, at[1]))
     thick = max(1, round(scale * 1.5))
     cv2.putText(image, text, at, _FONT, scale, (0, 0, 0), thick + 2, cv2.LINE_AA)
@@ -123,7 +129,7 @@ def sheet(images, columns=8, size=160, captions=None):
         y, x = i // columns * size, i % columns * size
         page[y:y + shape[1], x:x + shape[0]] = small
         if captions is not None:
-            text, scale = str(captions[i]), size / 420
+            text, scale = _printable(captions[i]), size / 420
             # Whole, smaller if need be.
             scale *= min(1.0, (size - 8) / cv2.getTextSize(text, _FONT, scale, 1)[0][0])
             _write(page[y:y + size, x:x + size], text, (4, size - 6), scale)
@@ -175,11 +181,15 @@ def save(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = [cv2.IMWRITE_PNG_COMPRESSION, 9] if path.suffix.lower() == ".png" else []
     try:
-        written = cv2.imwrite(str(path), image[..., ::-1], settings)
+        written, content = cv2.imencode(path.suffix or ".", image[..., ::-1], settings)
     except cv2.error:
         written = False
     if not written:
         raise UserError(f"{path}: cannot be written; give the path of a .png or .jpg file")
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

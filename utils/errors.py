@@ -10,6 +10,7 @@ class UserError(Exception):
 def show_on_one_line():
     """Let a UserError that nobody catches end this process as `run` does, without a traceback."""
     before = sys.excepthook
+    _print_any_name()
 
     def hook(kind, error, traceback):
         if not issubclass(kind, UserError):
@@ -24,12 +25,19 @@ def show_on_one_line():
     sys.excepthook = hook
 
 
+def _print_any_name():
+    """Let stdout take names of files that are no UTF-8, as stderr does: with \\udcff in them."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def run(main):
     """Call main(); a UserError is printed on stderr and ends the process with exit code 2.
 
     Where the reader of its output has gone (`| head`) it ends without a word, as a program does
     that SIGPIPE ends.
     """
+    _print_any_name()
     try:
         try:
             main()

@@ -1,4 +1,4 @@
-"""What a process runs on: the device it computes on, and the C library's habits with memory."""
+"""What a process runs on: its device, the C library's habits with memory, names of its files."""
 import ctypes
 
 from utils.errors import UserError
@@ -27,6 +27,16 @@ def give_back():
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
         return
+
+
+def check_name(path, what):
+    """Raise UserError for a path whose name is no UTF-8, over which OpenCV ends the process."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{str(path).encode('utf-8', 'backslashreplace').decode()}: the name is no "
+                        f"UTF-8, and OpenCV cannot open {what} by it; rename the file or its "
+                        f"folder") from None
 
 
 def choose_device(name, local_rank=0):

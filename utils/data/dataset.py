@@ -118,7 +118,7 @@ class PreparedSet:
         if not path.is_file():
             return None
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 return {row["image"]: (row["photo"], numpy.array(
                     [float(row[k]) for k in list(row)[3:11]]).reshape(2, 4))
                     for row in csv.DictReader(file)}

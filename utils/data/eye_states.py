@@ -13,11 +13,12 @@ import tqdm
 from utils import predictor as predictors
 from utils.data.dataset import PreparedSet
 from utils.data.photo import read_photo, write_crop
-from utils.data.readers.pts import IMAGE_SUFFIXES
+from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks import lids, metrics, schemes
 from utils.video.detector import get_detector
+from utils.video.sources import IMAGES
 from utils.video.tracker import refine
 
 STATES = ("closed", "open")
@@ -41,7 +42,7 @@ def list_photos(folder, names="none"):
                         f"expected in closed/, with open eyes in open/")
     if names == "none":
         found = [path for state in STATES for path in sorted((folder / state).iterdir())
-                 if path.suffix.lower() in IMAGE_SUFFIXES]
+                 if path.suffix.lower() in IMAGES]
     else:
         found = [folder / name for name in _read_names(names)]
     for state in STATES:
@@ -92,12 +93,13 @@ def prepare(folder, labelled, teacher, detector="haar", names="none", output_dir
     output = pathlib.Path(output_dir or prepared.folder.with_name(f"{name}-{prepared.size}"))
     _copy(prepared.folder, output)
     detector, problems, rows, lines = get_detector(detector).thorough(), [], [], []
+    taken = set()
     for path, closed in tqdm.tqdm(photos, desc="photos", unit="face"):
         points = _label(path, closed, teacher, detector, prepared.scheme)
         if isinstance(points, str):
             problems.append(f"{path}: {points}\n")
             continue
-        image = f"images/eyes_{path.parent.name}_{path.stem}.jpg"
+        image = f"images/{unique_name(f'eyes_{path.parent.name}_{path.stem}', taken)}.jpg"
         box = crops.face_box(points, prepared.crop["rule"], prepared.crop["scale"])
         stored = crops.cut(read_photo(path, upright=True), crops.grow(box, prepared.margin),
                            round(prepared.size * prepared.margin))
@@ -106,7 +108,8 @@ def prepare(folder, labelled, teacher, detector="haar", names="none", output_dir
         lines += [f"{image} {numbers}\n"] * (REPEAT if closed else 1)
         # Nothing is published of these photos: both boxes are ours.
         rows.append([image, path.resolve(), "eyes", *(f"{v:.4f}" for v in (*box, *box))])
-    with open(output / "sources.csv", "a", newline="", encoding="utf-8") as file:
+    with open(output / "sources.csv", "a", newline="", encoding="utf-8",
+              errors="surrogateescape") as file:
         csv.writer(file).writerows(rows)
     with open(output / "train.txt", "a", encoding="utf-8") as file:
         file.writelines(lines)

@@ -258,7 +258,8 @@ class DataGenerator:
         scheme = sources[0].scheme.with_mean_face(_mean_face(points))
         mean = " ".join(f"{v:.7f}" for v in scheme.mean_face.flatten())
         (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
-        with open(self.output / "sources.csv", "w", newline="", encoding="utf-8") as file:
+        with open(self.output / "sources.csv", "w", newline="", encoding="utf-8",
+                  errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "photo", "layout", "x_min", "y_min", "x_max", "y_max",
                              "published_x_min", "published_y_min", "published_x_max",

@@ -18,10 +18,11 @@ import yaml
 
 from utils.data.dataset import FaceList, PreparedSet
 from utils.data.photo import read_photo, write_crop
-from utils.data.readers.pts import IMAGE_SUFFIXES, unique_name
+from utils.data.readers.pts import unique_name, walk
 from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.video.detector import get_detector, overlap
+from utils.video.sources import IMAGES
 
 LIST = "unlabelled.txt"
 COLUMNS = ("image", "x_min", "y_min", "x_max", "y_max")
@@ -69,7 +70,7 @@ def read_boxes(path):
     """[(image name, box (4,))] from a CSV of `image,x_min,y_min,x_max,y_max`. Raises UserError."""
     found = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
             if missing:
@@ -188,7 +189,7 @@ def _spread(count):
 
 
 def _photos(folder):
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return [p for p in walk(folder) if p.suffix.lower() in IMAGES]
 
 
 def _detect(detector, photos, folder):
@@ -241,7 +242,8 @@ def _cut(job, path, rule, folder, prepared):
 
 def _write(output, done, problems, prepared, rule):
     (output / LIST).write_text("".join(f"{d[0]}\n" for d in done), encoding="utf-8")
-    with open(output / "sources.csv", "w", newline="", encoding="utf-8") as file:
+    with open(output / "sources.csv", "w", newline="", encoding="utf-8",
+              errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "photo", *COLUMNS[1:]])
         writer.writerows([image, photo, *(f"{v:.4f}" for v in box)] for image, photo, box in done)

@@ -1,4 +1,5 @@
 """What a demo writes: videos, pictures, landmarks and events. Whole, or not at all."""
+import collections
 import contextlib
 import csv
 import io
@@ -11,8 +12,11 @@ import tempfile
 import cv2
 
 from utils.errors import UserError
+from utils.machine import check_name
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
+# Bytes of a stem: names may have 255, suffix and all.
+LONGEST = 240
 TABLES = {"landmarks": (".csv", ".json"), "events": (".csv",)}
 
 
@@ -267,6 +271,7 @@ class VideoFile:
     """A video of RGB frames (H, W, 3), all of one size, at `rate` frames a second."""
 
     def __init__(self, path, rate):
+        check_name(path, "a video")
         self.target, self.rate, self.count, self._writer = Target("output", path), rate, 0, None
         # What OpenCV cannot write to, it removes.
         if self.target.part.exists() and not self.target.part.is_file():
@@ -313,6 +318,28 @@ class VideoFile:
             raise UserError(f"output {self.target.name}: not written whole and removed; is the "
                             f"disk full?")
         self.target.keep()
+
+
+def picture_names(paths):
+    """What the pictures drawn of images of one folder are called: {path: name}, all different.
+
+    The stem and .png; the whole name and .png where stems are equal, letter case aside.
+    """
+    count, names = collections.Counter(path.stem.lower() for path in paths), {}
+    taken = set()
+    for path in paths:
+        name = stem = fitting(path.name if count[path.stem.lower()] > 1 else path.stem)
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name.lower())
+        names[path] = f"{name}.png"
+    return names
+
+
+def fitting(stem):
+    """A file's stem, cut off where with a suffix and a number it would be too long for a disk."""
+    return os.fsdecode(os.fsencode(stem)[:LONGEST])
 
 
 def write_picture(path, image):

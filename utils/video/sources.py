@@ -7,11 +7,15 @@ import threading
 import time
 
 import cv2
+import PIL.Image
 
 from utils.errors import UserError
+from utils.machine import check_name
 from utils.video.clock import FileClock
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+# HEIC only where a reader is installed; the others are told apart and named all the same.
+IMAGES = PICTURES | {".gif", ".heic", ".heif", ".avif"}
 STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://")
 STALLED = 5.0  # Seconds without a frame after which a stream is opened again.
 PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each try to open it again, until it is given up.
@@ -47,7 +51,18 @@ def find_source(source):
     if not path.is_file():
         raise UserError(f"source {source}: no such file or folder; give the number of a camera, a "
                         f"video, an image, a folder, a stream's address (rtsp://...) or sample")
-    return ("image" if path.suffix.lower() in IMAGES else "video"), path
+    return ("image" if path.suffix.lower() in IMAGES and not _is_film(path) else "video"), path
+
+
+def _is_film(path):
+    """Whether a file is a GIF of more than one picture, which is played."""
+    if path.suffix.lower() != ".gif":
+        return False
+    try:
+        with PIL.Image.open(path) as image:
+            return image.is_animated
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return False
 
 
 def name_of(kind, what):
@@ -72,6 +87,7 @@ def open_source(kind, what, size=None, rate=None):
 
 
 def _open_file(path):
+    check_name(path, "a video")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
         raise UserError(f"{path}: neither an image nor a video that OpenCV can read (cut off?)")

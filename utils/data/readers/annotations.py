@@ -7,13 +7,12 @@ point that a tool left out (COCO's visibility 0, a label that is absent, outside
 import collections
 import json
 import os
-import pathlib
 from xml.etree import ElementTree
 
 import numpy
 
 from utils.data.readers.face import Face
-from utils.data.readers.pts import numbers, short, unique_name
+from utils.data.readers.pts import numbers, short, unique_name, walk
 from utils.errors import UserError
 
 NAME = "annotations"
@@ -61,7 +60,7 @@ def read(folder, problems, scheme=None, one_based=False):
 
 
 def _files(folder):
-    paths = [folder] if folder.is_file() else sorted(pathlib.Path(folder).rglob("*"))
+    paths = [folder] if folder.is_file() else walk(folder)
     return [p for p in paths if p.suffix.lower() in (".json", ".xml") and p.is_file()]
 
 

@@ -11,7 +11,7 @@ import os
 import re
 
 from utils.data.readers.face import Face
-from utils.data.readers.pts import mark_missing, numbers, pair, read_pts, short, unique_name
+from utils.data.readers.pts import mark_missing, numbers, pair, read_pts, short, unique_name, walk
 from utils.errors import UserError
 
 NAME = "custom"
@@ -26,7 +26,7 @@ def matches(folder):
     """Whether the path (pathlib.Path) is a .csv file or a folder that holds .pts or .csv files."""
     if folder.is_file():
         return folder.suffix.lower() == ".csv"
-    return bool(_csv_files(folder)) or next(folder.rglob("*.[pP][tT][sS]"), None) is not None
+    return bool(_csv_files(folder)) or _has_pts(folder)
 
 
 def read(folder, problems, scheme=None, one_based=False):
@@ -43,7 +43,7 @@ def read(folder, problems, scheme=None, one_based=False):
     if folder.is_file():
         return _read_csv(folder, problems, scheme, one_based)
     tables = _csv_files(folder)
-    has_pts = next(folder.rglob("*.[pP][tT][sS]"), None) is not None
+    has_pts = _has_pts(folder)
     if has_pts and tables or len(tables) > 1:
         raise UserError(f"{folder}: holds {', '.join(path.name for path in tables)}"
                         f"{' and .pts files' if has_pts else ''}; give the path of the .csv file "
@@ -55,6 +55,10 @@ def read(folder, problems, scheme=None, one_based=False):
     return _read_folder(folder, problems, scheme)
 
 
+def _has_pts(folder):
+    return any(path.suffix.lower() == ".pts" for path in walk(folder))
+
+
 def _csv_files(folder):
     return sorted(path for path in folder.iterdir()
                   if path.suffix.lower() == ".csv" and not path.name.startswith("."))
@@ -63,9 +67,8 @@ def _csv_files(folder):
 def _read_folder(folder, problems, scheme):
     """Each image beside a .pts file of its stem, written as in 300W; lists by folder names."""
     files = collections.defaultdict(list)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files[path.parent].append(path)
+    for path in walk(folder):
+        files[path.parent].append(path)
     faces, taken = [], set()
     for parent in sorted(files):
         place = parent.relative_to(folder)

@@ -1,10 +1,15 @@
 """Landmark text files (.pts of 300W, .txt of LaPa), the images beside them, names of faces."""
 import math
+import os
+import pathlib
 import re
 
 import numpy
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+from utils.video.sources import IMAGES
+
+# Bytes of a face's name: with a source's before it and a suffix it is still none too long.
+LONGEST = 100
 
 
 def short(value, length=50):
@@ -99,6 +104,31 @@ def read_pts(path, points, missing=False):
     return (mark_missing(found) if missing else found) - 1
 
 
+def walk(folder):
+    """Files (pathlib.Path) under a folder, sorted. Linked folders are followed, each folder once.
+
+    A folder's own place comes before links to it, so that it does not matter where those lie.
+    """
+    found, seen = [], set()
+    folders, links = [folder], []
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        try:
+            status = os.stat(current)
+            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+        except OSError:
+            continue  # A broken link, or a folder that is not ours to read.
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append(pathlib.Path(entry.path))
+            elif entry.is_file():
+                found.append(pathlib.Path(entry.path))
+    return sorted(found)
+
+
 def pair(files, suffix, problems, photos=None):
     """Images and landmark files of the same stem: [(image, landmark file), ...] sorted by name.
 
@@ -119,21 +149,21 @@ def pair(files, suffix, problems, photos=None):
 
     files = list(files)
     landmarks = by_stem(files, (suffix,))
-    images = by_stem(files if photos is None else photos, IMAGE_SUFFIXES)
+    images = by_stem(files if photos is None else photos, IMAGES)
     for stem in sorted(landmarks.keys() ^ images.keys()):
         if stem in images:
             problems.append((images[stem], f"image without {stem}{suffix}"))
         else:
-            problems.append((landmarks[stem], f"no image {stem}.jpg, .jpeg, .png or .bmp"))
+            problems.append((landmarks[stem], f"no image {stem}.jpg, .png or the like"))
     return [(images[stem], landmarks[stem]) for stem in sorted(landmarks.keys() & images.keys())]
 
 
 def unique_name(text, taken):
     """A file stem for `text` (blanks and slashes become _) unlike all in the set `taken`.
 
-    It is added to `taken`; letter case does not count, as on some file systems.
+    It is added to `taken`; letter case does not count, as on some file systems. A long one is cut.
     """
-    name = stem = re.sub(r"[^\w.+-]+", "_", text)
+    name = stem = re.sub(r"[^\w.+-]+", "_", text).encode()[:LONGEST].decode(errors="ignore")
     number = 2
     while name.lower() in taken:
         name, number = f"{stem}_{number}", number + 1
