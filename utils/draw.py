@@ -6,7 +6,7 @@ import runpy
 import cv2
 import numpy
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 # Right and left of a pair share a hue; a name that is not here gets one from its letters.
 _COLOURS = {"jaw": (80, 200, 255), "right brow": (255, 190, 60), "left brow": (255, 140, 40),
@@ -74,7 +74,7 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
 def headline(image, text, at, height, colour):
     """A copy of image, RGB uint8 (H, W, 3), with text in letters of so many pixels on a dark
     ground; at: (x, y) in pixels of its upper left corner, moved so that it lies within."""
-    image, text = numpy.ascontiguousarray(image).copy(), _printable(text)
+    image, text = numpy.ascontiguousarray(image).copy(), printable(text)
     (_, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
     scale = height / tall
     thick = max(1, round(scale * 2))
@@ -100,13 +100,8 @@ def points(image, points_px, colour, radius=None):
     return image
 
 
-def _printable(text):
-    # OpenCV ends the process over names of files that are no UTF-8.
-    return str(text).encode("utf-8", "replace").decode("utf-8")
-
-
 def _write(image, text, at, scale, colour=(255, 255, 255)):
-    text = _printable(text)
+    text = printable(text)
     at = int(max(0, at[0])), int(max(22 * scale, at[1]))
     thick = max(1, round(scale * 1.5))
     cv2.putText(image, text, at, _FONT, scale, (0, 0, 0), thick + 2, cv2.LINE_AA)
@@ -129,7 +124,7 @@ def sheet(images, columns=8, size=160, captions=None):
         y, x = i // columns * size, i % columns * size
         page[y:y + shape[1], x:x + shape[0]] = small
         if captions is not None:
-            text, scale = _printable(captions[i]), size / 420
+            text, scale = printable(captions[i]), size / 420
             # Whole, smaller if need be.
             scale *= min(1.0, (size - 8) / cv2.getTextSize(text, _FONT, scale, 1)[0][0])
             _write(page[y:y + size, x:x + size], text, (4, size - 6), scale)

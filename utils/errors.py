@@ -25,8 +25,14 @@ def show_on_one_line():
     sys.excepthook = hook
 
 
+def printable(text):
+    """Text that can be printed, drawn (OpenCV ends the process over the other) and written: bytes of
+    a name that are no UTF-8 are \\udcff and the like."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _print_any_name():
-    """Let stdout take names of files that are no UTF-8, as stderr does: with \\udcff in them."""
+    """Let stdout take such names, as stderr does."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -1,7 +1,7 @@
 """What a process runs on: its device, the C library's habits with memory, names of its files."""
 import ctypes
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
@@ -34,9 +34,8 @@ def check_name(path, what):
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{str(path).encode('utf-8', 'backslashreplace').decode()}: the name is no "
-                        f"UTF-8, and OpenCV cannot open {what} by it; rename the file or its "
-                        f"folder") from None
+        raise UserError(f"{printable(path)}: the name is no UTF-8, and OpenCV cannot open {what} "
+                        f"by it; rename the file or its folder") from None
 
 
 def choose_device(name, local_rank=0):

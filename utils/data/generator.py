@@ -25,7 +25,7 @@ from utils.args import ROOT, Parser
 from utils.data import readers, sheet
 from utils.data.photo import read_photo, why_unread, write_crop
 from utils.data.readers.pts import unique_name
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.landmarks import crop as crops
 from utils.landmarks import metrics
 from utils.landmarks.schemes import MAPPINGS, SCHEMES, Scheme, get_scheme
@@ -449,7 +449,7 @@ def _print_table(sources, done, unusable, output):
                   f"{found - prepared[subset]:>9}{prepared[subset]:>9}")
     problems = [problem for source in sources for problem in source.problems] + unusable
     for path, reason in problems[:20]:
-        print(f"  {path}: {reason}")
+        print(printable(f"  {path}: {reason}"))
     if len(problems) > 20:
         print(f"  … and {len(problems) - 20} more")
     if problems:
