@@ -16,17 +16,17 @@ QUICK = {"backbone": "test_resnet", "input_size": 64, "epochs": 1, "batch_size":
 
 
 def write(folder, scheme, faces, photos=None):
-    """Write faces, (split, points (K, 2)) pairs, one a photo, into folder: (CSV file, YAML file).
+    """Write faces, (split, points (K, 2)) pairs, into folder: (CSV file, YAML file).
 
-    photos: names of the image files, which are then there already; NaN is an empty field.
+    photos: the image each is in, one of 0.png, 1.png ... or a file that is there already; None: one
+    a face. NaN is an empty field.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scheme.yaml").write_text(scheme)
     rows = ["image,split," + ",".join(f"x{i},y{i}" for i in range(1, 1 + len(faces[0][1])))]
     for number, (split, points) in enumerate(faces):
-        if photos is None:
-            noise = numpy.random.default_rng(number).integers(0, 255, (90, 90, 3), numpy.uint8)
-            cv2.imwrite(str(folder / f"{number}.png"), noise)
+        noise = numpy.random.default_rng(number).integers(0, 255, (90, 90, 3), numpy.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), noise)
         name = f"{number}.png" if photos is None else photos[number]
         cells = ["" if numpy.isnan(v) else f"{v:g}" for v in numpy.ravel(points)]
         rows.append(f"{name},{split},{','.join(cells)}")
@@ -37,5 +37,5 @@ def write(folder, scheme, faces, photos=None):
 def prepare(folder, scheme, faces, photos=None, **options):
     """The folder of a prepared set of such faces, 64 px."""
     table, yaml_file = write(folder, scheme, faces, photos)
-    return DataGenerator(table, 64, folder / "set", workers=1, scheme=str(yaml_file),
-                         **options).run()
+    options = {"target_size": 64, "workers": 1} | options
+    return DataGenerator(table, output_dir=folder / "set", scheme=str(yaml_file), **options).run()

@@ -145,3 +145,21 @@ def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
         prepare(tmp_path / str(number), scheme, [("train", FACE)])
         out = capsys.readouterr().out
         assert ("is the scheme's flip right?" in out) == bool(said) and (said or "") in out
+
+
+def test_which_faces_are_kept_is_printed(tmp_path, capsys):
+    """Of one photo of 90 px: two faces, a tiny one, two half outside, one without what is hidden"""
+    tiny, smallest = 30 + (FACE - 20) * 0.15, 30 + (FACE - 20) * 0.3
+    half = FACE + (40, 0)
+    shown = numpy.where(half < 90, half, numpy.nan)
+    shown[numpy.isnan(shown).any(1)] = numpy.nan
+    faces = [("train", points) for points in (FACE, FACE + 5, tiny, smallest, half, shown,
+                                              FACE + (25, 0))]
+    data = prepare(tmp_path / "own", FIVE, faces, ["0.png"] * len(faces), target_size=128, val=0)
+    assert len(PreparedSet(data).lists["train"]) == 5
+    out = capsys.readouterr().out
+    assert "line 4: " not in out  # It is read; what is said is of the face.
+    assert "the face is of 6.0 px, less than 8" in out
+    assert "point 1 at 100, 20 is far outside the photo of 90 x 90; to keep the face, leave" in out
+    assert "kept: every face of a photo whose points' box is 8 px or longer" in out
+    assert "5 faces of 1 photos, of 12 to 40 px (median 40); 1 of them enlarged more than 4" in out

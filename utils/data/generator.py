@@ -34,6 +34,10 @@ from utils.landmarks.schemes import MAPPINGS, SCHEMES, Scheme, get_scheme
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
 # A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
 OUTSIDE = 0.15
+# A face whose points' box has a longer side of fewer pixels shows nothing.
+SMALLEST = 8
+# Faces that are enlarged more than this are counted in the table.
+ENLARGED = 4
 # A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip.
 LOPSIDED = 0.25
 
@@ -154,6 +158,7 @@ class DataGenerator:
             problems += _notes(done, scheme)
             _print_table(sources, done, problems, self.output)
             if any(layout != "samples" for _, layout, *_ in done):
+                _print_sizes(done, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
         except OSError as error:
@@ -346,12 +351,16 @@ def _cut(job, settings):
         published = _published_box(face, layout)
     except UserError as error:
         return str(error)
-    reach = OUTSIDE * float((numpy.nanmax(face.points, 0) - numpy.nanmin(face.points, 0)).max())
+    if face.side < SMALLEST:
+        return f"the face is of {face.side:.1f} px, less than {SMALLEST}"
+    reach = OUTSIDE * face.side
     outside = _outside(face.points, width, height, reach)
     if outside.any():
         point = int(numpy.flatnonzero(outside.any(1))[0])
         return (f"point {point} at {face.points[point, 0]:.0f}, {face.points[point, 1]:.0f} is far "
-                f"outside the photo of {width} x {height}" + _turned(face, image, reach))
+                f"outside the photo of {width} x {height}"
+                + (_turned(face, image, reach) or "; to keep the face, leave out the points that "
+                   "the photo does not show"))
     stored = crops.cut(image, crops.grow(box, margin), round(size * margin))
     write_crop(folder / f"{name}.jpg", stored)
     return box, published
@@ -457,6 +466,17 @@ def _print_table(sources, done, unusable, output):
         (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
         print(f"all {len(problems)} are listed in {output / 'problems.txt'}")
     print(f"{len(done)} faces in {output}")
+
+
+def _print_sizes(done, target_size):
+    """Print which faces are kept, of how many photos, how large they are and how many enlarged."""
+    sides = [face.side for face, *_ in done]
+    enlarged = sum(target_size > ENLARGED * (box[2:] - box[:2]).max() for *_, box, _ in done)
+    print(f"kept: every face of a photo whose points' box is {SMALLEST} px or longer and reaches "
+          f"out of the photo, where it is black, by at most {100 * OUTSIDE:.0f} % of that")
+    print(f"{len(done)} faces of {len({face.group for face, *_ in done})} photos, of "
+          f"{min(sides):.0f} to {max(sides):.0f} px (median {numpy.median(sides):.0f}); "
+          f"{enlarged} of them enlarged more than {ENLARGED} times")
 
 
 def _subset(path, source, read):

@@ -25,3 +25,8 @@ class Face:
     box: numpy.ndarray | None = None
     image: numpy.ndarray | None = None
     upright: bool = False
+
+    @property
+    def side(self):
+        """The longer side of the box round its points, in pixels."""
+        return float((numpy.nanmax(self.points, 0) - numpy.nanmin(self.points, 0)).max())
