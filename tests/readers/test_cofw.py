@@ -76,6 +76,14 @@ def test_cofw_points_boxes_and_images(tmp_path, old):
         assert decoded.shape == (*picture.shape[:2], 3)
 
 
+def test_cofw_marks_what_is_covered(tmp_path):
+    phis, boxes = cofw_rows([face_of("COFW", seed) for seed in range(2)])
+    phis[:, 58:] = covered = numpy.random.default_rng(0).integers(0, 2, (2, 29))
+    write_cofw(tmp_path, "train", pictures(2), phis, boxes)
+    found = [face.hidden.tolist() for face in cofw.read(tmp_path, [])]
+    assert found == covered.astype(bool).tolist()
+
+
 def test_cofw_of_shared(shared, tmp_path):
     samples = shared / "data" / "samples" / "COFW"
     spec = json.loads((samples / "test_cofw.json").read_text())

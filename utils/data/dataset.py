@@ -24,13 +24,15 @@ class FaceList:
 
     images: file paths. points (N, K, 2): all landmarks of the set's scheme, in units of the nominal
     crop, NaN where one is missing. boxes, published (N, 4): nominal and published crop in photo
-    pixels; unit boxes where the set does not say. photos: source photos or None.
+    pixels; unit boxes where the set does not say. photos: source photos or None. hidden (N, K):
+    which points are covered, None where the set does not say.
     """
     images: list
     points: numpy.ndarray
     boxes: numpy.ndarray
     published: numpy.ndarray
     photos: list | None
+    hidden: numpy.ndarray | None = None
 
     def __len__(self):
         return len(self.images)
@@ -39,7 +41,16 @@ class FaceList:
         """The faces at these indices, as a FaceList."""
         photos = self.photos and [self.photos[i] for i in indices]
         return FaceList([self.images[i] for i in indices], self.points[indices],
-                        self.boxes[indices], self.published[indices], photos)
+                        self.boxes[indices], self.published[indices], photos,
+                        None if self.hidden is None else self.hidden[indices])
+
+    def visible(self):
+        """The FaceList whose hidden points are missing, without faces that have no other."""
+        if self.hidden is None:
+            return self
+        points = numpy.where(self.hidden[..., None], numpy.nan, self.points)
+        return dataclasses.replace(self, points=points).take(
+            numpy.flatnonzero(numpy.isfinite(points).all(-1).any(-1)))
 
 
 class PreparedSet:
@@ -120,24 +131,37 @@ class PreparedSet:
         try:
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 return {row["image"]: (row["photo"], numpy.array(
-                    [float(row[k]) for k in list(row)[3:11]]).reshape(2, 4))
+                    [float(row[k]) for k in list(row)[3:11]]).reshape(2, 4), row.get("hidden"))
                     for row in csv.DictReader(file)}
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the set again") from None
 
     def _face_list(self, name, images, points):
         unit = numpy.tile(numpy.array([0.0, 0, 1, 1]), (len(images), 1))
-        boxes, published, photos = unit, unit.copy(), None
+        boxes, published, photos, hidden = unit, unit.copy(), None, None
         if self._sources is not None:
             try:
                 found = [self._sources[image] for image in images]
             except KeyError as error:
                 raise UserError(f"{self.folder / name}.txt: {error} is not in sources.csv; prepare "
                                 f"the set again") from None
-            photos = [pathlib.Path(photo) for photo, _ in found]
-            boxes = numpy.array([both[0] for _, both in found])
-            published = numpy.array([both[1] for _, both in found])
-        return FaceList([self._locate(image) for image in images], points, boxes, published, photos)
+            photos = [pathlib.Path(photo) for photo, *_ in found]
+            boxes = numpy.array([both[0] for _, both, _ in found])
+            published = numpy.array([both[1] for _, both, _ in found])
+            hidden = self._hidden([flags for *_, flags in found])
+        return FaceList([self._locate(image) for image in images], points, boxes, published, photos,
+                        hidden)
+
+    def _hidden(self, rows):
+        """Strings of K digits 0 and 1, or None or empty, to (N, K) bool; None where all are."""
+        if not any(rows):
+            return None
+        count = self.scheme.points
+        wrong = [row for row in rows if row and (len(row) != count or set(row) - {"0", "1"})]
+        if wrong:
+            raise UserError(f"{self.folder / 'sources.csv'}: hidden: {count} digits 0 or 1 "
+                            f"expected, found {wrong[0][:60]!r}; prepare the set again")
+        return numpy.array([[digit == "1" for digit in row or "0" * count] for row in rows])
 
     def _locate(self, image):
         """The file of a list's path: under the set, as it stands, or by its tail under the set.

@@ -2,7 +2,8 @@
 
 A prepared set is a folder with images/, one list a split (`train.txt`, `val.txt`, `test.txt`,
 `test_<name>.txt`; a line is an image path and K times x y in units of the nominal crop),
-`indices.txt` (the mean face), `sources.csv` (photo and boxes in photo pixels) and `set.yaml`.
+`indices.txt` (the mean face), `sources.csv` (photo and boxes in photo pixels, and K digits, 1 for
+each point that is hidden) and `set.yaml`.
 An image shows the nominal crop grown by `margin` about its centre.
 """
 import argparse
@@ -34,6 +35,8 @@ from utils.landmarks.schemes import MAPPINGS, SCHEMES, Scheme, get_scheme
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
 # A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
 OUTSIDE = 0.15
+SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
+           "published_y_min", "published_x_max", "published_y_max")
 # A face whose points' box has a longer side of fewer pixels shows nothing.
 SMALLEST = 8
 # Faces that are enlarged more than this are counted in the table.
@@ -209,7 +212,7 @@ class DataGenerator:
                 raise UserError(f"{folder}: no mapping from {native.name} ({native.points} points) "
                                 f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
             for face in faces:
-                face.points = mapping(face.points)
+                face.points, face.hidden = mapping(face.points), None
         return Source(folder, reader.NAME, reader.EXPECTED, scheme, faces, problems, "")
 
     def _clear(self):
@@ -256,8 +259,9 @@ class DataGenerator:
                 if split == "train":
                     means.append(points)
             photo = face.photo.resolve() if face.photo.exists() else ""
+            hidden = "" if face.hidden is None else "".join(str(int(v)) for v in face.hidden)
             rows.append([f"images/{name}.jpg", photo, layout,
-                         *(f"{v:.4f}" for v in (*box, *published))])
+                         *(f"{v:.4f}" for v in (*box, *published)), hidden])
         # A set of test faces alone (a benchmark) still needs the order of magnitude of its points.
         points = means or [crops.to_crop(d[0].points, d[3]) for d in done]
         scheme = sources[0].scheme.with_mean_face(_mean_face(points))
@@ -265,11 +269,11 @@ class DataGenerator:
         (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
         with open(self.output / "sources.csv", "w", newline="", encoding="utf-8",
                   errors="surrogateescape") as file:
+            # A column that says nothing is left out.
+            columns = [*SOURCES, *["hidden"] * any("1" in row[-1] for row in rows)]
             writer = csv.writer(file)
-            writer.writerow(["image", "photo", "layout", "x_min", "y_min", "x_max", "y_max",
-                             "published_x_min", "published_y_min", "published_x_max",
-                             "published_y_max"])
-            writer.writerows(rows)
+            writer.writerow(columns)
+            writer.writerows(row[:len(columns)] for row in rows)
         options = self.options
         description = {"size": self.target_size, "margin": options.margin,
                        "crop": {"rule": options.crop, "scale": options.scale},

@@ -61,13 +61,16 @@ def torch_predict(model, device, flip_test=False):
     return predict
 
 
-def errors(predicted, faces, scheme, set_scheme):
+def errors(predicted, faces, scheme, set_scheme, counts=None):
     """NMEs of each face as fractions: (in photo pixels, in published units), both (N,).
 
     predicted (N, K, 2): crop units of scheme, set_scheme itself or a subset of it. Published units
-    are those of the authors' stretched crop. The divisor is always the whole set's.
+    are those of the authors' stretched crop. The divisor is always the whole set's. counts: which
+    of the set's points count, (N, all of the set's); None: all that are labelled.
     """
-    truth = faces.points if scheme.base is None else faces.points[:, list(scheme.indices)]
+    truth = faces.points if counts is None else numpy.where(counts[..., None], faces.points,
+                                                            numpy.nan)
+    truth = truth if scheme.base is None else truth[:, list(scheme.indices)]
     truth_px, predicted_px = (crop.to_photo(p, faces.boxes) for p in (truth, predicted))
     whole_px = crop.to_photo(faces.points, faces.boxes)
     norm = metrics.divisors(whole_px, set_scheme.divisor, faces.published)

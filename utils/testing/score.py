@@ -56,6 +56,11 @@ def test(args, actions):
         else:
             report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
         print_table(way, report[way])
+        for name, faces in prepared.tests.items():
+            if faces.hidden is not None:
+                report[way][name]["by_visibility"] = by_visibility(
+                    *found[way][name], faces, model.scheme, prepared.scheme)
+                print_by_visibility(name, report[way][name]["by_visibility"])
         for name, yaw in yaws.items():
             report[way][name]["by_yaw"] = by_yaw(found[way][name][1], yaw)
             print_by_yaw(name, report[way][name]["by_yaw"])
@@ -103,6 +108,30 @@ def print_table(way, numbers):
         if "unscored" in n:
             print(f"{name:<12}{n['unscored']:>7} faces are not scored: without points, or with a "
                   f"divisor of 0")
+
+
+def by_visibility(predicted, nme, faces, scheme, set_scheme):
+    """{"visible" | "hidden": {faces, points, nme}} of a FaceList that says which points are hidden.
+
+    predicted (N, K, 2), nme (N,): as of score(). faces: that have such points and are scored;
+    nme: the mean of these faces' NME over such points in %, None where there are none.
+    """
+    parts, scored = {}, numpy.isfinite(nme)
+    own = slice(None) if scheme.indices is None else list(scheme.indices)
+    known = numpy.isfinite(faces.points).all(-1)
+    for name, counts in (("visible", known & ~faces.hidden), ("hidden", known & faces.hidden)):
+        values, _ = predict.errors(predicted, faces, scheme, set_scheme, counts)
+        values = values[scored & numpy.isfinite(values)]
+        parts[name] = {"faces": len(values), "points": int(counts[scored][:, own].sum()),
+                       "nme": 100 * float(values.mean()) if len(values) else None}
+    return parts
+
+
+def print_by_visibility(name, parts):
+    """Print by_visibility() of a list in one line."""
+    cells = [f"{part}: " + (f"{n['nme']:.3f} ({n['points']} points of {n['faces']} faces)"
+                            if n["faces"] else "no point") for part, n in parts.items()]
+    print(f"{name}: NME % of points, {', '.join(cells)}")
 
 
 def true_yaws(prepared):

@@ -144,6 +144,12 @@ class Trainer:
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
         faces = self.set.lists["train"]
+        if not args.hidden and faces.hidden is not None:
+            self.log(f"{int(faces.hidden.sum())} hidden points are not trained")
+            faces = faces.visible()
+            if not len(faces):
+                raise UserError(f"{self.set.folder}: all points of the training faces are hidden; "
+                                f"give --hidden true")
         loss = build_loss(self.model, args.cls, args.reg, args.offset_loss, args.eye_weight,
                           missing=bool(numpy.isnan(faces.points).any()))
         return self._join_unlabelled(faces, loss, state) if args.gssl else (faces, loss)

@@ -1,8 +1,9 @@
 """Files of the common labelling tools: COCO keypoints (.json), labelme (.json beside each photo),
 CVAT for images and dlib/iBUG (.xml), told apart by what is in them.
 
-Pixels count from 0, from 1 with --one-based. A
-point that a tool left out (COCO's visibility 0, a label that is absent, outside in CVAT) is NaN.
+Pixels count from 0, from 1 with --one-based. A point that a tool left out (COCO's visibility 0, a
+label that is absent, outside in CVAT) is NaN; one that is covered (COCO's visibility 1, occluded in
+CVAT) is marked as hidden.
 """
 import collections
 import json
@@ -41,7 +42,7 @@ def read(folder, problems, scheme=None, one_based=False):
             continue
         for where, image, make in kind(_parse(path), scheme):
             try:
-                points, box = make()
+                points, box, *hidden = make()
                 photo = path.parent / str(image).replace("\\", "/")
                 if not os.path.isfile(photo):
                     raise ValueError(f"no image {short(str(photo), 200)}")
@@ -55,7 +56,8 @@ def read(folder, problems, scheme=None, one_based=False):
             name = unique_name(f"{photo.stem}-{count[group]}", taken)
             shift = float(one_based)
             faces.append(Face(photo, points - shift, ("train",), "train", group, name,
-                              None if box is None else box - shift))
+                              None if box is None else box - shift,
+                              hidden=hidden[0] if hidden else None))
     return faces
 
 
@@ -96,7 +98,7 @@ def _coco(content, scheme):
             box = entry.get("bbox")
             box = None if not box else numpy.array([*box[:2], box[0] + box[2], box[1] + box[3]],
                                                    numpy.float64)
-            return numpy.where(rows[:, 2:] > 0, rows[:, :2], numpy.nan), box
+            return numpy.where(rows[:, 2:] > 0, rows[:, :2], numpy.nan), box, rows[:, 2] == 1
         image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
         yield f"annotation {number}", image, make
 
@@ -121,13 +123,18 @@ def _cvat(content, scheme):
                 continue  # Of a skeleton.
 
             def make(shape=shape):
+                covered = shape.get("occluded") == "1"
                 if shape.tag == "skeleton":
-                    return _by_label([(p.get("label"), numbers(p.get("points").split(",")))
-                                      for p in shape.iter("points")
-                                      if p.get("outside") != "1"], scheme), None
+                    labelled = [p for p in shape.iter("points") if p.get("outside") != "1"]
+                    points = _by_label([(p.get("label"), numbers(p.get("points").split(",")))
+                                        for p in labelled], scheme)
+                    hidden = numpy.full(scheme.points, covered)
+                    hidden[[int(p.get("label")) for p in labelled
+                            if p.get("occluded") == "1"]] = True
+                    return points, None, hidden
                 rows = [numbers(place.split(",")) for place in shape.get("points").split(";")]
                 _check_count(len(rows), scheme)
-                return numpy.array(rows), None
+                return numpy.array(rows), None, numpy.full(len(rows), covered)
             yield f"image {short(image.get('name'))} shape {number}", image.get("name"), make
 
 

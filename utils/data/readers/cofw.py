@@ -50,7 +50,8 @@ def read(folder, problems):
                                  + str(boxes[index].tolist())))
             else:
                 name = f"cofw_{split}_{index}"
-                faces.append(Face(path, points, (split,), split, name, name, box))
+                faces.append(Face(path, points, (split,), split, name, name, box,
+                                  hidden=phis[index, 2 * _POINTS:] > 0.5))
     return faces
 
 

@@ -14,7 +14,8 @@ class Face:
     it is from, which the validation split keeps together. name: unique stem for its crop.
     box: the publisher's face box (x_min, y_min, x_max, y_max) in pixels, or None. image: RGB uint8
     (H, W, 3) where the photo is inside a container file (.mat) or was drawn, else None. upright:
-    whether points and box are of the photo as its EXIF orientation shows it.
+    whether points and box are of the photo as its EXIF orientation shows it. hidden (K,): which
+    points are covered, so that their place is a guess, or None where the annotation does not say.
     """
     photo: pathlib.Path
     points: numpy.ndarray
@@ -25,6 +26,7 @@ class Face:
     box: numpy.ndarray | None = None
     image: numpy.ndarray | None = None
     upright: bool = False
+    hidden: numpy.ndarray | None = None
 
     @property
     def side(self):
