@@ -33,8 +33,14 @@ def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
         assert out.count("val NME none *") == 2
         assert all(numpy.isnan(row["val_nme"]) for row in experiment.read_epochs(folder))
     assert (folder / "curves.png").is_file()
-    with pytest.raises(UserError, match="has no test list"):
-        score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt")}), {"test"})
+    args = load_args({"data_dir": str(data), "exp": str(folder / "best.pt")})
+    if held_out:
+        score.test(args, {"test"})
+        assert "no test list; scored on its validation faces" in capsys.readouterr().out
+        assert (folder / "faces.csv").read_text().splitlines()[1].startswith("val,")
+        return
+    with pytest.raises(UserError, match="has no test list and no validation faces"):
+        score.test(args, {"test"})
 
 
 def test_a_set_without_training_faces_is_not_trained_on(tmp_path, weights):

@@ -28,8 +28,15 @@ def test(args, actions):
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
     prepared = dataset.PreparedSet(set_folder(args))
-    if not prepared.tests:
-        raise UserError(f"{prepared.folder}: has no test list")
+    tested = bool(prepared.tests)
+    if not tested:
+        if not len(prepared.lists["val"]):
+            raise UserError(f"{prepared.folder}: has no test list and no validation faces; give "
+                            f"some faces the split test (or put them into a folder test/) and "
+                            f"prepare the set again")
+        prepared.lists["test_val"] = prepared.lists["val"]
+        print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
+              f"chose the best epoch")
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     ways = {}
     if "test" in actions:
@@ -69,7 +76,7 @@ def test(args, actions):
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
     draw_errors(next(iter(found.values())), model.scheme, prepared, path)
     write_faces(next(iter(found.values())), prepared, path)
-    if args.boxes == "none":
+    if args.boxes == "none" and tested:
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
     if args.report != "none":
