@@ -9,9 +9,12 @@ import PIL.ImageFile
 import pytest
 import yaml
 
+from utils.data import unlabelled
+from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.data.photo import read_photo, why_unread
 from utils.errors import UserError
+from utils.testing import boxes
 
 ORIENTATION = 0x0112
 
@@ -194,3 +197,56 @@ def test_other_depths_and_channels(tmp_path, mode, value):
     read = read_photo(path)
     assert read.shape == (7, 9, 3) and read.dtype == numpy.uint8
     assert abs(read.astype(int) - (155 if mode == "CMYK" else 90)).max() <= 2
+
+
+class Lying:
+    """A detector that finds the face of `own_set` in the photo as a person sees it alone."""
+    name = "test"
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, image):
+        self.seen.append(image.shape)
+        return numpy.array([[3, 3, 13, 15, 1.0]])
+
+    def to_crop(self, boxes, scale):
+        return boxes[:, :4]
+
+
+class MeanFace:
+    """A predictor that finds the mean face in every crop."""
+    input_size = 32
+
+    def __init__(self, prepared):
+        self.scheme, self.crop = prepared.scheme, prepared.crop
+
+    def __call__(self, images):
+        face = self.scheme.mean_face.astype(numpy.float32)
+        return numpy.repeat(face[None], len(images), 0), numpy.ones((len(images), len(face)))
+
+
+def test_the_test_from_boxes_reads_photos_as_their_labels_were_made(tmp_path):
+    source, scheme = own_set(tmp_path / "own", [3, 3, 13, 3, 8, 15])
+    for exif, shape in ((None, (40, 60, 3)), ("ignore", (60, 40, 3))):
+        folder = DataGenerator(source, 32, tmp_path / str(exif), scheme=str(scheme), workers=1,
+                               val=0, exif=exif).run()
+        (folder / "train.txt").rename(folder / "test.txt")
+        prepared, detector = PreparedSet(folder), Lying()
+        boxes.score(MeanFace(prepared), detector, prepared)
+        assert detector.seen == [shape]
+
+
+def test_photos_without_landmarks_are_cut_as_their_boxes_were_made(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lying(folder / "a.jpg", 6)
+    prepared = types.SimpleNamespace(margin=1.0, size=32)
+    box = numpy.array([0.0, 0, 15, 20])
+    # Small boxes are left out; this one shows the red corner and nothing else.
+    big = PIL.Image.open(folder / "a.jpg")
+    big.resize((400, 600)).save(folder / "a.jpg", exif=big.getexif(), quality=95)
+    result = unlabelled._cut(("a.jpg", box * 10), tmp_path / "crop.jpg", lambda box: box, folder,
+                             prepared)
+    assert result.tolist() == [0, 0, 150, 200]
+    assert read_photo(tmp_path / "crop.jpg")[..., 0].mean() > 200

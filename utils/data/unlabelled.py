@@ -221,7 +221,7 @@ def _cut_all(jobs, rule, folder, output, prepared):
 
 def _cut(job, path, rule, folder, prepared):
     """Write one crop; its nominal box (4,), or the reason why not."""
-    image, box = read_photo(folder / job[0]), job[1]
+    image, box = read_photo(folder / job[0], upright=True), job[1]
     if image is None:
         return "it cannot be read" if (folder / job[0]).is_file() else "no such file"
     extent = box[2:] - box[:2]

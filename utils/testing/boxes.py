@@ -21,7 +21,7 @@ def score(predictor, detector, prepared):
     numbers, details = {}, {}
     photos = {}
     for name, faces in prepared.tests.items():
-        predicted, found = _predict(predictor, detector, faces, photos)
+        predicted, found = _predict(predictor, detector, faces, photos, prepared.upright)
         if not found.any():
             raise UserError(f"{detector.name} finds no face of {name}")
         kept = faces.take(numpy.flatnonzero(found))
@@ -34,15 +34,18 @@ def score(predictor, detector, prepared):
     return numbers, details
 
 
-def _predict(predictor, detector, faces, photos):
-    """Landmarks (N, K, 2) in crop units of the annotated crop, and which faces were found (N,)."""
+def _predict(predictor, detector, faces, photos, upright):
+    """Landmarks (N, K, 2) in crop units of the annotated crop, and which faces were found (N,).
+
+    upright: whether the annotation is of the photos as their EXIF orientation shows them.
+    """
     if faces.photos is None:
         raise UserError("--boxes needs a set whose sources.csv names the photos; prepare it again")
     predicted = numpy.zeros((len(faces), predictor.scheme.points, 2))
     found = numpy.zeros(len(faces), bool)
     points_px = crop.to_photo(faces.points, faces.boxes)
     for i, photo in enumerate(tqdm.tqdm(faces.photos, desc="photos", leave=False)):
-        image = read_photo(photo) if photo.is_file() else None
+        image = read_photo(photo, upright) if photo.is_file() else None
         if image is None:
             raise UserError(f"{photo}: cannot be read; --boxes needs the photos where they were "
                             f"when the set was prepared")
