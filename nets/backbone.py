@@ -19,12 +19,16 @@ class Backbone(torch.nn.Module):
 
     At stride 32 that is the last feature map. At stride 16 the stride-16 and the (upsampled)
     stride-32 maps are added and smoothed, so that the finer grid keeps the whole view.
-    `channels` is the width of the result.
+    `channels` is the width of the result; `only_size` the one input size that a trunk of attention
+    windows or position tables takes, or None.
     """
 
     def __init__(self, trunk, last, second_last, channels, stride):
         super().__init__()
         self.trunk = trunk
+        known = getattr(trunk, "pretrained_cfg", None) or getattr(trunk, "default_cfg", None) or {}
+        self.only_size = known["input_size"][1] if known.get("fixed_input_size") else None
+        self.channels_last = str(getattr(trunk, "output_fmt", "NCHW")).endswith("NHWC")
         self.last, self.second_last = last, second_last
         self.neck = None if stride == 32 else Neck(channels[second_last], channels[last])
         self.channels = channels[last] if self.neck is None else NECK_CHANNELS
@@ -32,6 +36,8 @@ class Backbone(torch.nn.Module):
     def forward(self, images):
         """(N, 3, S, S) normalised to (N, channels, S / stride, S / stride)."""
         features = self.trunk(images)
+        if self.channels_last:
+            features = [f.permute(0, 3, 1, 2) for f in features]
         if self.neck is None:
             return features[self.last]
         return self.neck(features[self.second_last], features[self.last])

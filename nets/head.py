@@ -1,4 +1,5 @@
 """Heads: features to maps, maps to landmarks and confidence."""
+import contextlib
 import typing
 
 import numpy
@@ -89,6 +90,7 @@ class PIPHead(torch.nn.Module):
         what other landmarks say of it as their neighbour is the result (PIPNet, section 3.2).
         """
         grid = maps.score.shape[-1]
+        maps = Maps(*(precise(values) for values in maps))
         score, cell = maps.score.flatten(2).max(-1)
         corner_x, corner_y = cell % grid, cell // grid
         votes = self._votes(score)
@@ -99,8 +101,13 @@ class PIPHead(torch.nn.Module):
     def predict(self, features):
         """Features (N, C, G, G) to what `decode` gives of their maps, in less time.
 
-        Neighbours are computed only at the cell of their landmark, not on the whole map.
+        Neighbours are computed only at the cell of their landmark, not on the whole map. Features
+        of half precision, as autocast makes them, are decoded in float32.
         """
+        with full_precision(features):
+            return self._predict(precise(features))
+
+    def _predict(self, features):
         score, cell = self.score(features).flatten(2).max(-1)
         grid = features.shape[-1]
         corner_x, corner_y = cell % grid, cell // grid
@@ -172,7 +179,25 @@ class RegressionHead(torch.nn.Module):
 
     def predict(self, features):
         """Features (N, C, G, G) to landmarks and confidence, as decode gives them."""
-        return self.decode(self(features))
+        with full_precision(features):
+            return self.decode(self(precise(features)))
+
+
+def precise(values):
+    """Half precision to float32; anything wider as it is.
+
+    A corner of the grid and an offset in it do not both fit into the 8 bits of a bfloat16: the sum
+    would be rounded to half a pixel of 256 and more.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def full_precision(values):
+    """A context without autocast on the device of a tensor."""
+    kind = values.device.type
+    # Not where there is nothing to turn off: the exporter would keep it in its graph.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else \
+        contextlib.nullcontext()
 
 
 def neighbours(mean_face, num_nb):

@@ -50,11 +50,15 @@ class LandmarkNet(torch.nn.Module):
         return self.head.predict(self.backbone(self.normalise(images)))
 
 
-def check_size(input_size, stride):
+def check_size(input_size, stride, name="", only=None):
     """Raises UserError where the backbone's stride does not divide the input size.
 
-    Also for output stride 16 the trunk goes down to 32, and its maps must line up.
+    Also for output stride 16 the trunk goes down to 32, and its maps must line up. only: the one
+    size that the backbone of this name takes, or None.
     """
+    if only not in (None, input_size):
+        raise UserError(f"backbone {name} takes images of {only} px only, found input size "
+                        f"{input_size}; give --input-size {only} or another --backbone")
     if input_size < 32 or input_size % 32:
         nearest = max(32, round(input_size / 32) * 32)
         raise UserError(f"input size {input_size} is not a multiple of the backbone's total stride "

@@ -323,3 +323,40 @@ def test_augmented_batches_train(prepared):
     assert landmarks.shape == (12, 2)
     assert engine.choose_precision("auto", torch.device("cpu"),
                                    LandmarkNet(eyes, "mobilenetv3_small_050")) is None
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128"])
+def test_a_backbone_of_one_size_says_so(prepared, name):
+    for size in (64, 256):
+        args = load_args({"backbone": name, "input_size": size})
+        with pytest.raises(UserError, match=f"{name} takes images of 224 px only, found input "
+                                            f"size {size}; give --input-size 224"):
+            checkpoint.build_model(args, prepared.scheme)
+    args = load_args({"backbone": name, "input_size": 224, "num_nb": 0})
+    model = checkpoint.build_model(args, prepared.scheme).eval()
+    assert model(torch.zeros(1, 3, 224, 224)).score.shape == (1, 68, 7, 7)
+
+
+@pytest.mark.parametrize("head", ["pip", "regression"])
+@pytest.mark.parametrize("merge", ["plain", "confidence"])
+def test_decoding_under_autocast_is_float32(head, merge):
+    """Features may be half precision; corner and offset are added in float32, as without it."""
+    model = LandmarkNet(SCHEMES["300W"], "mobilenetv3_small_050", head, merge=merge).head
+    torch.manual_seed(0)
+    features = torch.randn(2, model.score.in_channels if head == "pip" else
+                           model.linear.in_features, 8, 8).bfloat16()
+    if head == "pip":
+        for layer in model.children():
+            torch.nn.init.normal_(layer.weight, std=0.05)
+    with torch.no_grad():
+        expected = model.predict(features.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            found, maps = model.predict(features), model(features)
+            decoded, _ = model.decode(maps)
+    for one, two in zip(expected, found):
+        assert two.dtype == torch.float32 and torch.equal(one, two)
+    if head == "regression":
+        return
+    # Also where the maps themselves are of half precision, nothing is rounded beyond them.
+    assert maps.score.dtype == torch.bfloat16 and decoded.dtype == torch.float32
+    assert torch.equal(decoded, model.decode(type(maps)(*(m.float() for m in maps)))[0])

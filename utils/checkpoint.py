@@ -105,8 +105,10 @@ def describe(args, scheme, crop, neighbour_face=None, **more):
 def build_model(args, scheme, neighbour_face=None, timm_weights=False):
     """A LandmarkNet as resolved args say. Raises UserError."""
     check_size(args.input_size, args.stride)
-    return LandmarkNet(scheme, args.backbone, args.head, args.num_nb, args.stride, args.merge,
-                       args.activation, timm_weights, neighbour_face)
+    model = LandmarkNet(scheme, args.backbone, args.head, args.num_nb, args.stride, args.merge,
+                        args.activation, timm_weights, neighbour_face)
+    check_size(args.input_size, args.stride, args.backbone, model.backbone.only_size)
+    return model
 
 
 def load_model(path, device="cpu", **overrides):
