@@ -1,5 +1,6 @@
 """Several processes: the same mathematics as one, and torchrun with killed and stopped ranks."""
 import os
+import pathlib
 import re
 import signal
 
@@ -12,11 +13,13 @@ import warm as warm_module
 
 from nets.model import LandmarkNet
 from utils import checkpoint
+from utils.args import load_args
 from utils.data import dataset
+from utils.errors import UserError
 from utils.landmarks import metrics
 from utils.landmarks.schemes import SCHEMES
 from utils.testing import predict
-from utils.training import distributed
+from utils.training import distributed, engine
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -184,6 +187,94 @@ def test_synchronised_batch_norm_keeps_the_net():
     assert list(model.state_dict()) == names
     for one, two in zip(before, model.predict(images)):
         assert torch.allclose(one, two, atol=1e-6)
+
+
+class Partly(torch.nn.Module):
+    """A net whose second layer is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        self.fixed = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+
+    def forward(self, images):
+        """Images (N, 3, S, S) to nested outputs."""
+        return self.used(images.float().mean((2, 3))) + self.fixed, (self.used.bias, )
+
+
+def test_parameters_that_nothing_flows_through_are_found_without_a_trace():
+    model = Partly().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert engine.unreached(model, 32) == ["unused.weight", "unused.bias"]
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_backbone_with_unused_parameters_trains_in_two_processes(warm):
+    children = warm.ranks(2, "--train", "--exp", "hrnet", *warm.flags, "--backbone",
+                          "hrnet_w18_small", "--stride", 16, "--epochs", 1, "--batch-size", 2)
+    assert [c.code for c in children] == [0, 0], children[0].text
+    assert len(test_resume.table(warm.folder("hrnet"))) == 1
+    assert "Warning" not in children[0].text, children[0].text
+
+
+def rank_buffers(target):
+    """Three forward passes of a rank in training, then the buffers that are judged."""
+    ranks = distributed.start("cpu")
+    torch.manual_seed(0)
+    model = LandmarkNet(SCHEMES["300W"], BACKBONE)
+    parallel = engine.parallelise(model, ranks, 64)
+    generator = torch.Generator().manual_seed(ranks.rank)
+    for _ in range(3):
+        parallel(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator))
+    own = {name: value.clone() for name, value in model.named_buffers()}
+    ranks.copy_buffers(model)
+    distributed.stop()
+    torch.save([own, dict(model.named_buffers())], f"{target}.{ranks.rank}")
+
+
+def test_statistics_stay_with_their_rank_until_the_first_ones_are_judged(warm, tmp_path):
+    children = warm.ranks(2, call="test_distributed:rank_buffers", argv=[str(tmp_path / "out")])
+    assert [c.code for c in children] == [0, 0], children[0].text
+    (first, first_judged), (second, second_judged) = (
+        torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
+    moved = [name for name in first if name.endswith("running_mean")]
+    assert moved and all(not torch.equal(first[name], second[name]) for name in moved)
+    for name, value in first.items():
+        assert torch.equal(first_judged[name], value) and torch.equal(second_judged[name], value)
+
+
+@pytest.mark.parametrize("wish, batch, device, synchronised", [
+    ("auto", 15, "cuda", True), ("auto", 16, "cuda", False), ("always", 64, "cuda", True),
+    ("never", 2, "cuda", False), ("auto", 2, "cpu", False), ("never", 2, "cpu", False)])
+def test_batch_norm_is_synchronised_where_it_is_asked_for(wish, batch, device, synchronised):
+    args = load_args({"sync_bn": wish, "batch_size": batch})
+    ranks = distributed.Ranks(0, 2, torch.device(device))
+    model, said = engine.synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), args, ranks)
+    assert isinstance(model[0], torch.nn.SyncBatchNorm) == synchronised
+    assert said.startswith("synchronised" if synchronised else "statistics per process")
+
+
+def test_batch_norm_cannot_be_synchronised_on_cpus():
+    args = load_args({"sync_bn": "always"})
+    with pytest.raises(UserError, match="sync_bn: always needs GPUs"):
+        engine.synchronise(torch.nn.BatchNorm2d(3), args, distributed.Ranks(0, 2))
+
+
+def rank_patience(target):
+    """What a rank's group waits for another."""
+    distributed.start("cpu")
+    group = torch.distributed.distributed_c10d._get_default_group()
+    seconds = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    distributed.stop()
+    pathlib.Path(f"{target}.{os.environ['RANK']}").write_text(str(seconds))
+
+
+def test_ranks_wait_for_a_first_one_that_prepares_for_an_hour(warm, tmp_path):
+    children = warm.ranks(2, call="test_distributed:rank_patience", argv=[str(tmp_path / "out")])
+    assert [c.code for c in children] == [0, 0], children[0].text
+    assert all(float((tmp_path / f"out.{rank}").read_text()) > 3600 for rank in range(2))
 
 
 @pytest.fixture(scope="module")

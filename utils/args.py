@@ -16,7 +16,7 @@ DEFAULTS = ROOT / "args.yaml"
 TYPES = {
     str: "data_dir data scheme mean_face cache backbone activation head merge pretrained "
          "offset_loss precision boxes report exp device unlabelled_dir gssl_preset "
-         "teacher names",
+         "teacher names sync_bn",
     int: "workers num_nb stride input_size epochs batch_size effective_batch seed detect_every "
          "gssl_rounds gssl_epochs dump_pseudo opset",
     float: "cls reg eye_weight lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation "
@@ -30,6 +30,7 @@ CHOICES = {
     "head": ("pip", "regression"), "merge": ("plain", "padded", "confidence"),
     "stride": (16, 32), "offset_loss": ("l1", "smooth_l1", "wing"),
     "precision": ("auto", "fp32", "bf16", "fp16"), "gssl_preset": ("default", "paper"),
+    "sync_bn": ("auto", "always", "never"),
 }
 # Least and largest value of numbers; everything else that is a number must not be negative.
 LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "save_minutes": 0.01,

@@ -1,5 +1,6 @@
 """Ranks: what torchrun's environment says, and the few things the ranks tell each other."""
 import dataclasses
+import datetime
 import os
 
 import torch
@@ -8,6 +9,10 @@ import torch.distributed
 from utils.errors import UserError
 from utils.machine import choose_device
 from utils.training.launch import disk_mistake, restarts
+
+# Others wait so long for a first rank that prepares a set or fills a cache; torchrun ends them at
+# once where it dies.
+PATIENCE = datetime.timedelta(hours=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +97,13 @@ def start(device="auto"):
         torch.cuda.set_device(device)
     if world > 1:
         # Among machines torchrun's store, with the addresses of dead ranks, outlives a restart.
-        store, _, _ = next(torch.distributed.rendezvous("env://"))
+        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
         store = torch.distributed.PrefixStore(f"start {restarts()}", store)
         # NCCL needs GPUs; gloo works everywhere.
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                             store=store, rank=rank, world_size=world)
+        gpu = device.type == "cuda"
+        torch.distributed.init_process_group(
+            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE,
+            device_id=device if gpu else None)
     return Ranks(rank, world, device)
 
 

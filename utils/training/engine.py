@@ -1,11 +1,13 @@
 """What a training runs with: precision, optimiser, schedule, average, processes, loader, skips."""
 import atexit
+import copy
 import functools
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import warnings
 
 import timm.layers
 import timm.optim
@@ -24,6 +26,8 @@ from utils.training import launch
 SHARED_MEMORY = "/dev/shm"
 BAD_STEPS = 3
 BAD_IMAGES = 0.01
+# Below so many faces a process and forward pass, the statistics of one process are too few.
+FEW_FACES = 16
 
 
 def choose_precision(name, device, model):
@@ -71,15 +75,56 @@ def make_average(model, share, total_steps, fresh=True):
                                  update_after_step=0 if fresh else -2)
 
 
-def parallelise(model, ranks):
-    """(the model, how to call it in training) on one process or, with DDP, on several."""
+def synchronise(model, args, ranks):
+    """(the model, a sentence): its batch norms synchronised over GPUs where args.sync_bn says so.
+
+    Two messages a norm layer; `auto`: where a process sees fewer than 16 faces at once. Raises
+    UserError for `always` on CPUs, which cannot.
+    """
+    few, gpu = args.batch_size < FEW_FACES, ranks.device.type == "cuda"
+    if args.sync_bn == "always" and not gpu:
+        raise UserError("sync_bn: always needs GPUs; give auto or never")
+    if not gpu:
+        return model, "statistics per process (synchronised ones need GPUs)"
+    if args.sync_bn == "never" or args.sync_bn == "auto" and not few:
+        return model, f"statistics per process, of {args.batch_size} faces (--sync-bn always)"
+    # timm's, because torch's would drop the activations inside timm's norm layers.
+    return timm.layers.convert_sync_batchnorm(model), "synchronised (--sync-bn never)"
+
+
+def parallelise(model, ranks, input_size):
+    """How to call a model in training: itself or, on several processes, in DDP.
+
+    Parameters that nothing flows through are frozen: DDP would wait for their gradients for ever,
+    and an optimiser leaves them as they are anyway.
+    """
     if ranks.world == 1:
-        return model, model
-    if ranks.device.type == "cuda":
-        # timm's, because torch's would drop the activations inside timm's norm layers.
-        model = timm.layers.convert_sync_batchnorm(model)
-    return model, torch.nn.parallel.DistributedDataParallel(
-        model, [ranks.device.index] if ranks.device.type == "cuda" else None)
+        return model
+    for name in unreached(model, input_size):
+        model.get_parameter(name).requires_grad_(False)
+    with warnings.catch_warnings():
+        # Newer releases of torch have another name for it, which older ones do not know.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        # No rank needs another's statistics to train; rank 0's are saved, and judged on all ranks
+        # (Ranks.copy_buffers), so they need not travel in each forward pass.
+        return torch.nn.parallel.DistributedDataParallel(
+            model, [ranks.device.index] if ranks.device.type == "cuda" else None,
+            broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def unreached(model, input_size):
+    """Names of parameters that get no gradient, found by a backward pass of a copy."""
+    trial = copy.deepcopy(model).train()
+    first = next(trial.parameters())
+    # Two faces: batch norm refuses one where a map is one cell.
+    out = trial(torch.zeros(2, 3, input_size, input_size, dtype=torch.uint8, device=first.device))
+    _sum(out).backward()
+    return [name for name, parameter in trial.named_parameters()
+            if parameter.requires_grad and parameter.grad is None]
+
+
+def _sum(out):
+    return out.sum() if isinstance(out, torch.Tensor) else sum(map(_sum, out))
 
 
 class Skips:

@@ -224,8 +224,6 @@ class Trainer:
         self.log(f"batch: {args.batch_size} a process x {ranks.world} processes x {accumulate} "
                  f"accumulated = {batch} a step (asked {args.effective_batch}); "
                  f"{steps} steps an epoch, {steps * args.epochs} in all")
-        if ranks.world > 1 and ranks.device.type != "cuda":
-            self.log("batch norm: statistics per process (synchronised ones need GPUs)")
         self.dtype = engine.choose_precision(args.precision, ranks.device, self.model)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype is torch.float16)
         self.optimizer = engine.make_optimizer(self.model, args)
@@ -233,7 +231,10 @@ class Trainer:
         self.scheduler = engine.make_scheduler(self.optimizer, args, steps, total_steps)
         self.schedule(0)
         self.ema = engine.make_average(self.model, args.ema, total_steps, self.round.fresh)
-        self.model, self.parallel = engine.parallelise(self.model, ranks)
+        if ranks.world > 1:
+            self.model, said = engine.synchronise(self.model, args, ranks)
+            self.log(f"batch norm: {said}")
+        self.parallel = engine.parallelise(self.model, ranks, args.input_size)
 
     def train_epoch(self, epoch, start=0):
         """Train from optimiser step `start` of `epoch` to its end; False where asked to stop."""
