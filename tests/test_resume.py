@@ -13,7 +13,7 @@ import torch
 import warm as warm_module
 
 from utils import checkpoint, errors, experiment
-from utils.training import launch
+from utils.training import engine, launch
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,26 @@ def test_a_signal_while_python_still_imports_is_obeyed(warm):
     text, _ = child.communicate(timeout=120)
     assert child.returncode == 0 and "stopped and saved" in text, text
     assert checkpoint.read(warm.folder("early") / "last.pt")["step"] == 1
+
+
+def test_deterministic_algorithms_are_asked_for_and_change_nothing_on_a_cpu(warm, alone):
+    child = warm.run("--train", "--exp", "determined", *warm.flags, "--deterministic")
+    assert child.code == 0, child.text
+    same_run(alone, warm.folder("determined"))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_reaches_torch(monkeypatch, wanted):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        engine.make_deterministic(wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.backends.cudnn.benchmark != wanted
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted
+    finally:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        torch.use_deterministic_algorithms(False)
 
 
 def test_changes_are_listed_or_refused(warm):

@@ -30,6 +30,16 @@ BAD_IMAGES = 0.01
 FEW_FACES = 16
 
 
+def make_deterministic(wanted):
+    """Whether torch may only use algorithms that give the same bits each time; it raises a
+    RuntimeError that names the operation where a GPU has none. Before the GPU is first used."""
+    if wanted:
+        # cuBLAS reads it when it starts, and torch refuses its products without.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+
+
 def choose_precision(name, device, model):
     """The autocast dtype for training, or None for float32.
 

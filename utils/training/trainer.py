@@ -28,6 +28,7 @@ def train(args, resume=False, stop=None):
     experiment's folder, or None where it was stopped (saved, to be resumed). Raises UserError.
     """
     check(args)
+    engine.make_deterministic(args.deterministic)
     ranks = distributed.start(args.device)
     folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
                          else experiment.new_experiment(args.exp))
