@@ -1,4 +1,5 @@
 """Several processes: the same mathematics as one, and torchrun with killed and stopped ranks."""
+import copy
 import os
 import pathlib
 import re
@@ -220,29 +221,34 @@ def test_a_backbone_with_unused_parameters_trains_in_two_processes(warm):
 
 
 def rank_buffers(target):
-    """Three forward passes of a rank in training, then the buffers that are judged."""
+    """Buffers of a rank after three forward passes, as without a group, and as they are judged."""
     ranks = distributed.start("cpu")
     torch.manual_seed(0)
     model = LandmarkNet(SCHEMES["300W"], BACKBONE)
+    alone = copy.deepcopy(model)
     parallel = engine.parallelise(model, ranks, 64)
     generator = torch.Generator().manual_seed(ranks.rank)
     for _ in range(3):
-        parallel(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator))
+        images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        parallel(images)
+        alone(images)
     own = {name: value.clone() for name, value in model.named_buffers()}
     ranks.copy_buffers(model)
     distributed.stop()
-    torch.save([own, dict(model.named_buffers())], f"{target}.{ranks.rank}")
+    torch.save([own, dict(alone.named_buffers()), dict(model.named_buffers())],
+               f"{target}.{ranks.rank}")
 
 
 def test_statistics_stay_with_their_rank_until_the_first_ones_are_judged(warm, tmp_path):
     children = warm.ranks(2, call="test_distributed:rank_buffers", argv=[str(tmp_path / "out")])
     assert [c.code for c in children] == [0, 0], children[0].text
-    (first, first_judged), (second, second_judged) = (
-        torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
-    moved = [name for name in first if name.endswith("running_mean")]
-    assert moved and all(not torch.equal(first[name], second[name]) for name in moved)
-    for name, value in first.items():
-        assert torch.equal(first_judged[name], value) and torch.equal(second_judged[name], value)
+    found = [torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2)]
+    for own, alone, judged in found:
+        for name, value in own.items():
+            assert torch.equal(value, alone[name]), name
+            assert torch.equal(judged[name], found[0][0][name]), name
+    moved = [name for name in found[0][0] if name.endswith("running_mean")]
+    assert moved and all(not torch.equal(found[0][0][n], found[1][0][n]) for n in moved)
 
 
 @pytest.mark.parametrize("wish, batch, device, synchronised", [
