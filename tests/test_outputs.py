@@ -1,4 +1,5 @@
 """Outputs: whole or not at all, never over their source, one line where the disk is full."""
+import contextlib
 import csv
 import json
 import os
@@ -42,12 +43,15 @@ def write_video(path, image):
     writer.release()
 
 
-@pytest.fixture
-def small_disk():
-    """Call it with the largest size in bytes that a file may have."""
+@contextlib.contextmanager
+def small_disk(size):
+    """No file of this process may grow beyond size in bytes, which holds for pytest's log too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def frames_of(path):
@@ -84,14 +88,15 @@ def test_a_picture_on_a_full_device():
 
 
 @pytest.mark.parametrize("name", ["faces.csv", "faces.json"])
-def test_landmarks_that_find_no_room_stay_whole(name, small_disk):
+def test_landmarks_that_find_no_room_stay_whole(name):
     plain = painted_faces.paint(numpy.full((240, 320, 3), 120, numpy.uint8), (1, 80, 120, 60),
                                 (2, 240, 60, 50))
     os.mkdir("in")
     for i in range(30):
         assert cv2.imwrite(f"in/{i:02d}.png", plain[..., ::-1])
-    small_disk(30000)  # About fifteen frames of landmarks; each picture fits.
-    with pytest.raises(UserError, match=f"{name}: cannot be written: .*; the first [0-9]+ records"):
+    # Room for about fifteen frames of landmarks; each picture fits.
+    with small_disk(30000), pytest.raises(
+            UserError, match=f"{name}: cannot be written: .*; the first [0-9]+ records"):
         demo.main(["--source", "in", "--landmarks", name, "--output", "out"])
     text = pathlib.Path(name).read_text()
     if name.endswith("csv"):
@@ -104,11 +109,11 @@ def test_landmarks_that_find_no_room_stay_whole(name, small_disk):
     assert all(cv2.imread(str(path)) is not None for path in pathlib.Path("out").iterdir())
 
 
-def test_events_that_find_no_room_stay_whole(small_disk):
+def test_events_that_find_no_room_stay_whole():
     log = outputs.EventFile("events.csv")
-    small_disk(200)
     event = Event("blink", 1.0, 1.25)
-    with pytest.raises(UserError, match="events events.csv: cannot be written: .*first 6 records"):
+    with small_disk(200), pytest.raises(
+            UserError, match="events events.csv: cannot be written: .*first 6 records"):
         for _ in range(20):
             log.write([("driver", event)])
     # The end of the run has more to say; one error is enough.
@@ -118,13 +123,12 @@ def test_events_that_find_no_room_stay_whole(small_disk):
     assert [row["seconds"] for row in rows] == ["0.25"] * 6
 
 
-def test_a_video_that_finds_no_room_leaves_what_was_there(small_disk):
+def test_a_video_that_finds_no_room_leaves_what_was_there():
     demo.main(["--source", "two.avi", "--output", "out.avi"])
     assert frames_of("out.avi") == 40
     before = pathlib.Path("out.avi").read_bytes()
-    small_disk(20000)
     for name in ("out.avi", "new.avi"):
-        with pytest.raises(UserError, match=f"output {name}: .*disk full"):
+        with small_disk(20000), pytest.raises(UserError, match=f"output {name}: .*disk full"):
             demo.main(["--source", "two.avi", "--output", name])
     assert pathlib.Path("out.avi").read_bytes() == before
     assert not pathlib.Path("new.avi").exists() and not leftovers()
