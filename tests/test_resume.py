@@ -16,8 +16,16 @@ from utils import checkpoint, errors, experiment
 from utils.training import engine, launch
 
 
+@pytest.fixture(autouse=True, scope="module")
+def terminal():
+    """Children hear of a closed terminal, also where pytest itself was started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
-def warm():
+def warm(terminal):
     return warm_module.warm()
 
 
