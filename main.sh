@@ -52,7 +52,8 @@ hangup() {
 }
 trap stop TERM INT
 trap hangup HUP
-setsid "${launch[@]}" main.py "$@" --exp "$exp" &
+# Before a --, torchrun would take --shut for its own --shutdown-timeout, written shorter.
+setsid "${launch[@]}" -- main.py "$@" --exp "$exp" &
 child=$!
 # A signal ends `wait` early, and then it is to wait again.
 while wait "$child" 2>/dev/null; status=$?; [ -n "$interrupted" ]; do interrupted=; done

@@ -351,7 +351,8 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
 
 def test_a_mistake_found_by_the_ranks_is_one_line(warm, tmp_path):
     (tmp_path / "train.txt").write_text("image.jpg 0.1 0.2 oops\n")
-    child = warm.bash(2, "--train", "--exp", "mistaken", *warm.flags[:-1], tmp_path)
+    # --shut reaches the ranks, although torchrun has a --shutdown-timeout.
+    child = warm.bash(2, "--train", "--exp", "mistaken", "--shut", 0.1, *warm.flags[:-1], tmp_path)
     text, _ = child.communicate(timeout=400)
     assert child.returncode == 2
     assert text.startswith(f"error: {tmp_path}/train.txt:1") and text.count("\n") == 1, text
