@@ -148,9 +148,12 @@ def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
             ("[[right eye, left eye]]", "which is in no flip pair"),
             ("[[right eye, right mouth], [left eye, left mouth]]", "the mirror partner of point"))):
         scheme = FIVE.replace("[[right eye, left eye], [right mouth, left mouth]]", pairs)
-        prepare(tmp_path / str(number), scheme, [("train", FACE)])
+        prepare(tmp_path / str(number), scheme, [("train", FACE)] * 8)
         out = capsys.readouterr().out
         assert ("is the scheme's flip right?" in out) == bool(said) and (said or "") in out
+    # A few turned faces say nothing.
+    prepare(tmp_path / "few", scheme, [("train", FACE)] * 7)
+    assert "is the scheme's flip right?" not in capsys.readouterr().out
 
 
 def test_which_faces_are_kept_is_printed(tmp_path, capsys):

@@ -41,8 +41,9 @@ SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "publ
 SMALLEST = 8
 # Faces that are enlarged more than this are counted in the table.
 ENLARGED = 4
-# A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip.
-LOPSIDED = 0.25
+# A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip;
+# that of fewer faces may just be turned.
+LOPSIDED, LOPSIDED_FACES = 0.25, 8
 
 
 @dataclasses.dataclass
@@ -131,7 +132,7 @@ class DataGenerator:
         if self.target_size < 16:
             raise UserError(f"target_size {target_size}: is out of range (16 or more)")
         self.options = Options(**options)
-        name = "+".join(f.name for f in self.folders)
+        name = "+".join(f.stem if f.is_file() else f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
         self.output_dir = output_dir
 
@@ -420,7 +421,7 @@ def _notes(done, scheme):
                           + ("are at one place" if size == 0 else "are not both labelled")
                           + ": the face is trained on and not scored"))
     # Drawn faces and those of publishers have flips that tests hold to their mean faces.
-    if scheme.name in SCHEMES or not scheme.mirrors:
+    if scheme.name in SCHEMES or not scheme.mirrors or len(done) < LOPSIDED_FACES:
         return notes
     mirrored = scheme.mean_face[scheme.flip] * (-1, 1)
     shift = scheme.mean_face - mirrored
