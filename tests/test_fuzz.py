@@ -15,8 +15,8 @@ from utils import args
 from utils.data import dataset, generator
 from utils.errors import UserError
 
-# Four kinds: together 160 cases in CI, and 1,000 more with -m slow.
-FEW = hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None,
+# Four kinds: together 80 cases in CI, and 1,000 more with -m slow.
+FEW = hypothesis.settings(max_examples=20, deadline=None, derandomize=True, database=None,
                           suppress_health_check=list(hypothesis.HealthCheck))
 MANY = hypothesis.settings(FEW, max_examples=250, derandomize=False)
 LENGTHS = [pytest.param(FEW, id="short"), pytest.param(MANY, id="long", marks=pytest.mark.slow)]
