@@ -100,9 +100,12 @@ def test(args, actions):
 
 
 def test_eyes(args, actions):
-    """Fit a model's limits of shut eyes, score them, or both."""
+    """Fit what a model sees of shut eyes, score it, or both."""
     from utils.testing import eyes
-    eyes.test(args, actions)
+    if "fit_eyes" in actions and eyes.fit_weights(args):
+        export(args, {"export"})
+    if "test_eyes" in actions:
+        eyes.test(args)
 
 
 def dump_pseudo(args):

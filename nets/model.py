@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nets.backbone import build_backbone
-from nets.head import PIPHead, RegressionHead
+from nets.head import PIPHead, RegressionHead, full_precision, precise
 from utils.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
@@ -30,6 +30,7 @@ class LandmarkNet(torch.nn.Module):
                                 else scheme.with_mean_face(neighbour_face), num_nb, merge)
         else:
             self.head = RegressionHead(self.backbone.channels, scheme)
+        self.lids = None  # A nets.lids.LidHead, where one was fitted (main.py --fit-eyes).
         # The constants of ImageNet, which timm's weights expect, for pixels of 0..255.
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -47,7 +48,12 @@ class LandmarkNet(torch.nn.Module):
 
     def predict(self, images):
         """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
-        return self.head.predict(self.backbone(self.normalise(images)))
+        features = self.backbone(self.normalise(images))
+        landmarks, confidence = self.head.predict(features)
+        if self.lids is None:
+            return landmarks, confidence
+        with full_precision(features):
+            return self.lids(precise(features), landmarks), confidence
 
 
 def check_size(input_size, stride, name="", only=None):

@@ -90,19 +90,22 @@ def shipped(tiny_weights, weights):
     return path
 
 
-def test_limits_are_kept_with_the_weights_of_both_kinds(shipped):
-    for suffix in (".pt", ".onnx"):
-        assert Predictor(shipped.with_suffix(suffix)).eyes == lids.Limits()
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_limits_are_kept_with_the_weights(shipped, suffix):
+    file = shipped.with_suffix(suffix)
+    assert Predictor(file).eyes == lids.Limits()
     limits = lids.Limits(0.125, 0.25, 0.5, 0.0625)
-    before = checkpoint.read(shipped)
-    scores.keep_limits(limits, shipped)
-    for suffix in (".pt", ".onnx"):
-        assert Predictor(shipped.with_suffix(suffix)).eyes == limits
+    scores.keep(limits, None, file)
+    assert Predictor(file).eyes == limits
+    assert [path.name for path in shipped.parent.glob("*.tmp")] == []
+
+
+def test_a_file_exported_later_has_them_too(shipped):
+    limits, before = lids.Limits(0.125, 0.25, 0.5, 0.0625), checkpoint.read(shipped)
+    scores.keep(limits, None, shipped)
     after = checkpoint.read(shipped)
     assert {name for name in after if name not in before or name == "eyes"} == {"eyes"}
     assert set(before) <= set(after)
-    assert [path.name for path in shipped.parent.glob("*.tmp")] == []
-    # A file exported later has them too.
     export_weights(shipped)
     assert Predictor(shipped.with_suffix(".onnx")).eyes == limits
 
@@ -119,9 +122,9 @@ def test_the_command(shipped, tmp_path, monkeypatch, capsys):
             cv2.imwrite(str(folder / state / f"{i:02d}.png"), image[..., ::-1])
 
     class Seeing(painted_faces.Painted):
-        def __init__(self, path, device):
+        def __init__(self, path, device, lids=True):
             super().__init__()
-            self.eyes = Predictor(path).eyes
+            self.eyes, self.model = Predictor(path).eyes, None
 
         def __call__(self, images):
             points, confidence = super().__call__(images)

@@ -9,6 +9,7 @@ import warnings
 import torch
 
 from nets.backbone import reparameterise
+from nets.lids import LidHead
 from nets.model import LandmarkNet, check_size
 from utils.args import KINDS, load_args
 from utils.errors import UserError
@@ -111,12 +112,17 @@ def build_model(args, scheme, neighbour_face=None, timm_weights=False):
     return model
 
 
-def load_model(path, device="cpu", **overrides):
+def without_lids(weights):
+    """Weights without those of the lid head, which main.py --fit-eyes adds to a trained network."""
+    return {k: v for k, v in weights.items() if not k.startswith("lids.")}
+
+
+def load_model(path, device="cpu", lids=True, **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
-    `input_size` and `eyes` (lids.Limits). overrides: settings of the model to change, such as
-    merge. Raises UserError.
+    `input_size` and `eyes` (lids.Limits). lids: whether its lid head, where it has one, draws shut
+    lids together. overrides: settings of the model to change, such as merge. Raises UserError.
     """
     state = read(path)
     try:
@@ -128,6 +134,10 @@ def load_model(path, device="cpu", **overrides):
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}
+        if not lids:
+            weights = without_lids(weights)
+        elif "lids.weight" in weights and scheme.eyes:
+            model.lids = LidHead(model.backbone.channels, scheme.eyes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -12,18 +12,21 @@ from utils.landmarks.schemes import Scheme
 class Predictor:
     """Landmarks of crops, from a checkpoint or an ONNX file of this repository.
 
-    device: auto, cpu or cuda. threads: of the CPU, else all. `input_size`, `scheme` (a Scheme),
-    `crop` ({"rule", "scale"}) and `eyes` (lids.Limits) come from the file. Raises UserError for a
-    file that is neither.
+    device: auto, cpu or cuda. threads: of the CPU, else all. lids: False leaves out what the lid
+    head of a .pt says of shut eyes. `input_size`, `scheme` (a Scheme), `crop` ({"rule", "scale"})
+    and `eyes` (lids.Limits) come from the file; `model` is the LandmarkNet of a .pt, else None.
+    Raises UserError for a file that is neither.
     """
 
-    def __init__(self, path, device="cpu", threads=None):
-        self.path = pathlib.Path(path)
+    def __init__(self, path, device="cpu", threads=None, lids=True):
+        self.path, self.model = pathlib.Path(path), None
         if not self.path.is_file():
             raise UserError(f"{path}: no such file" if not self.path.exists() else
                             f"{path}: is no file")
-        load = self._load_onnx if self.path.suffix == ".onnx" else self._load_torch
-        load(device, threads)
+        if self.path.suffix == ".onnx":
+            self._load_onnx(device, threads)
+        else:
+            self._load_torch(device, threads, lids)
 
     def __call__(self, images):
         """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
@@ -75,7 +78,7 @@ class Predictor:
             raise UserError(f"{self.path}: does not give {points} landmarks of a {size} px crop, "
                             f"as its metadata says; export it again with main.py --export")
 
-    def _load_torch(self, device, threads):
+    def _load_torch(self, device, threads, lids):
         import torch
 
         from utils.checkpoint import load_model
@@ -83,7 +86,7 @@ class Predictor:
         if threads:
             torch.set_num_threads(threads)
         device = choose_device(device)
-        model = load_model(self.path, device)
+        self.model = model = load_model(self.path, device, lids)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
         self.eyes = model.eyes
 

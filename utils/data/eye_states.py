@@ -32,8 +32,8 @@ REPEAT = 2
 def list_photos(folder, names="none"):
     """[(path, closed)] of the photos in folder/closed and folder/open.
 
-    names: none for all, or LIST or LIST:PART: a file with lines `closed/0001.jpg` or
-    `closed/0001.jpg part`, of which those of the part are taken. Raises UserError.
+    names: none for all, or LIST or LIST:PART or LIST:PART,PART: a file with lines `closed/0001.jpg`
+    or `closed/0001.jpg part`, of which those of the parts are taken. Raises UserError.
     """
     folder = pathlib.Path(folder)
     missing = [state for state in STATES if not (folder / state).is_dir()]
@@ -56,7 +56,8 @@ def list_photos(folder, names="none"):
 
 
 def _read_names(names):
-    path, _, part = str(names).partition(":")
+    path, _, wanted = str(names).partition(":")
+    wanted = [part for part in wanted.split(",") if part]
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -68,10 +69,11 @@ def _read_names(names):
             raise UserError(f"{path}:{number}: expected closed/NAME or open/NAME and perhaps a "
                             f"part, found {' '.join(row)[:60]!r}")
     parts = {row[1] for _, row in rows if len(row) == 2}
-    if part and part not in parts:
-        raise UserError(f"names {path}: has no part {part}; there is "
-                        f"{', '.join(sorted(parts)) or 'none'}")
-    return [row[0] for _, row in rows if not part or row[1:] == [part]]
+    for part in wanted:
+        if part not in parts:
+            raise UserError(f"names {path}: has no part {part}; there is "
+                            f"{', '.join(sorted(parts)) or 'none'}")
+    return [row[0] for _, row in rows if not wanted or row[1:] and row[1] in wanted]
 
 
 def prepare(folder, labelled, teacher, detector="haar", names="none", output_dir=None):

@@ -34,7 +34,9 @@ def publish(source, target, with_onnx=True, other=None, share=0.0):
     """
     state = checkpoint.read(source)
     if other is not None:
-        state = {**state, "weights": _mean_weights(state, checkpoint.read(other), share)}
+        # What was fitted to one network's features says nothing of the mean of two.
+        state = {**state, "eyes": None,
+                 "weights": _mean_weights(state, checkpoint.read(other), share)}
     args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in checkpoint.weights_of(state).items()}
@@ -46,7 +48,7 @@ def publish(source, target, with_onnx=True, other=None, share=0.0):
 
 
 def _mean_weights(state, other, share):
-    weights, others = checkpoint.weights_of(state), checkpoint.weights_of(other)
+    weights, others = (checkpoint.without_lids(checkpoint.weights_of(s)) for s in (state, other))
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in others.items()}:
         raise UserError("weights of another network have no mean; give those it was trained from")
     return {k: (1 - share) * v.float() + share * others[k].float() if v.is_floating_point() else v

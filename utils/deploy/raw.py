@@ -64,8 +64,11 @@ def export_raw(model, path, opset):
 def export_weights(path, opset):
     """Write the .raw.onnx and .raw.json beside a .pt (pathlib.Path); returns the first's path."""
     target = path.with_suffix(".raw.onnx")
-    print(f"exporting {target} and {target.with_suffix('.json').name}")
-    return export_raw(checkpoint.load_model(path), target, opset)
+    model = checkpoint.load_model(path)
+    print(f"exporting {target} and {target.with_suffix('.json').name}"
+          + (" (the lid head is no part of the maps: shut eyes keep open lids)"
+             if model.lids is not None else ""))
+    return export_raw(model, target, opset)
 
 
 def metadata(model):
@@ -80,6 +83,10 @@ def metadata(model):
         counts = head.votes.cpu() / head.own_vote.cpu()[:, None]
         repeats.index_add_(0, head.voters.cpu().flatten(), counts.flatten())
     repeats = repeats.round().int().reshape(table.shape)
-    return {**export.metadata(model), "neighbours": json.dumps(table.tolist()),
+    described = export.metadata(model)
+    if model.lids is not None:
+        # Limits of landmarks whose lids the lid head has drawn together, which maps do not hold.
+        del described["eyes"]
+    return {**described, "neighbours": json.dumps(table.tolist()),
             "repeats": json.dumps(repeats.tolist()), "merge": json.dumps(head.merge),
             "grid": str(model.input_size // model.stride)}

@@ -19,7 +19,8 @@ class Limits:
 
     shut, open: eye aspect ratios as the model predicts them. closed_below: the openness, from 0 at
     shut to 1 at open, below which eyes are closed. min_confidence: of the eyes' landmarks, below
-    which nothing is said. The defaults are those of weights/fast.pt.
+    which nothing is said. The defaults are those of a network that has seen shut eyes and has no
+    lid head.
     """
     shut: float = 0.06
     open: float = 0.31

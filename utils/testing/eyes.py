@@ -106,12 +106,8 @@ def fit(readings, scheme):
     the share of shut faces missed plus ALARM_COST times the share of false alarms is least.
     min_confidence: half of what 99 % of the eyes have.
     """
+    _check_counts(readings)
     found = [r for r in readings if r.seen is not None]
-    for state, closed in zip(STATES, (True, False)):
-        count = sum(r.closed == closed for r in found)
-        if count < FEWEST:
-            raise UserError(f"limits need {FEWEST} faces with eyes {state}, {count} were found; "
-                            f"give more photos, or a better detector with --boxes")
     ratios = numpy.array([r.seen.ratios for r in found])
     shut = numpy.array([r.closed for r in found], bool)
     low, high = (float(numpy.median(ratios[which].mean(1))) for which in (shut, ~shut))
@@ -123,6 +119,15 @@ def fit(readings, scheme):
     return lids.Limits(low, high, _cheapest(numpy.sort(openness[shut]),
                                             numpy.sort(openness[~shut])),
                        float(numpy.percentile(sure, 1)) / 2)
+
+
+def _check_counts(readings):
+    """Raises UserError where too few faces of a state were found."""
+    for state, closed in zip(STATES, (True, False)):
+        count = sum(r.closed == closed and r.seen is not None for r in readings)
+        if count < FEWEST:
+            raise UserError(f"limits need {FEWEST} faces with eyes {state}, {count} were found; "
+                            f"give more photos, or a better detector with --boxes")
 
 
 def _cheapest(shut, opened):
@@ -137,39 +142,66 @@ def _cheapest(shut, opened):
     return float(places[max(best, key=lambda i: values[i + 1] - values[i])])
 
 
-def test(args, actions):
-    """Fit the limits of a model's eyes, score them, or both, as args and actions say; print, plot,
-    report. Raises UserError."""
+def fit_weights(args):
+    """Fit a model's limits of shut eyes, and of a .pt its lid head too; print and keep them.
+
+    Returns whether an ONNX file beside it is to be exported anew. Raises UserError.
+    """
+    path, photos, detector = _what(args)
+    # Of an ONNX file only the limits can be fitted: its graph is as it is.
+    predictor = Predictor(path, args.device, lids=False)
+    _check_eyes(predictor)
+    readings, head = read_eyes(predictor, detector, photos), None
+    _check_counts(readings)
+    if predictor.model is not None:
+        from utils.testing import lid_fit
+        before = score(readings)["auc"]
+        head, readings = lid_fit.fit(predictor, readings)
+        print(f"lid head of {path}: AUC {before:.4f} without it, {score(readings)['auc']:.4f} with "
+              f"heads fitted to other faces")
+    limits = fit(readings, predictor.scheme)
+    keep(limits, head, path)
+    print(f"limits of {path}: " + ", ".join(f"{name} {value:.3f}"
+                                            for name, value in limits.state().items()))
+    return path.suffix == ".pt" and path.with_suffix(".onnx").is_file()
+
+
+def test(args):
+    """Score how a model tells shut eyes from open ones; print, plot, report. Raises UserError."""
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
-    path = experiment.find_weights(args.exp)
-    photos = list_photos(args.data_dir, args.names)
-    detector = get_detector("haar" if args.boxes == "none" else args.boxes)
+    path, photos, detector = _what(args)
     predictor = Predictor(path, args.device)
-    lids.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say that it has no eyes.
-    if "fit_eyes" in actions:
-        limits = fit(read_eyes(predictor, detector, photos), predictor.scheme)
-        keep_limits(limits, path)
-        print(f"limits of {path}: " + ", ".join(f"{name} {value:.3f}"
-                                                for name, value in limits.state().items()))
-    if "test_eyes" in actions:
-        # Again after a fit: what counts is how the file reads them.
-        predictor = Predictor(path, args.device)
-        readings = read_eyes(predictor, detector, photos)
-        numbers = score(readings)
-        print_numbers(numbers)
-        draw_readings(readings, predictor.scheme, path)
-        if args.report != "none":
-            pathlib.Path(args.report).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+    _check_eyes(predictor)
+    readings = read_eyes(predictor, detector, photos)
+    numbers = score(readings)
+    print_numbers(numbers)
+    draw_readings(readings, predictor.scheme, path)
+    if args.report != "none":
+        pathlib.Path(args.report).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
 
 
-def keep_limits(limits, path):
-    """Write lids.Limits into a weights file (.pt or .onnx) and the other kind beside it."""
-    for file in (path.with_suffix(".pt"), path.with_suffix(".onnx")):
-        if file.is_file() and file.suffix == ".pt":
-            checkpoint.save({**checkpoint.read(file), "eyes": limits.state()}, file)
-        elif file.is_file():
-            _keep_in_onnx(limits, file)
+def _what(args):
+    """(path of the weights, photos, detector) that args name."""
+    return (experiment.find_weights(args.exp), list_photos(args.data_dir, args.names),
+            get_detector("haar" if args.boxes == "none" else args.boxes))
+
+
+def _check_eyes(predictor):
+    """Raises UserError where the scheme has no eyes."""
+    lids.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)
+
+
+def keep(limits, head, path):
+    """Write lids.Limits and a nets.lids.LidHead (or None: as before) into a .pt or .onnx."""
+    if path.suffix == ".onnx":
+        _keep_in_onnx(limits, path)
+        return
+    state = checkpoint.read(path)
+    if head is not None:
+        state["weights"] = checkpoint.without_lids(checkpoint.weights_of(state)) | {
+            f"lids.{name}": value for name, value in head.state_dict().items()}
+    checkpoint.save({**state, "eyes": limits.state()}, path)
 
 
 def _keep_in_onnx(limits, path):

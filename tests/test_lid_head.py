@@ -1,0 +1,216 @@
+"""The lid head: lids that meet where the features say so, its fit, and the files that keep it."""
+import json
+import shutil
+
+import cv2
+import numpy
+import pytest
+import torch
+
+import main
+from nets.lids import LidHead, lid_pairs
+from utils import args, checkpoint
+from utils.deploy import publish, raw
+from utils.deploy.export import export_weights
+from utils.landmarks import crop, lids
+from utils.landmarks.schemes import SCHEMES
+from utils.predictor import Predictor
+from utils.testing import eyes as scores
+from utils.testing import lid_fit
+from utils.video import eyes
+
+SCHEME = SCHEMES["300W"]
+
+
+@pytest.mark.parametrize("name", ["300W", "WFLW", "LaPa"])
+def test_lids_meet_where_they_are_surely_shut_and_nothing_else_moves(name):
+    scheme = SCHEMES[name]
+    head = LidHead(4, scheme.eyes).double()
+    points = torch.from_numpy(numpy.stack([scheme.mean_face] * 3).astype(numpy.float64))
+    drawn = head.draw(points, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]).double())
+    assert torch.equal(drawn[0], points[0])
+    before, after = lids.aspect_ratios(points, scheme), lids.aspect_ratios(drawn, scheme)
+    assert after[0] == pytest.approx([before[0][0], 0, before[0][0] / 2], abs=1e-9)
+    assert after[1] == pytest.approx([before[1][0], before[1][0], 0], abs=1e-9)
+    inside = [i for contour in scheme.eyes for pair in lid_pairs(contour) for i in pair]
+    outside = [i for i in range(scheme.points) if i not in inside]
+    assert torch.equal(drawn[:, outside], points[:, outside])
+    # Where landmarks of shut eyes are put for training, to within a hundredth of the face.
+    shut = torch.from_numpy(lids.close(scheme.mean_face, scheme))
+    both = head.draw(points[:1], torch.ones(1, 2).double())[0]
+    assert (both - shut).abs().max() < 0.01
+
+
+def test_lids_meet_at_one_place_in_head_and_training():
+    from nets import lids as net_lids
+    assert net_lids.UPPER_SHARE == lids.UPPER_SHARE
+    for contour in SCHEME.eyes:
+        _, upper, lower = lids.parts(contour)
+        assert lid_pairs(contour) == list(zip(upper, lower))
+
+
+def test_features_are_read_between_the_corners_of_each_eye():
+    grid = 16
+    y, x = torch.meshgrid(*[(torch.arange(grid) + 0.5) / grid] * 2, indexing="ij")
+    features = torch.stack([x, y])[None]  # Each cell says where it lies, in crop units.
+    landmarks = torch.from_numpy(SCHEME.mean_face)[None].float()
+    values = LidHead(2, SCHEME.eyes).features_at(features, landmarks)
+    assert values.shape == (1, 2, 6)
+    for eye, contour in enumerate(SCHEME.eyes):
+        a, b = landmarks[0, contour[0]], landmarks[0, contour[3]]
+        expected = torch.cat([a + share * (b - a) for share in (0.25, 0.5, 0.75)])
+        assert torch.allclose(values[0, eye], expected, atol=1e-5)
+
+
+def test_a_new_head_changes_nothing():
+    head = LidHead(3, SCHEME.eyes)
+    points = torch.from_numpy(SCHEME.mean_face)[None].float()
+    assert torch.allclose(head(torch.randn(1, 3, 8, 8), points), points, atol=1e-6)
+
+
+def test_an_eye_is_believed_before_the_other_one():
+    head = LidHead(1, SCHEME.eyes)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([4.0, -4.0]))
+        wink = head.probability(torch.zeros(1, 2, 3))[0]
+        head.bias.copy_(torch.tensor([4.0, -0.5]))
+        doubt = head.probability(torch.zeros(1, 2, 3))[0]
+    assert wink[0] > 0.8 and wink[1] < 0.2
+    assert doubt[0] > 0.9 and doubt[1] > 0.6  # The sure eye tells of the other.
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Readings of 60 small photos: dark or bright patches for eyes, the same landmarks."""
+    rng, found = numpy.random.default_rng(0), []
+    points = SCHEME.mean_face.astype(numpy.float64) * 80 + 10
+    for i in range(60):
+        image = rng.integers(90, 130, (100, 100, 3)).astype(numpy.uint8)
+        for contour in SCHEME.eyes:
+            cv2.fillConvexPoly(image, points[contour].round().astype(numpy.int32),
+                               (20,) * 3 if i % 2 else (240,) * 3)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+        confidence = numpy.full(68, 0.5)
+        found.append(scores.Reading(tmp_path / f"{i}.png", bool(i % 2), points, confidence,
+                                    eyes.look(points, confidence, SCHEME, lids.Limits())))
+    found.insert(7, scores.Reading(tmp_path / "none.png", True, None, None, None))
+    return found
+
+
+def test_the_fit_tells_states_that_landmarks_do_not(tiny_weights, faces):
+    assert scores.score(faces)["auc"] == 0.5
+    predictor = Predictor(tiny_weights, lids=False)
+    head, unseen = lid_fit.fit(predictor, faces)
+    assert [r.photo for r in unseen] == [r.photo for r in faces]
+    assert unseen[7] is faces[7]
+    assert scores.score(unseen)["auc"] > 0.99
+    # By the head itself, on the crops as it will see them.
+    shut = []
+    for r in [r for r in faces if r.seen is not None]:
+        box, = crop.face_boxes(r.points_px[None], predictor.crop, SCHEME)
+        image = crop.cut(cv2.imread(str(r.photo)), box, predictor.input_size)
+        with torch.inference_mode():
+            features = predictor.model.backbone(predictor.model.normalise(
+                torch.from_numpy(image).permute(2, 0, 1)[None]))
+            landmarks, _ = predictor.model.head.predict(features)
+            shut.append(head.probability(head.features_at(features, landmarks))[0])
+    shut = torch.stack(shut)
+    assert shut[1::2].min() > 0.5 > shut[::2].max()
+
+
+def test_labels_that_say_nothing_are_not_learnt_by_heart(tiny_weights, faces):
+    """Readings that limits are fitted to are of heads that did not see the face."""
+    rng = numpy.random.default_rng(3)
+    faces = [scores.Reading(r.photo, bool(c), r.points_px, r.confidence, r.seen)
+             for r, c in zip(faces, rng.integers(0, 2, len(faces)))]
+    _, unseen = lid_fit.fit(Predictor(tiny_weights, lids=False), faces)
+    assert 0.2 < scores.score(unseen)["auc"] < 0.8
+
+
+@pytest.fixture
+def fitted(tiny_weights, weights):
+    """mine.pt in weights/ with a lid head that is sure of the right eye and doubts the left."""
+    path = weights / "mine.pt"
+    shutil.copy(tiny_weights, path)
+    model = checkpoint.load_model(path)
+    head = LidHead(model.backbone.channels, model.scheme.eyes)
+    with torch.no_grad():
+        head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
+        head.bias.copy_(torch.tensor([7.0, -3.0]))
+    scores.keep(lids.Limits(0.0, 0.3, 0.1, 0.1), head, path)
+    return path
+
+
+def crops(count=5):
+    return numpy.random.default_rng(1).integers(0, 256, (count, 64, 64, 3), numpy.uint8)
+
+
+def test_the_file_keeps_the_head_and_can_be_used_without(fitted, tiny_weights):
+    plain, confidence = Predictor(tiny_weights)(crops())
+    without, _ = Predictor(fitted, lids=False)(crops())
+    drawn, same = Predictor(fitted)(crops())
+    assert numpy.array_equal(plain, without) and numpy.array_equal(confidence, same)
+    ratios, before = (lids.aspect_ratios(p, SCHEME) for p in (drawn, plain))
+    assert (ratios[0] < 0.1 * before[0]).all()
+    assert ((0.6 * before[1] < ratios[1]) & (ratios[1] < 0.97 * before[1])).all()
+
+
+def test_onnx_draws_the_same_lids(fitted):
+    export_weights(fitted)
+    for ours, onnx in zip(Predictor(fitted)(crops()), Predictor(fitted.with_suffix(".onnx"))(
+            crops())):
+        assert ours == pytest.approx(onnx, abs=1e-5)
+
+
+def test_raw_maps_are_without_it_and_say_so(fitted, capsys):
+    path = raw.export_weights(fitted, 13)
+    assert "the lid head is no part of the maps" in capsys.readouterr().out
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert "eyes" not in described and "scheme" in described
+
+
+def test_a_head_fitted_again_takes_the_place_of_the_first(fitted):
+    head = LidHead(checkpoint.load_model(fitted).backbone.channels, SCHEME.eyes)
+    scores.keep(lids.Limits(), head, fitted)
+    plain, again = Predictor(fitted, lids=False), Predictor(fitted)
+    assert plain(crops())[0] == pytest.approx(again(crops())[0], abs=1e-6)
+
+
+def test_another_training_begins_without_the_head(fitted, tiny_weights):
+    state = checkpoint.read(fitted)
+    model = checkpoint.build_model(args.load_args(state["args"]), SCHEME)
+    assert checkpoint.load_pretrained(model, fitted) == []
+    assert model.lids is None
+    plain = checkpoint.weights_of(checkpoint.read(tiny_weights))
+    assert all(torch.equal(v, plain[k]) for k, v in model.state_dict().items())
+
+
+def test_shipped_files_keep_the_head_and_means_of_two_lose_it(fitted, tiny_weights, tmp_path):
+    publish.publish(fitted, tmp_path / "whole.pt", with_onnx=False)
+    assert checkpoint.load_model(tmp_path / "whole.pt").lids is not None
+    publish.publish(fitted, tmp_path / "mean.pt", False, tiny_weights, 0.5)
+    model = checkpoint.load_model(tmp_path / "mean.pt")
+    assert model.lids is None and model.eyes == lids.Limits()
+
+
+def test_the_command_exports_anew_what_the_head_has_changed(weights, tiny_weights, faces, tmp_path,
+                                                            monkeypatch, capsys):
+    path = weights / "mine.pt"
+    shutil.copy(tiny_weights, path)
+    export_weights(path)
+    for r in faces:
+        if r.seen is not None:
+            folder = tmp_path / ("closed" if r.closed else "open")
+            folder.mkdir(exist_ok=True)
+            shutil.copy(r.photo, folder / r.photo.name)
+    by_name = {r.photo.name: r for r in faces}
+    monkeypatch.setattr(scores, "read_eyes", lambda predictor, detector, photos: [
+        by_name[photo.name] for photo, _ in photos])
+    # The painted faces have the same landmarks, on which limits alone could not be fitted.
+    main.dispatch(args.parse(["--fit-eyes", "--exp", str(path), "--data-dir", str(tmp_path)]))
+    text = capsys.readouterr().out
+    assert "AUC 0.5000 without it, 1.0000 with heads fitted to other faces" in text
+    assert "exporting" in text
+    torch_eyes, onnx = Predictor(path), Predictor(path.with_suffix(".onnx"))
+    assert torch_eyes.model.lids is not None and torch_eyes.eyes == onnx.eyes != lids.Limits()
+    assert torch_eyes(crops())[0] == pytest.approx(onnx(crops())[0], abs=1e-5)
