@@ -121,11 +121,13 @@ def test_names_choose_photos(photos, tmp_path):
     names.write_text("closed/a.png train\n\nopen/c.png train\nopen/none.png final\n")
     found = eye_states.list_photos(photos, f"{names}:train")
     assert [path.name for path, _ in found] == ["a.png", "c.png"]
-    assert len(eye_states.list_photos(photos, names)) == 3
+    both = eye_states.list_photos(photos, f"{names}:train,final")
+    assert both == eye_states.list_photos(photos, names) and len(both) == 3
     for text, part, message in (
             ("closed/a.png x y\n", "", "names.txt:1: expected closed/NAME"),
             ("a.png\n", "", "names.txt:1: expected closed/NAME"),
             ("closed/a.png one\n", ":two", "has no part two; there is one"),
+            ("closed/a.png one\n", ":one,two", "has no part two; there is one"),
             ("closed/a.png one\n", ":one", "no photo in open/ is named"),
             ("closed/a.png\nopen/gone.png\n", "", "gone.png: no such photo")):
         names.write_text(text)
