@@ -132,7 +132,7 @@ class DataGenerator:
         if self.target_size < 16:
             raise UserError(f"target_size {target_size}: is out of range (16 or more)")
         self.options = Options(**options)
-        name = "+".join(f.stem if f.is_file() else f.name for f in self.folders)
+        name = "+".join(f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
         self.output_dir = output_dir
 
