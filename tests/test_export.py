@@ -49,6 +49,23 @@ def test_onnx_equals_pytorch(exported, drawn_set):
     assert landmarks.shape == (0, 68, 2) and confidence.shape == (0, 68)
 
 
+def test_weights_that_are_halves_take_half_the_file_and_give_the_same(tiny_weights, tmp_path):
+    trained = checkpoint.load_model(tiny_weights)
+    shipped = checkpoint.load_model(tiny_weights)
+    for value in (*shipped.parameters(), *shipped.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.half().float()
+    large, small = export(trained, tmp_path / "a.onnx"), export(shipped, tmp_path / "b.onnx")
+    assert small.stat().st_size < 0.65 * large.stat().st_size
+    kinds = {t.data_type for t in onnx.load(large).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kinds, "weights as trained keep all their bits"
+    images = numpy.random.default_rng(2).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
+    with torch.inference_mode():
+        expected = shipped.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
+    for found, value in zip(Predictor(small)(images), expected):
+        numpy.testing.assert_allclose(found, value.numpy(), atol=2e-5)
+
+
 def test_predictor_is_the_same_from_either_file(exported, tiny_weights):
     _, path = exported
     images = numpy.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), numpy.uint8)

@@ -97,6 +97,24 @@ def test_it_predicts_like_the_float_model_at_any_batch_size(folder, float_model,
     numpy.testing.assert_allclose(one, found[:1], atol=1e-4)
 
 
+def test_a_file_that_stores_halves_is_quantised_as_one_that_does_not(folder, float_model, tmp_path,
+                                                                     monkeypatch):
+    model = checkpoint.load_model(float_model.with_suffix(".pt"))
+    for value in (*model.parameters(), *model.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.half().float()
+    halves = export.export(model, tmp_path / "halves.onnx")
+    monkeypatch.setattr(export, "SMALL", 10**9)
+    whole = export.export(model, tmp_path / "whole.onnx")
+    assert halves.stat().st_size < 0.65 * whole.stat().st_size
+    images = quantize.calibration_crops(dataset.PreparedSet(folder), SIZE)
+    first, second = (quantize.quantize(path, images[:8]) for path in (halves, whole))
+    kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (first, second)]
+    assert kinds[0] == kinds[1] and "QuantizeLinear" in kinds[0]
+    # The last bit of a float decides which way its int8 is rounded.
+    assert numpy.abs(Predictor(first)(images)[0] - Predictor(second)(images)[0]).mean() < 0.01
+
+
 def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
     graph = onnx.load(int8_model).graph
     constants = {t.name: t for t in graph.initializer}

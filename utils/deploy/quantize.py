@@ -26,6 +26,7 @@ def quantize(path, images, output=None):
     those of the float model. Raises UserError.
     """
     import onnx
+    import onnxsim
     from onnxruntime import quantization
 
     path = pathlib.Path(path)
@@ -45,7 +46,8 @@ def quantize(path, images, output=None):
             """A dict of inputs, or None at the end."""
             return next(batches, None)
 
-    model = onnx.shape_inference.infer_shapes(model)
+    # Kernels that are stored as halves become constants, which the quantiser looks for.
+    model = onnx.shape_inference.infer_shapes(onnxsim.simplify(model)[0])
     handle, temporary = tempfile.mkstemp(suffix=".onnx", dir=output.parent)
     os.close(handle)
     # The quantiser advises preprocessing on the root logger, which has been done by then.
