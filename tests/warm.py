@@ -222,6 +222,8 @@ def serve():
     from utils.testing import score  # noqa: F401
     from utils.training import trainer  # noqa: F401
     torch.set_num_threads(1)
+    # A closed terminal is heard also where pytest itself was started by nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     args.LEAST["save_minutes"] = 0
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
