@@ -62,10 +62,10 @@ def test_weights_when_none_are_named(tmp_path):
     (tmp_path / "001/best.pt").touch()
     os.utime(tmp_path / "001", (2e9, 2e9))
     assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / "001/best.pt"
-    for name in ("fast.pt", "fast.onnx"):
+    for name in ("tiny.pt", "tiny.onnx"):
         (tmp_path / name).touch()
         assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / name
-    assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "fast.pt"
+    assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "tiny.pt"
 
 
 def test_epochs_are_written_and_rewritten(tmp_path):

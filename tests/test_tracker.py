@@ -4,6 +4,7 @@ import painted_faces
 import pytest
 
 from utils.landmarks import crop
+from utils.landmarks.lids import Limits
 from utils.landmarks.schemes import SCHEMES
 from utils.video import tracker
 from utils.video.detector import Detector
@@ -139,6 +140,16 @@ def test_low_confidence_ends_a_track():
     assert len(made.update(image, 0)) == 1
     predictor.confidence = 0.45
     assert made.update(image, 1 / RATE) == []
+
+
+def test_how_sure_a_network_must_be_comes_with_its_weights():
+    predictor = painted_faces.Painted()
+    assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
+    predictor.eyes = Limits(min_confidence=0.27)
+    assert make(predictor).min_confidence == tracker.OF_EYES * 0.27
+    assert make(predictor, min_confidence=0.1).min_confidence == 0.1
+    predictor.eyes = Limits()
+    assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
 
 
 def test_what_the_detector_misses_must_be_more_certain():

@@ -10,6 +10,7 @@ from utils.args import ROOT
 from utils.errors import UserError
 
 WEIGHTS = ROOT / "weights"
+SHIPPED = "tiny"  # Of the models there, what is used where none is named.
 EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "nme", "onnx_nme")
@@ -112,7 +113,7 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
         # Not best.raw.onnx and its like.
         newest = sorted((path for kind in kinds for path in folder.glob(f"*/best{kind}")),
                         key=lambda p: (p.parent.stat().st_mtime, p.suffix == suffix), reverse=True)
-        for path in [*(folder / f"fast{kind}" for kind in kinds), *newest]:
+        for path in [*(folder / f"{SHIPPED}{kind}" for kind in kinds), *newest]:
             if path.is_file():
                 return path
         raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "

@@ -1,7 +1,8 @@
 """python -m tests.benchmark.runtimes weights/fast.raw.onnx --data-dir 300W
 
 The maps-only file in every runtime that is installed here (pip install openvino ncnn pnnx, best in
-an environment of their own), decoded by assets/decode_maps.py: NME, largest difference, speed.
+an environment of their own), decoded by assets/decode_maps.py: NME, largest difference, speed. The
+.int8.onnx beside it, where there is one, too, which decodes by itself.
 """
 import argparse
 import functools
@@ -94,8 +95,28 @@ def _about(path):
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
+def openvino_int8(path):
+    """OpenVINO on one thread; an ordinary file decodes by itself."""
+    import openvino
+    model = openvino.Core().compile_model(str(path), "CPU", {
+        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    return lambda images: model(images)["landmarks"][0]
+
+
+def onnxruntime_int8(path):
+    """ONNX Runtime on one thread; an ordinary file decodes by itself."""
+    run = onnxruntime(path)
+    return lambda images: run(images)[0][0]
+
+
+def decoded(make, about):
+    """A runner of maps as one of landmarks: (1, 3, S, S) uint8 to (K, 2)."""
+    run = make()
+    return lambda images: decode_maps.decode(run(images.astype(numpy.float32)), about)[0]
+
+
 def ways(path, folder):
-    """Name to a function that makes the runner, of what is installed."""
+    """Name to a function that makes a runner of landmarks, of what is installed."""
     there = {name: importlib.util.find_spec(name) for name in ("cv2", "openvino", "ncnn", "pnnx")}
     found = {"ONNX Runtime": functools.partial(onnxruntime, path),
              "OpenCV DNN": functools.partial(opencv, path)}
@@ -104,6 +125,12 @@ def ways(path, folder):
     if there["ncnn"] and there["pnnx"]:
         found |= {"ncnn, fp32": functools.partial(ncnn, path, folder, False),
                   "ncnn, its default": functools.partial(ncnn, path, folder, True)}
+    found = {name: functools.partial(decoded, make, _about(path)) for name, make in found.items()}
+    int8 = path.with_name(path.name.replace(".raw.", ".int8."))
+    if int8.is_file():
+        found["ONNX Runtime, int8"] = functools.partial(onnxruntime_int8, int8)
+        if there["openvino"]:
+            found["OpenVINO, int8"] = functools.partial(openvino_int8, int8)
     return found
 
 
@@ -115,7 +142,7 @@ def main():
     parser.add_argument("--data-dir", required=True, help="a prepared set")
     given = parser.parse_args()
     prepared = dataset.PreparedSet(set_folder(load_args({"data_dir": given.data_dir})))
-    faces, about = next(iter(prepared.tests.values())), _about(given.weights)
+    faces = next(iter(prepared.tests.values()))
     ours = Predictor(given.weights.with_name(given.weights.name.replace(".raw.", ".")), threads=1)
     crops = dataset.FaceDataset(faces, prepared.margin, ours.input_size)
     images = [numpy.ascontiguousarray(crops[i][0].numpy().transpose(2, 0, 1)[None])
@@ -126,10 +153,10 @@ def main():
         for name, make in ways(given.weights, folder).items():
             say(name)
             run = make()
-            run(images[0].astype(numpy.float32))
+            run(images[0])
             begun, found = time.process_time(), []
             for image in images:
-                found.append(decode_maps.decode(run(image.astype(numpy.float32)), about)[0])
+                found.append(run(image))
             each = (time.process_time() - begun) / len(images)
             found = numpy.stack(found)
             nme, _ = predict.errors(found, faces, ours.scheme, prepared.scheme)
