@@ -111,7 +111,7 @@ def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=Fals
                             raising=False)
         training.scaler = torch.amp.GradScaler("cuda")
         assert training.scaler.is_enabled()
-    training.optimizer = torch.optim.AdamW(training.model.parameters(), fused=True)
+    training.optimizer = engine.make_optimizer(training.model, training.args)
     monkeypatch.setattr(torch.Tensor, "backward", fake.backward(training.model))
     return training, fake, iter(batches)
 
@@ -143,6 +143,18 @@ def test_the_fake_gpu_notices_who_asks(ask):
         torch.zeros(()).to(GPU, non_blocking=True)
         with pytest.raises(Exception, match="waits|aten|subclasses|index|device"):
             ask(value)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_float32_is_multiplied_as_tf32_unless_deterministic(monkeypatch, deterministic):
+    products, convolutions = (SimpleNamespace(allow_tf32=deterministic) for _ in range(2))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    assert engine.choose_precision("fp32", torch.device("cpu"), None) is None
+    assert products.allow_tf32 == deterministic, "a CPU's is left alone"
+    assert engine.choose_precision("fp32", GPU, None) is None
+    assert products.allow_tf32 == convolutions.allow_tf32 == (not deterministic)
 
 
 def state(training):
