@@ -38,9 +38,10 @@ class LidHead(torch.nn.Module):
     def features_at(self, features, landmarks):
         """Features (N, C, G, G) under the eyes of landmarks (N, K, 2) in crop units: (N, 2, P * C)
         for the P PLACES of each eye, interpolated between cells."""
-        share = torch.tensor(PLACES, dtype=features.dtype, device=features.device)[:, None]
-        spots = torch.stack([landmarks[:, [c[0]]] + share * (
-            landmarks[:, [c[len(c) // 2]]] - landmarks[:, [c[0]]]) for c in self.contours], 1)
+        # No tensor made here: a GPU would wait for it.
+        ends = [(landmarks[:, c[0]], landmarks[:, c[len(c) // 2]]) for c in self.contours]
+        spots = torch.stack([torch.stack([one + share * (two - one) for share in PLACES], 1)
+                             for one, two in ends], 1)
         at = torch.nn.functional.grid_sample(features, 2 * spots - 1, padding_mode="border",
                                              align_corners=False)
         return at.permute(0, 2, 3, 1).flatten(2)

@@ -45,25 +45,31 @@ class Poison:
         return computed * 0 + computed.detach() * 0 + self.value
 
 
-def training(warm, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
-    """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss."""
+def training(faces, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
+    """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss.
+
+    given: settings; `fused`: whether the optimiser is, as on a GPU; `ranks`.
+    """
+    fused, ranks = given.pop("fused", False), given.pop("ranks", Ranks())
     args = load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
                       "save_minutes": 1000, **given})
-    prepared = dataset.PreparedSet(warm.faces)
+    prepared = dataset.PreparedSet(faces)
     torch.manual_seed(0)
-    model = LandmarkNet(prepared.scheme, BACKBONE)
+    model = LandmarkNet(prepared.scheme, BACKBONE, args.head).to(ranks.device)
     faces = prepared.lists["train"].take(numpy.arange(36))
-    loader, sampler = engine.make_loader(faces, prepared, prepared.scheme, args, Ranks(), 2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=scaled, growth_interval=1000)
+    loader, sampler = engine.make_loader(faces, prepared, prepared.scheme, args, ranks, 2)
+    scaler = torch.amp.GradScaler(ranks.device.type, init_scale=16.0, enabled=scaled,
+                                  growth_interval=1000)
     poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
-    trainer = Trainer(args, folder, Ranks(), SimpleNamespace(asked=False))
+    trainer = Trainer(args, folder, ranks, SimpleNamespace(asked=False))
     trainer.args, trainer.round = args, gssl.plan(args)[0]
-    trainer.model = trainer.parallel = model
+    trainer.model = model
+    trainer.parallel = engine.parallelise(model, ranks, args.input_size)
     trainer.optimizer, trainer.scaler, trainer.ema = (
-        torch.optim.AdamW(model.parameters()), scaler, ema)
+        torch.optim.AdamW(model.parameters(), fused=fused), scaler, ema)
     trainer.scheduler = SimpleNamespace(step_update=lambda number: None)
     trainer.loss, trainer.loader, trainer.sampler = poisoned, loader, sampler
-    trainer.skips = engine.Skips(faces, folder, Ranks())
+    trainer.skips = engine.Skips(faces, folder, ranks)
     return trainer
 
 
@@ -75,7 +81,7 @@ def snapshot(model):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value):
     # The bad one is the second micro-batch of step 2: the first has already left gradients.
-    training_ = training(warm, tmp_path, {5}, value)
+    training_ = training(warm.faces, tmp_path, {5}, value)
     before = {}
     apply = training_.optimizer.step
 
@@ -104,7 +110,7 @@ def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value
 
 
 def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
-    training_ = training(warm, tmp_path)
+    training_ = training(warm.faces, tmp_path)
     parameter = next(training_.model.parameters())
     made = []
 
@@ -118,7 +124,7 @@ def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
 
 
 def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
-    training_ = training(warm, tmp_path, {4, 6, 8})
+    training_ = training(warm.faces, tmp_path, {4, 6, 8})
     (tmp_path / "last.pt").write_bytes(b"good")
     with pytest.raises(UserError, match="3 steps in a row.*bad_batch.txt.*--resume"):
         training_.train_epoch(0)
@@ -131,18 +137,18 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
 
 
 def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
-    training_ = training(warm, tmp_path, {0, 2, 6, 8})
+    training_ = training(warm.faces, tmp_path, {0, 2, 6, 8})
     assert training_.train_epoch(0)
     assert training_.skips.skipped == 4 and len(training_.losses) == 2
 
 
 def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
     # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
-    training_ = training(warm, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
+    training_ = training(warm.faces, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
     assert training_.train_epoch(0)
     assert training_.skips.skipped == 1 and len(training_.losses) == 1
     assert training_.scaler.get_scale() < 1
-    training_ = training(warm, tmp_path, range(100), float("inf"), scaled=True)
+    training_ = training(warm.faces, tmp_path, range(100), float("inf"), scaled=True)
     with pytest.raises(UserError, match="3 steps in a row"):
         training_.train_epoch(0)
         training_.train_epoch(1)
@@ -151,7 +157,7 @@ def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tm
 def test_the_average_is_not_moved_by_a_skipped_step(warm, tmp_path):
     moved = []
     ema = SimpleNamespace(update=lambda model, number: moved.append(number))
-    training_ = training(warm, tmp_path, {2}, ema=ema)
+    training_ = training(warm.faces, tmp_path, {2}, ema=ema)
     assert training_.train_epoch(0)
     assert moved == [0, 2, 3, 4, 5]
 

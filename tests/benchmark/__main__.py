@@ -4,20 +4,17 @@ Ways of doing the same work take turns in shuffled order, and a table gives medi
 holds even where the machine is shared. Without --data-dir the faces are drawn. --only runs parts:
 data, step, evaluation, deployment, irnet, growth, startup. --exp adds trained models (.pt) to the
 deployment table, with the error of each variant. About a quarter of an hour on two cores.
+`python -m tests.benchmark gpu` is another benchmark, of a training on GPUs: see gpu.py.
 """
 import argparse
-import datetime
-import importlib.metadata
-import os
 import pathlib
-import platform
-import re
+import sys
 import time
 
 import torch
 
-from tests.benchmark import data, deployment, growth, startup, training
-from tests.benchmark.common import say
+from tests.benchmark import data, deployment, gpu, growth, startup, training
+from tests.benchmark.common import facts, say
 from utils.args import ROOT, load_args
 from utils.data import dataset
 from utils.data.generator import set_folder
@@ -27,31 +24,6 @@ from utils.machine import keep_freed
 PARTS = {"data": data.data, "step": training.step, "evaluation": training.evaluate,
          "deployment": deployment.deployment, "irnet": deployment.irnet, "growth": growth.growth,
          "startup": startup.startup}
-
-
-def facts(prepared, options):
-    """The machine and the versions, as Markdown lines."""
-    info = pathlib.Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    name = re.search(r"model name\s*: (.*)", text)
-    flags = set((re.search(r"flags\s*: (.*)", text) or [0, ""])[1].split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in (
-        "torch", "torchvision", "timm", "opencv-python", "pillow", "numpy"))
-    try:
-        runtime = importlib.metadata.version("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        runtime = importlib.metadata.version("onnxruntime")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return [f"# Benchmark, {datetime.date.today()}", "",
-            f"* Processor: {name[1] if name else platform.processor()}, "
-            f"{len(os.sched_getaffinity(0))} cores used; "
-            f"{' '.join(flag for flag in wanted if flag in flags)}",
-            f"* GPU: {gpu}", f"* Python {platform.python_version()}, {versions}, ONNX Runtime "
-            f"{runtime}; PyTorch with {torch.get_num_threads()} threads where nothing else is said",
-            f"* Faces: {'drawn' if prepared.drawn else prepared.folder.name}, "
-            f"{len(prepared.lists['train'])} for training; {options.rounds} rounds; load of the "
-            f"machine at the start {os.getloadavg()[0]:.1f}", ""]
 
 
 def parse(argv=None):
@@ -77,7 +49,7 @@ def run():
     keep_freed()
     args = load_args({"data_dir": options.data_dir} if options.data_dir else {"data": "samples"})
     prepared = dataset.PreparedSet(set_folder(args))
-    lines = facts(prepared, options)
+    lines = [*facts(prepared), f"* {options.rounds} rounds", ""]
     for name in options.only:
         say(f"== {name}")
         begun, threads = time.perf_counter(), torch.get_num_threads()
@@ -91,4 +63,7 @@ def run():
 
 
 if __name__ == "__main__":
-    guarded(run)
+    if sys.argv[1:2] == ["gpu"]:
+        guarded(lambda: gpu.run(sys.argv[2:]))
+    else:
+        guarded(run)

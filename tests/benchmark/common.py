@@ -1,5 +1,11 @@
 """What the parts share: turns, tables, and models to time."""
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
 import random
+import re
 import sys
 import time
 
@@ -15,6 +21,31 @@ from utils.data import dataset
 def say(*words):
     """Progress, on stderr: the table alone goes to stdout."""
     print(*words, file=sys.stderr, flush=True)
+
+
+def facts(prepared):
+    """The machine, the versions and the faces, as Markdown lines."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    name = re.search(r"model name\s*: (.*)", text)
+    flags = set((re.search(r"flags\s*: (.*)", text) or [0, ""])[1].split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in (
+        "torch", "torchvision", "timm", "opencv-python", "pillow", "numpy"))
+    try:
+        runtime = importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        runtime = importlib.metadata.version("onnxruntime")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return [f"# Benchmark, {datetime.date.today()}", "",
+            f"* Processor: {name[1] if name else platform.processor()}, "
+            f"{len(os.sched_getaffinity(0))} cores used; "
+            f"{' '.join(flag for flag in wanted if flag in flags)}",
+            f"* GPU: {gpu}", f"* Python {platform.python_version()}, {versions}, ONNX Runtime "
+            f"{runtime}; PyTorch with {torch.get_num_threads()} threads where nothing else is said",
+            f"* Faces: {'drawn' if prepared.drawn else prepared.folder.name}, "
+            f"{len(prepared.lists['train'])} for training; load of the machine at the start "
+            f"{os.getloadavg()[0]:.1f}"]
 
 
 def measure(ways, rounds, clock=time.perf_counter, warm=1):

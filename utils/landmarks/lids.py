@@ -61,13 +61,20 @@ def aspect_ratios(points, scheme):
         raise UserError(f"the eyes need contours, which scheme {scheme.name} has not; use weights "
                         f"of 68, 98, 106 or 12 (eyes) points")
     points = numpy.asarray(points, numpy.float64)
-    ratios = []
-    for contour in scheme.eyes:
-        corners, upper, lower = parts(contour)
-        width = numpy.linalg.norm(points[..., corners[1], :] - points[..., corners[0], :], axis=-1)
-        height = numpy.linalg.norm(points[..., upper, :] - points[..., lower, :], axis=-1).mean(-1)
-        ratios.append(height / numpy.maximum(width, 1e-9))
-    return tuple(ratios)
+    return tuple(aspect_ratio(points, contour) for contour in scheme.eyes)
+
+
+def aspect_ratio(points, contour):
+    """That of one eye's contour, as `parts` takes it, for a float64 array or tensor of landmarks.
+
+    One point at a time: a list of them as an index would make a GPU wait for the list.
+    """
+    def distance(one, two):
+        return ((points[..., one, :] - points[..., two, :]) ** 2).sum(-1) ** 0.5
+
+    corners, upper, lower = parts(contour)
+    height = sum(map(distance, upper, lower)) / len(upper)
+    return height / distance(*corners).clip(1e-9)
 
 
 def parts(contour):

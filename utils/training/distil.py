@@ -24,8 +24,10 @@ class Teacher:
         if not same and not schemes.fits(scheme, known):
             raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
                             f"points), which does not hold {scheme.name} ({scheme.points})")
-        self.points = slice(None) if same else list(scheme.indices)
-        self.scheme = scheme
+        # Where they are used: a list as an index would be copied to the device each time.
+        self.points = slice(None) if same else torch.tensor(list(scheme.indices), device=device)
+        self.eyes = [(contour, torch.tensor(contour, device=device))
+                     for contour in scheme.eyes or ()]
 
     @torch.no_grad()
     def __call__(self, images, landmarks):
@@ -36,9 +38,7 @@ class Teacher:
                                                      antialias=True)
         found, _ = self.model.predict(images.contiguous(memory_format=torch.channels_last))
         move = self.share * (found[:, self.points].to(landmarks.dtype) - landmarks)
-        if self.scheme.eyes is not None:
-            ratios = lids.aspect_ratios(landmarks.cpu().numpy(), self.scheme)
-            for contour, ratio in zip(self.scheme.eyes, ratios):
-                shut = torch.from_numpy(ratio < lids.NEARLY_SHUT).to(move.device)
-                move[:, contour] *= ~shut[:, None, None]
+        for contour, indices in self.eyes:
+            shut = lids.aspect_ratio(landmarks.double(), contour) < lids.NEARLY_SHUT
+            move[:, indices] *= ~shut[:, None, None]
         return landmarks + move

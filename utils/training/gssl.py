@@ -124,7 +124,7 @@ class RoundLoss:
     def _masks(self, predicted, landmarks, indices):
         """Which landmarks count (N, K), and for which coarse map, where there are such maps."""
         known = ~landmarks.isnan().any(-1)
-        pseudo = (indices.to(landmarks.device) >= self.labelled)[:, None]
+        pseudo = (indices.to(landmarks.device, non_blocking=True) >= self.labelled)[:, None]
         coarse = None
         if hasattr(predicted, "maps"):
             coarse = {task: known & pseudo if task == self.task else torch.zeros_like(known)

@@ -20,6 +20,9 @@ from utils.testing import predict
 from utils.training import distil, distributed, engine, gssl, launch
 from utils.training.loss import build_loss
 
+# How long a GPU may run ahead of the host; losses are shown, and a stop is answered, that late.
+READ_SECONDS = 0.5
+
 
 def train(args, resume=False, stop=None):
     """Train an experiment: best.pt, last.pt, results.csv, curves.png, args.yaml.
@@ -89,6 +92,8 @@ class Trainer:
         self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.skips = None
         self.teacher = self._carried = None
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
+        # Since the last reading: (what a step left on the device, its indices) and bad images.
+        self.unread, self.unreadable = [], set()
         self.board = ranks.together(experiment.tensorboard, folder, ranks.first) \
             if args.tensorboard else None
 
@@ -241,7 +246,8 @@ class Trainer:
         """Train from optimiser step `start` of `epoch` to its end; False where asked to stop."""
         self.model.train()
         self.sampler.set_epoch(epoch, start)
-        saved = time.monotonic()
+        read = saved = time.monotonic()
+        pause = 1
         batches = iter(self.loader)
         bar = tqdm.tqdm(total=self.sampler.steps, initial=start, disable=not self.ranks.first,
                         desc=f"{self.title}epoch {epoch + 1}/{self.args.epochs}", leave=False,
@@ -251,40 +257,65 @@ class Trainer:
                 # Dropout and the like follow from the step too: a resumed training draws the same.
                 seed = numpy.random.SeedSequence((self.args.seed, epoch, step, self.ranks.rank))
                 torch.manual_seed(int(seed.generate_state(1)[0]))
-                loss, applied, bad = self.train_step(batches, epoch * self.sampler.steps + step)
+                self.train_step(batches, epoch * self.sampler.steps + step)
+                last = step + 1 == self.sampler.steps
+                if len(self.unread) < pause and not last:
+                    continue
                 due = self.ranks.first and time.monotonic() - saved > 60 * self.args.save_minutes
-                # All that the ranks must agree on, in one message.
-                loss, asked, due, unreadable = self.ranks.total(loss, self.stop.asked, due,
-                                                                len(bad))
-                loss /= self.ranks.world
-                if unreadable:
-                    self.skips.images(bad)
-                if applied:
-                    self.losses.append(loss)
-                bar.update()
+                bar.update(len(self.unread))
+                loss, asked, due, pause = self.read(due, read)
+                read = time.monotonic()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                if step + 1 < self.sampler.steps and (asked or due):
+                if not last and (asked or due):
                     self.save(epoch, step + 1)
                     saved = time.monotonic()
                     if asked:
                         return False
         return True
 
+    def read(self, due, since):
+        """Read what all ranks' steps have left since the last reading, at `since`.
+
+        due: whether this rank wants a save. Returns the last step's mean loss, whether a rank asks
+        to stop, whether one wants a save, and the number of steps until the next reading. Raises
+        UserError where too many steps or images were bad.
+        """
+        left, seen = zip(*self.unread)
+        # The one place where the host waits for the device.
+        left = torch.stack(left).tolist()
+        # All that the ranks must agree on, in one message.
+        asked, due, unreadable, seconds, *losses = self.ranks.total(
+            self.stop.asked, due, len(self.unreadable), time.monotonic() - since,
+            *(loss for loss, *_ in left))
+        if unreadable:
+            self.skips.images(self.unreadable)
+        losses = [loss / self.ranks.world for loss in losses]
+        for loss, (_, bad, overflow), indices in zip(losses, left, seen):
+            if not bad:
+                self.losses.append(loss)
+            if not overflow:
+                self.skips.step(not bad, indices)
+        self.unread, self.unreadable = [], set()
+        # A CPU has nothing to wait for.
+        pause = 1 if self.ranks.device.type == "cpu" else max(1, int(
+            READ_SECONDS * self.ranks.world * len(left) / seconds))
+        return losses[-1], asked, due, pause
+
     def train_step(self, batches, number):
         """Optimiser step `number` of the round, over the accumulated micro-batches.
 
-        Returns its mean loss on this rank, whether it was applied, and the set of indices of images
-        that could not be read.
+        A GPU must not wait for the host here, so that nothing is read off it: what `read` needs is
+        left in `unread` and `unreadable`.
         """
         device, accumulate = self.ranks.device, self.sampler.accumulate
         self.optimizer.zero_grad(set_to_none=True)
         # A bad step must leave nothing behind, and the forward pass already moves these.
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
-        seen, unreadable, total = [], set(), 0.0
+        statistics = engine.Kept(self.model.buffers())
+        seen, total = [], torch.zeros((), dtype=torch.float64, device=device)
         for micro in range(accumulate):
             images, landmarks, indices, bad = engine.next_batch(batches)
             seen += indices.tolist()
-            unreadable.update(set(bad.tolist()) - {-1})
+            self.unreadable.update(set(bad.tolist()) - {-1})
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
             landmarks = landmarks.to(device, self.model.mean.dtype, non_blocking=True)
             # Gradients travel between ranks once a step, not once a micro-batch.
@@ -298,24 +329,18 @@ class Trainer:
                 # A loss that is no number makes all gradients so, which every rank sees; else
                 # times 1.
                 self.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
-            total += float(loss.detach())
+            total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip or math.inf)
         # Gradients are the same on all ranks, so all ranks decide alike without talking.
-        finite = bool(torch.isfinite(norm))
-        overflow = not finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        if finite:
-            self.scaler.step(self.optimizer)
+        bad = ~torch.isfinite(norm)
+        # A scale that can still be halved is too large; a scaler that is not enabled scales by 1.
+        overflow = bad & (self.scaler.scale(torch.ones_like(norm)) > 1)
+        statistics.put_back(bad)
+        engine.update(self.optimizer, self.ema, self.model, number, bad)
         self.scaler.update()
-        if not finite:
-            for buffer, before in zip(self.model.buffers(), statistics):
-                buffer.copy_(before)
-        elif self.ema is not None:
-            self.ema.update(self.model, number)
         self.schedule(number + 1)
-        if not overflow:
-            self.skips.step(finite, seen)
-        return total, finite, unreadable
+        self.unread.append((torch.stack([total, bad, overflow]), seen))
 
     def schedule(self, steps):
         """Set the learning rate as after so many optimiser steps of this round."""

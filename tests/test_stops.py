@@ -1,0 +1,332 @@
+"""A GPU does not wait for the host between two readings, and late readings change nothing."""
+import copy
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import test_faults
+import timm.utils
+import torch
+import warm as warm_module
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nets.lids import LidHead
+from utils.errors import UserError
+from utils.training import distil, distributed, engine, gssl
+from utils.training.distributed import Ranks
+
+GPU = torch.device("cuda", 0)
+
+
+def needs(count):
+    """Marks a test that runs only where there are so many GPUs; -m gpu runs those alone."""
+    return [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < count,
+                                                reason=f"needs {count} GPU(s)")]
+
+
+NEEDS_GPU = needs(1)
+
+
+@pytest.fixture(scope="module")
+def warm():
+    return warm_module.warm()
+
+
+class Watched(TorchDispatchMode):
+    """Raises AssertionError where a copy makes a GPU and the host wait for each other."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out, options = function(*arguments, **(options or {})), options or {}
+        name = function.overloadpacket._qualified_op_name
+        if name in ("aten::_to_copy", "aten::copy_"):
+            source = arguments[0] if name == "aten::_to_copy" else arguments[1]
+            unhurried = options.get("non_blocking") or (*arguments, None, None)[2] is True
+            crosses = {out.device.type, source.device.type} == {"cpu", "cuda"}
+            # From the host without waiting is fine: the loader's memory is pinned.
+            assert not crosses or unhurried and out.is_cuda, f"{name} to {out.device} waits"
+        # Indices that lie on the host are sent to the device, which waits.
+        if name.startswith("aten::index"):
+            on = {t.device.type for a in arguments for t in (a if isinstance(a, list) else [a])
+                  if isinstance(t, torch.Tensor)}
+            assert len(on) == 1, f"{name} of {on} waits"
+        return out
+
+
+class Fake:
+    """A GPU that computes shapes alone: whoever asks what a tensor of it holds gets an error."""
+
+    def __init__(self):
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def move(self, module):
+        """Put a module there."""
+        with self.mode:
+            for part in module.modules():
+                for name, value in part._parameters.items():
+                    if value is not None:
+                        part._parameters[name] = torch.nn.Parameter(self.like(value))
+                for name, value in part._buffers.items():
+                    if value is not None:
+                        part._buffers[name] = self.like(value)
+        return module
+
+    def like(self, value):
+        """A tensor of that shape there."""
+        return torch.empty(value.shape, dtype=value.dtype, device=GPU)
+
+    def backward(self, module):
+        """Stands for Tensor.backward, whose engine wants a real GPU: gives all a gradient."""
+        def backward(_):
+            for parameter in module.parameters():
+                gradient = self.like(parameter)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return backward
+
+
+def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=False, fp16=False):
+    """A Trainer on a Fake GPU, that GPU, and batches for three steps as a loader gives them."""
+    fake = Fake()
+    training = test_faults.training(warm.faces, folder, head=head)
+    batches = [batch for _, batch in zip(range(6), training.loader)]
+    if teacher is not None:
+        training.teacher = distil.Teacher(teacher, training.model.scheme, 0.5)
+        model = training.teacher.model
+        model.lids = LidHead(model.backbone.channels, model.scheme.eyes)
+        fake.move(model)
+        with fake.mode:
+            training.teacher.eyes = [(c, fake.like(i)) for c, i in training.teacher.eyes]
+    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
+    for module in (training.model, training.ema.module):
+        fake.move(module)
+    real = training.loss.real
+    if head == "pip":
+        real.neighbours = training.model.head.neighbours
+    training.loss = gssl.RoundLoss(real, "std", 20) if rounds else real
+    training.ranks = Ranks(device=GPU)
+    training.dtype = torch.float16 if fp16 else torch.bfloat16
+    if fp16:
+        monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        monkeypatch.setattr(torch.amp.grad_scaler, "amp_definitely_not_available", lambda: False,
+                            raising=False)
+        training.scaler = torch.amp.GradScaler("cuda")
+        assert training.scaler.is_enabled()
+    training.optimizer = engine.make_optimizer(training.model, training.args)
+    monkeypatch.setattr(torch.Tensor, "backward", fake.backward(training.model))
+    return training, fake, iter(batches)
+
+
+@pytest.mark.parametrize("way", [{}, {"head": "regression"}, {"teacher": True}, {"rounds": True},
+                                 {"fp16": True}], ids=lambda way: "".join(way) or "pip")
+def test_a_step_asks_the_gpu_nothing(warm, tiny_weights, tmp_path, monkeypatch, way):
+    if "teacher" in way:
+        way = {"teacher": tiny_weights}
+    training, fake, batches = on_fake_gpu(warm, tmp_path, monkeypatch, **way)
+    with fake.mode, Watched(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # There is no GPU for autocast.
+        for number in range(3):
+            training.train_step(batches, number)
+        assert len(training.unread) == 3
+        # Whereas a reading does.
+        with pytest.raises(DataDependentOutputException):
+            training.read(False, 0.0)
+
+
+@pytest.mark.parametrize("ask", [float, bool, torch.Tensor.item, torch.Tensor.tolist,
+                                 torch.Tensor.cpu, lambda t: torch.zeros(3)[t.long()],
+                                 lambda t: t.view(1)[torch.tensor([0])], torch.nonzero,
+                                 lambda t: torch.zeros(()).to(t.device)])
+def test_the_fake_gpu_notices_who_asks(ask):
+    fake = Fake()
+    with fake.mode, Watched():
+        value = fake.like(torch.zeros(()))
+        torch.zeros(()).to(GPU, non_blocking=True)
+        with pytest.raises(Exception, match="waits|aten|subclasses|index|device"):
+            ask(value)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_float32_is_multiplied_as_tf32_unless_deterministic(monkeypatch, deterministic):
+    products, convolutions = (SimpleNamespace(allow_tf32=deterministic) for _ in range(2))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.backends, "cudnn", convolutions)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    assert engine.choose_precision("fp32", torch.device("cpu"), None) is None
+    assert products.allow_tf32 == deterministic, "a CPU's is left alone"
+    assert engine.choose_precision("fp32", GPU, None) is None
+    assert products.allow_tf32 == convolutions.allow_tf32 == (not deterministic)
+
+
+def state(training):
+    """Copies of all that a step moves: weights, statistics, moments and the average."""
+    return copy.deepcopy({**training.carried(), "scaler": training.scaler.state_dict()})
+
+
+def same(one, two):
+    """Whether nested states are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+@pytest.mark.parametrize("device, fused", [("cpu", False), ("cpu", True),
+                                           pytest.param("cuda", True, marks=NEEDS_GPU)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, device, fused):
+    training = test_faults.training(warm.faces, tmp_path, {3, 4}, value, fused=fused,
+                                    ranks=Ranks(device=torch.device(device)))
+    training.ema = timm.utils.ModelEmaV3(training.model, 0.9, use_warmup=True)
+    batches = iter(training.loader)
+    states = []
+    for number in range(4):
+        training.train_step(batches, number)
+        states.append(state(training))
+    assert same(states[0], states[1]) and same(states[1], states[2])
+    for name in ("model", "ema"):
+        assert not same(states[2][name], states[3][name])
+        assert all(torch.isfinite(v).all() for v in states[3][name].values())
+    assert [bool(left[1]) for left, _ in training.unread] == [False, True, True, False]
+
+
+def test_the_average_moves_as_timm_moves_it():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+    ours, theirs = (timm.utils.ModelEmaV3(model, 0.9, use_warmup=True) for _ in range(2))
+    for number in range(4):
+        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        engine.update(optimizer, ours, model, number, torch.tensor(False))
+        theirs.update(model, number)
+    for one, two in zip(ours.state_dict().values(), theirs.state_dict().values()):
+        torch.testing.assert_close(one, two)
+
+
+def twice(warm, tmp_path, calls, epochs=1, **given):
+    """A training that is read after each step, and one that is read late: both, trained."""
+    found = []
+    for pause in (1, 100):
+        folder = tmp_path / str(pause)
+        folder.mkdir()
+        training = test_faults.training(warm.faces, folder, calls, **given)
+        read, readings = training.read, []
+
+        def slowly(*arguments, read=read, pause=pause, readings=readings):
+            readings.append(1)
+            return (*read(*arguments)[:3], pause)
+
+        training.read = slowly
+        training.readings = readings
+        for epoch in range(epochs):
+            try:
+                assert training.train_epoch(epoch)
+            except UserError as error:
+                training.error = str(error)
+                break
+        found.append(training)
+    return found
+
+
+def test_late_readings_change_nothing(warm, tmp_path):
+    # Of the three bad steps the last two have an epoch's end between them.
+    one, two = twice(warm, tmp_path, {2, 11, 12}, 2, fused=True)
+    # The late one after an epoch's first step, and at its end.
+    assert (len(one.readings), len(two.readings)) == (12, 4)
+    assert one.losses == two.losses and len(one.losses) == 9
+    assert one.skips.skipped == two.skips.skipped == 3
+    assert same(state(one), state(two))
+
+
+def test_three_bad_steps_are_named_though_they_are_read_late(warm, tmp_path):
+    one, two = twice(warm, tmp_path, {2, 4, 6}, fused=True)
+    assert (one.loss.made, two.loss.made) == (8, 12)
+    names = [(tmp_path / pause / "bad_batch.txt").read_text() for pause in ("1", "100")]
+    assert names[0] == names[1] and names[0].count("\n") == 6
+    assert one.error.replace("/1/", "/100/") == two.error and "3 steps in a row" in two.error
+
+
+def test_overflows_are_told_from_bad_steps_though_they_are_read_late(warm, tmp_path):
+    # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
+    one, two = twice(warm, tmp_path, {0, 2, 4, 6, 8}, value=float("inf"), scaled=True, fused=True)
+    assert one.skips.skipped == two.skips.skipped == 1
+    assert len(one.losses) == len(two.losses) == 1 and same(state(one), state(two))
+    assert two.scaler.get_scale() < 1
+
+
+def test_a_save_has_read_everything(warm, tmp_path):
+    training = test_faults.training(warm.faces, tmp_path, {4}, fused=True)
+    read, saves = training.read, []
+
+    def slowly(*arguments):
+        training.stop.asked = len(training.losses) > 0
+        return (*read(*arguments)[:3], 3)
+
+    training.read = slowly
+    training.save = lambda *at: saves.append(
+        (at, len(training.losses), training.skips.skipped, len(training.unread)))
+    assert not training.train_epoch(0)
+    # Three steps after the first one, of which the second was bad.
+    assert saves == [((0, 4), 3, 1, 0)]
+
+
+@pytest.mark.parametrize("seconds, steps", [(0.001, 500), (0.1, 5), (3.0, 1)])
+def test_a_gpu_is_read_about_twice_a_second(warm, tmp_path, monkeypatch, seconds, steps):
+    training = test_faults.training(warm.faces, tmp_path)
+    training.ranks = Ranks(device=GPU)
+    clock = SimpleNamespace(monotonic=lambda: 100 + 2 * seconds)
+    monkeypatch.setattr("utils.training.trainer.time", clock)
+    training.unread = [(torch.tensor([1.0, 0.0, 0.0]), [1, 2])] * 2
+    loss, asked, due, pause = training.read(True, 100.0)
+    assert (loss, asked, due, training.losses) == (1.0, False, True, [1.0, 1.0])
+    assert pause == pytest.approx(steps, abs=1)
+
+
+def rank_overflow(faces, target, device):
+    """Three fp16-like steps of a rank, in the second of which the second rank alone overflows."""
+    ranks = distributed.start(device)
+    # In a micro-batch of which the ranks do not tell each other by itself.
+    training = test_faults.training(faces, None, {2} if ranks.rank else (), float("inf"),
+                                    scaled=True, fused=True, ranks=ranks)
+    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
+    assert training.train_epoch(0)
+    torch.save({"scale": training.scaler.get_scale(), "losses": training.losses,
+                "skipped": training.skips.skipped, "parameters": [
+                    p.detach().cpu() for p in training.model.parameters()],
+                "steps": [float(s["step"]) for s in training.optimizer.state.values()]},
+               f"{target}.{ranks.rank}")
+    distributed.stop()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs(2))])
+def test_ranks_skip_a_step_together_that_overflows_on_one(warm, tmp_path, device):
+    """Its gradients carry the infinity to all in the step's one exchange, before anybody looks, and
+    all scales, the same at the start, are halved."""
+    children = warm.ranks(2, call="test_stops:rank_overflow",
+                          argv=[str(warm.faces), str(tmp_path / "out"), device])
+    assert [c.code for c in children] == [0, 0], children[0].text
+    one, two = (torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2))
+    assert same(one, two)
+    assert (one["scale"], one["skipped"], len(one["losses"])) == (8.0, 0, 2)
+    assert set(one["steps"]) == {2.0}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+def test_a_step_does_not_stop_a_real_gpu(warm, tmp_path, dtype, device):
+    training = test_faults.training(warm.faces, tmp_path, fused=True, ranks=Ranks(device=GPU),
+                                    scaled=dtype is torch.float16)
+    training.dtype = dtype
+    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
+    batches = iter([batch for _, batch in zip(range(6), training.loader)])
+    training.train_step(batches, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.train_step(batches, 1)
+        training.train_step(batches, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    loss, *_ = training.read(False, 0.0)
+    assert loss > 0 and len(training.losses) == 3
