@@ -271,6 +271,22 @@ def test_a_killed_loader_process_is_one_line(warm, monkeypatch):
     assert engine.loader_mistake(error, warm.folder("starved")) is error
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_loader_process_that_dies_while_it_sends_a_batch(tmp_path, monkeypatch, error):
+    class Batches:
+        """Of a loader whose process has just died."""
+
+        def __next__(self):
+            raise error
+
+    monkeypatch.delenv("PIPNET_CONTROL", raising=False)
+    monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
+    with pytest.raises(RuntimeError) as found:
+        engine.next_batch(Batches())
+    mistake = engine.loader_mistake(found.value, tmp_path / "exp")
+    assert isinstance(mistake, UserError) and "a loader process was killed" in str(mistake)
+
+
 def test_no_room_for_the_loaders_batches(tmp_path):
     with pytest.raises(UserError, match="No such file.*--workers 0"):
         engine.check_shared_memory(1, tmp_path / "gone")

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import warnings
 
 import timm.layers
@@ -243,6 +244,11 @@ def next_batch(batches):
     except UserError as error:
         last = str(error).strip().splitlines()[-1]
         raise UserError(last.removeprefix(f"{UserError.__module__}.UserError: ")) from None
+    except (ConnectionError, EOFError):
+        # A process died while it handed its batch over; word of it, which torch makes a
+        # RuntimeError, comes a moment later.
+        time.sleep(1)
+        raise RuntimeError("DataLoader worker is gone") from None
 
 
 def loader_mistake(error, folder):
@@ -251,7 +257,12 @@ def loader_mistake(error, folder):
     Under main.sh it stays a crash, which torchrun answers with a new start that resumes.
     """
     text = " ".join(str(error).split())
-    if "DataLoader worker" not in text or launch.has_parent():
+    if "DataLoader worker" not in text:
+        return error
+    if hasattr(signal, "SIGCHLD"):
+        # The other processes' deaths would be raised wherever the program is by then.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if launch.has_parent():
         return error
     go_on = f"--resume --exp {folder.name}"
     if "shared memory" in text:
