@@ -132,8 +132,8 @@ def parse(argv=None):
     """The command line as a namespace."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.flicker", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=["weights/fast.onnx", "weights/eyes.onnx"],
-                        metavar="FILE", help="models to film [fast.onnx and eyes.onnx]")
+    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
+                        metavar="FILE", help="models to film [tiny.onnx and fast.onnx]")
     parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
                         help="as of demo.py [haar]")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each film [6]")
