@@ -247,7 +247,7 @@ def shipped(tree):
     shutil.copytree(SHARED / "data/300W/lfpw/testset", tree.folder / "LFPW/lfpw/testset")
     tree.generate(data_dir="LFPW", target_size=256)
     found = {}
-    for name in ("fast", "accurate", "eyes"):
+    for name in ("tiny", "fast", "accurate", "eyes"):
         text = tree.main("--test", "--test-onnx", "--exp", f"weights/{name}.pt", "--data-dir",
                          "LFPW-256", "--device", "cpu")
         ways = re.findall(r"^(pytorch|onnx) .*\n.*\n((?:\w+ +\d+ \|.*\n)+)", text, re.MULTILINE)

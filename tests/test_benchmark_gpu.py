@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
                          ids=["speed", "all"])
 def test_the_quick_way_runs_on_a_cpu(parts, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmark", "gpu", "--device", "cpu", "--quick",
+        [sys.executable, "-m", "tests.benchmark.gpu", "--device", "cpu", "--quick",
          "--output", tmp_path / "out.md", *(["--only", *parts] if parts else [])],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -4,16 +4,15 @@ Ways of doing the same work take turns in shuffled order, and a table gives medi
 holds even where the machine is shared. Without --data-dir the faces are drawn. --only runs parts:
 data, step, evaluation, deployment, irnet, growth, startup. --exp adds trained models (.pt) to the
 deployment table, with the error of each variant. About a quarter of an hour on two cores.
-`python -m tests.benchmark gpu` is another benchmark, of a training on GPUs: see gpu.py.
+A training on GPUs has a benchmark of its own, python -m tests.benchmark.gpu.
 """
 import argparse
 import pathlib
-import sys
 import time
 
 import torch
 
-from tests.benchmark import data, deployment, gpu, growth, startup, training
+from tests.benchmark import data, deployment, growth, startup, training
 from tests.benchmark.common import facts, say
 from utils.args import ROOT, load_args
 from utils.data import dataset
@@ -63,7 +62,4 @@ def run():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["gpu"]:
-        guarded(lambda: gpu.run(sys.argv[2:]))
-    else:
-        guarded(run)
+    guarded(run)

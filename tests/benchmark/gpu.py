@@ -30,6 +30,7 @@ from utils.args import CHOICES, ROOT, load_args
 from utils.data import dataset
 from utils.data.generator import DataGenerator
 from utils.data.readers import drawn
+from utils.errors import run as guarded
 from utils.training import engine, trainer
 
 # Where the training's crops come from; the first of them is profiled.
@@ -301,4 +302,4 @@ def run(argv=None):
 
 
 if __name__ == "__main__":
-    run()
+    guarded(run)

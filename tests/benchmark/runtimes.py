@@ -86,26 +86,19 @@ def onnxruntime(path):
 
 
 def in_order(maps):
-    """A dict of maps by name as decode_maps wants them."""
-    return [maps[name] for name in ("score", "offset_x", "offset_y", "neighbour_x", "neighbour_y")
-            if name in maps]
+    """A dict of maps by name as decode_maps wants them, or the landmarks alone of a file that
+    decodes by itself."""
+    return [maps[name] for name in ("landmarks", "score", "offset_x", "offset_y", "neighbour_x",
+                                    "neighbour_y") if name in maps]
 
 
 def _about(path):
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def openvino_int8(path):
-    """OpenVINO on one thread; an ordinary file decodes by itself."""
-    import openvino
-    model = openvino.Core().compile_model(str(path), "CPU", {
-        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    return lambda images: model(images)["landmarks"][0]
-
-
-def onnxruntime_int8(path):
-    """ONNX Runtime on one thread; an ordinary file decodes by itself."""
-    run = onnxruntime(path)
+def whole(make):
+    """A runner of a file that decodes by itself as one of landmarks (K, 2)."""
+    run = make()
     return lambda images: run(images)[0][0]
 
 
@@ -128,9 +121,10 @@ def ways(path, folder):
     found = {name: functools.partial(decoded, make, _about(path)) for name, make in found.items()}
     int8 = path.with_name(path.name.replace(".raw.", ".int8."))
     if int8.is_file():
-        found["ONNX Runtime, int8"] = functools.partial(onnxruntime_int8, int8)
+        found["ONNX Runtime, int8"] = functools.partial(whole, functools.partial(onnxruntime, int8))
         if there["openvino"]:
-            found["OpenVINO, int8"] = functools.partial(openvino_int8, int8)
+            found["OpenVINO, int8"] = functools.partial(whole, functools.partial(openvino, int8,
+                                                                                 "f32"))
     return found
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy
 
 from utils.landmarks import crop
+from utils.landmarks.lids import Limits
 from utils.video.detector import overlap
 
 # Training shifts and scales crops by about a tenth: a crop off by more gets a second pass.
@@ -144,9 +145,9 @@ class Tracker:
     def __init__(self, predictor, detector, every=10, min_confidence=0.0, filter_min_cutoff=1.2,
                  filter_beta=5.0):
         self.predictor, self.detector = predictor, detector
-        limits = getattr(predictor, "eyes", None)
-        self.every, self.min_confidence = every, min_confidence or (
-            OF_EYES * limits.min_confidence if limits else 0) or MIN_CONFIDENCE
+        limits = getattr(predictor, "eyes", Limits())
+        self.every = every
+        self.min_confidence = min_confidence or OF_EYES * limits.min_confidence or MIN_CONFIDENCE
         self.filter_settings = filter_min_cutoff, filter_beta
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
