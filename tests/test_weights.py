@@ -4,7 +4,7 @@ import re
 import pytest
 
 from nets.model import parameters
-from utils import checkpoint
+from utils import checkpoint, experiment
 from utils.args import ROOT
 from utils.data import dataset
 from utils.data.generator import DataGenerator
@@ -38,6 +38,8 @@ def test_files_are_small_and_complete():
     sizes = [path.stat().st_size for path in files]
     assert max(sizes) < 50e6 and sum(sizes) < 90e6
     assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
+    # Tests of the demo skip without it.
+    assert (WEIGHTS / f"{experiment.SHIPPED}.onnx").is_file()
     # A user's own exports for other runtimes (fast.raw.onnx) may lie beside them.
     assert {path.stem for path in files
             if path.suffix == ".onnx" and "." not in path.stem} <= set(SHIPPED)
