@@ -77,6 +77,23 @@ def test_predictions_come_back_in_the_order_of_the_list(drawn_set):
     assert len(numpy.unique(whole[:, 0, 0])) == 8
 
 
+def test_crops_of_a_list_are_read_once_where_they_are_kept(drawn_set, monkeypatch):
+    faces = PreparedSet(drawn_set).lists["test"]
+
+    def brightness(images):
+        return images.float().mean((1, 2, 3)).numpy()[:, None, None].repeat(2, 2)
+
+    whole, kept = predict.predict_list(brightness, faces, 1.6, 64, batch=3), []
+    first = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
+    monkeypatch.setattr(predict.FaceDataset, "read", None)
+    again = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
+    assert (first == whole).all() and (again == whole).all()
+    monkeypatch.undo()
+    monkeypatch.setattr(predict, "KEPT", 8 * 3 * 64**2 - 1)
+    predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=(large := []))
+    assert large == []
+
+
 def test_a_model_of_another_scheme_is_refused():
     with pytest.raises(UserError, match="eyes.*12 points.*WFLW.*98"):
         schemes.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")

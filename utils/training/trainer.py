@@ -94,6 +94,8 @@ class Trainer:
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
         # Since the last reading: (what a step left on the device, its indices) and bad images.
         self.unread, self.unreadable = [], set()
+        # The validation list's crops, from its first time on.
+        self.judged = []
         self.board = ranks.together(experiment.tensorboard, folder, ranks.first) \
             if args.tensorboard else None
 
@@ -132,7 +134,7 @@ class Trainer:
         # The round before goes, with its loader's processes and memory.
         self.model = self.parallel = self.ema = self.optimizer = self.loader = self.loss = None
         args, ranks = round.args(self.experiment_args), self.ranks
-        self.round, self.args, self._carried = round, args, carried
+        self.round, self.args, self._carried, self.judged = round, args, carried, []
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
         self.set = ranks.together(dataset.PreparedSet, ranks.share(set_folder, args))
         self.scheme = model_scheme(args.scheme, self.set.scheme)
@@ -362,7 +364,7 @@ class Trainer:
             return
         predicted = predict.predict_list(
             predict.torch_predict(averaged, self.ranks.device), faces, self.set.margin,
-            self.args.input_size, ranks=self.ranks)
+            self.args.input_size, ranks=self.ranks, kept=self.judged)
         errors, _ = predict.errors(predicted, faces, self.scheme, self.set.scheme)
         # Faces that cannot be scored do not count; where none can, any epoch is as good.
         scored = errors[numpy.isfinite(errors)]
