@@ -181,6 +181,20 @@ def test_a_signal_while_python_still_imports_is_obeyed(warm):
     assert checkpoint.read(warm.folder("early") / "last.pt")["step"] == 1
 
 
+def test_a_kill_changes_nothing_where_the_device_augments(warm, alone):
+    flags = ["--train", *warm.flags, "--cache", "device"]
+    assert warm.run(*flags, "--exp", "on-device").code == 0
+    child = warm.run(*flags, "--exp", "on-device-killed", "--save-minutes", 0, hook="update:3")
+    assert child.code == -signal.SIGKILL, child.text
+    child = warm.run("--resume", "--exp", "on-device-killed")
+    assert child.code == 0 and "on cpu" in child.text, child.text
+    same_run(warm.folder("on-device"), warm.folder("on-device-killed"))
+    # Rounding and noise are others: the same faces, and nearly the same training.
+    ours, theirs = (table(warm.folder(exp)) for exp in ("on-device", "alone"))
+    assert ours != theirs
+    assert float(ours[-1]["loss"]) == pytest.approx(float(theirs[-1]["loss"]), rel=0.05)
+
+
 def test_deterministic_algorithms_are_asked_for_and_change_nothing_on_a_cpu(warm, alone):
     child = warm.run("--train", "--exp", "determined", *warm.flags, "--deterministic")
     assert child.code == 0, child.text

@@ -3,6 +3,7 @@ import copy
 import warnings
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import test_faults
 import timm.utils
@@ -12,6 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets.lids import LidHead
+from utils.args import load_args
+from utils.data import dataset
 from utils.errors import UserError
 from utils.training import distil, distributed, engine, gssl
 from utils.training.distributed import Ranks
@@ -130,6 +133,27 @@ def test_a_step_asks_the_gpu_nothing(warm, tiny_weights, tmp_path, monkeypatch, 
         # Whereas a reading does.
         with pytest.raises(DataDependentOutputException):
             training.read(False, 0.0)
+
+
+def test_a_batch_is_augmented_without_a_question(drawn_set, monkeypatch):
+    prepared = dataset.PreparedSet(drawn_set)
+    listed = prepared.lists["train"]
+    args = load_args({"input_size": 64, "batch_size": 16, "cache": "device", "shut": 0.3,
+                      "grey": 0.5, "blur": 0.9, "occlusion": 0.9})
+    loader, sampler = engine.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
+    batch = loader.batch
+    drawn = [loader.dataset.augmentation.draw(points, 1.6, 102, 64, numpy.random.default_rng(i))
+             for i, points in enumerate(listed.points)]
+    for kind in ("shut", "grey", "tone", "keep", "blur", "motion", "low", "noise", "patch"):
+        assert any(getattr(record, kind) is not None for record in drawn), kind
+    fake = Fake()
+    # There is no memory to pin.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    with fake.mode, Watched():
+        batch.device = GPU
+        batch.x, batch.y = fake.like(batch.x), fake.like(batch.y)
+        images = batch(fake.like(torch.empty(len(drawn), 102, 102, 3, dtype=torch.uint8)), drawn)
+    assert images.shape == (len(drawn), 64, 64, 3) and images.device == GPU
 
 
 @pytest.mark.parametrize("ask", [float, bool, torch.Tensor.item, torch.Tensor.tolist,

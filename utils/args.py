@@ -26,7 +26,8 @@ TYPES = {
 }
 KINDS = {name: kind for kind, names in TYPES.items() for name in names.split()}
 CHOICES = {
-    "data": ("none", "samples"), "cache": ("none", "ram"), "activation": ("prelu", "relu"),
+    "data": ("none", "samples"), "cache": ("auto", "none", "ram", "device"),
+    "activation": ("prelu", "relu"),
     "head": ("pip", "regression"), "merge": ("plain", "padded", "confidence"),
     "stride": (16, 32), "offset_loss": ("l1", "smooth_l1", "wing"),
     "precision": ("auto", "fp32", "bf16", "fp16"), "gssl_preset": ("default", "paper"),

@@ -301,10 +301,13 @@ class FaceDataset(torch.utils.data.Dataset):
             image = augment.plain(stored, self.margin, self.size)
             landmarks = self.points[index].astype(numpy.float32)
         else:
-            rng = numpy.random.default_rng((self.seed, epoch, index))
             image, landmarks = self.augmentation(stored, self.points[index], self.margin, self.size,
-                                                 rng)
+                                                 self.generator(epoch, index))
         return torch.from_numpy(image), torch.from_numpy(landmarks), index, bad
+
+    def generator(self, epoch, index):
+        """The random generator of a face in an epoch."""
+        return numpy.random.default_rng((self.seed, epoch, index))
 
     def _stored(self, index):
         return self.read(index) if self.cache is None else self.cache[index]

@@ -36,22 +36,30 @@ def _shut_eye(image, eye, share):
     s, t = local[..., 0], local[..., 1]
     upper, lower, meeting = (eye.height(curve, s)
                              for curve in (eye.upper, eye.lower, eye.meeting))
-    lower = numpy.maximum(lower, upper)
-    # The band of each column, before and after; beyond it nothing moves.
-    first, last = upper - ABOVE, lower + BELOW
-    edge = numpy.minimum(EDGE, (lower - upper) / 2)
-    new_upper = upper + share * (meeting - upper)
-    new_lower = lower + share * (meeting - lower)
-    from_upper = upper + share * edge
-    above = first + (t - first) * (from_upper - first) / numpy.maximum(new_upper - first, 1e-6)
-    below = last - (last - t) * (last - lower) / numpy.maximum(last - new_lower, 1e-6)
-    between = from_upper + (t - new_upper) * (lower - from_upper) \
-        / numpy.maximum(new_lower - new_upper, 1e-6)
-    source = numpy.where(t < new_upper, above, numpy.where(t > new_lower, below, between))
-    inside = (t > first) & (t < last) & (s > 0) & (s < 1)
-    local[..., 1] = numpy.where(inside, source, t)
+    moved = source(t, upper, numpy.maximum(lower, upper), meeting, share)
+    local[..., 1] = numpy.where((s > 0) & (s < 1), moved, t)
     at = eye.outer(local).astype(numpy.float32)
     image = image.copy()
     image[top:bottom, left:right] = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR,
                                               borderMode=cv2.BORDER_REPLICATE)
     return image
+
+
+def source(t, upper, lower, meeting, share, where=numpy.where):
+    """Where a picture of lids drawn together takes its pixels from, along columns of an eye.
+
+    t: of the pixels, down across the eye; upper, lower, meeting: of the lids' curves above or below
+    them, all in widths of the eye, as arrays or, with torch.where, tensors. share: of the way.
+    """
+    # The band of each column, before and after; beyond it nothing moves.
+    first, last = upper - ABOVE, lower + BELOW
+    edge = ((lower - upper) / 2).clip(max=EDGE)
+    new_upper = upper + share * (meeting - upper)
+    new_lower = lower + share * (meeting - lower)
+    from_upper = upper + share * edge
+    above = first + (t - first) * (from_upper - first) / (new_upper - first).clip(min=1e-6)
+    below = last - (last - t) * (last - lower) / (last - new_lower).clip(min=1e-6)
+    between = from_upper + (t - new_upper) * (lower - from_upper) \
+        / (new_lower - new_upper).clip(min=1e-6)
+    moved = where(t < new_upper, above, where(t > new_lower, below, between))
+    return where((t > first) & (t < last), moved, t)

@@ -18,13 +18,13 @@ import torch
 import tqdm
 
 from utils.data.augment import Augment
-from utils.data.cache import CropCache
+from utils.data.batched import BatchedLoader
+from utils.data.cache import SHARED_MEMORY, DeviceCache, make_cache
 from utils.data.dataset import EpochSampler, FaceDataset
 from utils.errors import UserError
 from utils.landmarks.crop import prepare_fork
 from utils.training import launch
 
-SHARED_MEMORY = "/dev/shm"
 BAD_STEPS = 3
 BAD_IMAGES = 0.01
 # Below so many faces a process and forward pass, the statistics of one process are too few.
@@ -288,15 +288,17 @@ def check_shared_memory(needed, path=SHARED_MEMORY):
 
 
 def make_loader(faces, prepared, scheme, args, ranks, accumulate):
-    """The training loader and its sampler."""
+    """The training loader and its sampler; without processes where the cache is on the device."""
     dataset = FaceDataset(faces, prepared.margin, args.input_size, scheme.indices,
                           Augment(args, scheme.flip if scheme.mirrors else None,
                                   scheme if scheme.eyes else None), args.seed)
     sampler = EpochSampler(len(faces), args.batch_size, accumulate, ranks.rank, ranks.world,
                            args.seed)
-    context = None
-    if args.cache == "ram":
-        dataset.cache = CropCache(dataset, ranks)
+    context, cache = None, make_cache(args.cache, dataset, ranks)
+    if isinstance(cache, DeviceCache):
+        return BatchedLoader(dataset, sampler, cache), sampler
+    if cache is not None:
+        dataset.cache = cache
         # Forked workers inherit the cache; any other kind would be sent a copy.
         context = "fork" if args.workers else None
     if args.workers:
