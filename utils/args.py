@@ -22,7 +22,7 @@ TYPES = {
     float: "cls reg eye_weight lr min_lr warmup_epochs weight_decay clip ema save_minutes rotation "
            "scaling shift aspect flip colour grey blur shut occlusion occlusion_size "
            "min_confidence filter_min_cutoff filter_beta gssl_keep teacher_share",
-    bool: "flip_test by_pose gssl tensorboard hidden deterministic",
+    bool: "flip_test by_pose gssl tensorboard hidden deterministic compile",
 }
 KINDS = {name: kind for kind, names in TYPES.items() for name in names.split()}
 CHOICES = {

@@ -18,7 +18,7 @@ from utils.training import gssl
 # Settings of where and how a run was started, which say nothing of the model.
 PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
           "by_pose", "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta",
-          "dump_pseudo", "opset", "tensorboard")
+          "dump_pseudo", "opset", "tensorboard", "compile")
 # Those that name the weights of another experiment (what it began with first), and sets of faces.
 WEIGHTS_ARGS = ("pretrained", "teacher")
 SET_ARGS = ("data_dir", "unlabelled_dir")

@@ -190,12 +190,38 @@ def parallelise(model, ranks, input_size):
 def unreached(model, input_size):
     """Names of parameters that get no gradient, found by a backward pass of a copy."""
     trial = copy.deepcopy(model).train()
-    first = next(trial.parameters())
-    # Two faces: batch norm refuses one where a map is one cell.
-    out = trial(torch.zeros(2, 3, input_size, input_size, dtype=torch.uint8, device=first.device))
-    _sum(out).backward()
+    _try(trial, trial, input_size)
     return [name for name, parameter in trial.named_parameters()
             if parameter.requires_grad and parameter.grad is None]
+
+
+def compiled(parallel, model, args, dtype, ranks):
+    """(how to call the model in training, a sentence): compiled by torch where args.compile says
+    so and each rank's machine can, else as before.
+
+    A copy is tried first, so that a compiler that is missing leaves no trace.
+    """
+    if not args.compile:
+        return parallel, None
+    problem, trial = None, copy.deepcopy(model).train()
+    try:
+        with torch.autocast(ranks.device.type, dtype, dtype is not None):
+            _try(torch.compile(trial), trial, args.input_size, args.batch_size)
+    except Exception as error:  # Compilers raise what they like.
+        problem = " ".join(str(error).split())[:160] or type(error).__name__
+    problems = [found for found in ranks.collect(problem) if found]
+    if problems:
+        torch.compiler.reset()
+        return parallel, f"compile: not here, goes on without: {problems[0]}"
+    return torch.compile(parallel), "compile: the network is compiled by torch"
+
+
+def _try(call, model, input_size, batch=2):
+    """Forward and backward pass of `call` on black faces in `model`'s layout."""
+    first = next(model.parameters())
+    # Two faces at least: batch norm refuses one where a map is one cell.
+    faces = torch.zeros(batch, input_size, input_size, 3, dtype=torch.uint8, device=first.device)
+    _sum(call(faces.permute(0, 3, 1, 2))).backward()
 
 
 def _sum(out):

@@ -242,7 +242,11 @@ class Trainer:
         if ranks.world > 1:
             self.model, said = engine.synchronise(self.model, args, ranks)
             self.log(f"batch norm: {said}")
-        self.parallel = engine.parallelise(self.model, ranks, args.input_size)
+        self.parallel, said = engine.compiled(
+            engine.parallelise(self.model, ranks, args.input_size), self.model, args, self.dtype,
+            ranks)
+        if said:
+            self.log(said)
 
     def train_epoch(self, epoch, start=0):
         """Train from optimiser step `start` of `epoch` to its end; False where asked to stop."""

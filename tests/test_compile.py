@@ -1,0 +1,60 @@
+"""compile: the same training where torch can compile the network, and one line where it cannot."""
+import shutil
+
+import pytest
+import torch
+import warm as warm_module
+
+from utils import experiment
+from utils.args import load_args
+from utils.training import engine
+from utils.training.distributed import Ranks
+
+
+class Net(torch.nn.Module):
+    """Takes images as a LandmarkNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+
+    def forward(self, images):
+        return self.layers(images.float())
+
+
+def settings(**given):
+    return load_args({"input_size": 32, "batch_size": 2, **given})
+
+
+def test_nothing_is_compiled_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    model = Net()
+    assert engine.compiled(model, model, settings(), None, Ranks()) == (model, None)
+
+
+def test_a_compiler_that_fails_leaves_no_trace(monkeypatch):
+    def broken(model):
+        def call(images):
+            model(images)
+            raise RuntimeError("no C++\n compiler")
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = Net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    call, said = engine.compiled(model, model, settings(compile=True), None, Ranks())
+    assert call is model and said == "compile: not here, goes on without: no C++ compiler"
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_training_is_the_same_but_for_rounding():
+    warm = warm_module.warm()
+    for exp, more in (("plain", ()), ("compiled", ("--compile",))):
+        child = warm.run("--train", "--exp", exp, *warm.flags, "--epochs", 1, *more)
+        assert child.code == 0, child.text
+    assert "compile: the network is compiled by torch" in child.text
+    one, two = (experiment.read_epochs(warm.folder(exp))[0] for exp in ("plain", "compiled"))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
