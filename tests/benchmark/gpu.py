@@ -26,7 +26,7 @@ import torch
 
 from tests.benchmark.common import facts, say, table
 from utils import checkpoint, experiment
-from utils.args import CHOICES, ROOT, load_args
+from utils.args import ROOT, load_args
 from utils.data import dataset
 from utils.data.generator import DataGenerator
 from utils.data.readers import drawn
@@ -34,7 +34,7 @@ from utils.errors import run as guarded
 from utils.training import engine, trainer
 
 # Where the training's crops come from; the first of them is profiled.
-CACHES = [name for name in ("ram", "device") if name in CHOICES["cache"]]
+CACHES = ("device", "ram")
 # Steps of an epoch, so that none ends in a measurement.
 STEPS = 5000
 
