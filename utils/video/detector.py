@@ -107,7 +107,7 @@ def get_detector(name):
     outputs = [output.name for output in session.get_outputs()]
     steps = (8, 16, 32)
     if set(outputs) == {f"{kind}_{s}" for kind in ("cls", "obj", "bbox", "kps") for s in steps}:
-        return _yunet(path)
+        return _yunet(path, session)
     if set(outputs) >= {f"{kind}_{s}" for kind in ("score", "bbox") for s in steps}:
         return Detector("scrfd", functools.partial(_find_scrfd, session), RELATIONS["scrfd"],
                         functools.partial(_find_scrfd, session, sides=(QUICK_SIDE,)))
@@ -175,7 +175,10 @@ def _fitting(image, side, band=0):
             for length in image.shape[:2]]
 
 
-def _yunet(path):
+def _yunet(path, session):
+    sides = session.get_inputs()[0].shape[2:]
+    side = max(sides) if all(isinstance(one, int) for one in sides) else SIDE
+
     def load(side, band):
         # Each with a net of its own: another input size costs as much as a look.
         net = cv2.FaceDetectorYN.create(str(path), "", (side, side), 0.6, 0.3, 100)
@@ -183,14 +186,15 @@ def _yunet(path):
 
     try:
         # Below a band of 64 px the rest of a square of black changes no box, on 112 LFPW photos.
-        return Detector("yunet", load(SIDE, 64), RELATIONS["yunet"], load(QUICK_SIDE, 0))
+        return Detector("yunet", load(side, 64), RELATIONS["yunet"],
+                        load(QUICK_SIDE, 0) if side > QUICK_SIDE else None)
     except cv2.error:
         raise UserError(f"detector {path}: OpenCV {cv2.__version__} cannot load it as YuNet; "
                         f"{HINT}") from None
 
 
 def _find_yunet(net, side, band, image):
-    # Whatever size the file names: OpenCV takes any, and black is not worth its time.
+    # Whatever shape the file names: OpenCV takes any, and black is not worth its time.
     height, width = _fitting(image, side, band)
     if tuple(net.getInputSize()) != (width, height):
         net.setInputSize((width, height))

@@ -1,4 +1,5 @@
 """From face boxes to steady faces: crops laid by the training rule, tracks, One Euro filter."""
+import concurrent.futures
 import copy
 import dataclasses
 import math
@@ -20,7 +21,14 @@ SAME_SHOT = 0.45
 # takes 5 % of 287 crops without a face for one, and gives up none of 94 faces.
 MIN_CONFIDENCE, OF_EYES = 0.15, 1.2
 UNSEEN = 1.5  # Times min_confidence that a face needs which the detector does not see.
+SAME_FACE = 0.5  # Overlap above which two crops are of one face.
 MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
+# While faces are followed, the detector looks for others on a thread of its own, and what it sees
+# is used so many frames later (or less, with a small `every`): a fixed number, as a film must give
+# the same landmarks each time. Three frames of the smallest network take as long as a quick look.
+LAG = 3
+# Each so many quick looks one at the whole size follows, for the small faces that they miss.
+THOROUGH = 4
 
 
 def landmarks(predictor, image, boxes):
@@ -55,9 +63,9 @@ def refine(predictor, image, boxes, passes=2):
 class OneEuro:
     """The One Euro filter (Casiez et al., CHI 2012) over points (K, 2), one cut-off a point.
 
-    min_cutoff in Hz: how steady a still point is; beta in Hz per face side a second: how much speed
-    opens the filter; speed_cutoff in Hz smooths the speed. Speed counts in sides of the face, so
-    that the size of the face and of the frame do not matter.
+    min_cutoff in Hz, a number or (K, 1): how steady a still point is; beta in Hz per face side a
+    second: how much speed opens the filter; speed_cutoff in Hz smooths the speed. Speed counts in
+    sides of the face, so that the size of the face and of the frame do not matter.
     """
 
     def __init__(self, min_cutoff, beta, speed_cutoff=2.0):
@@ -71,8 +79,8 @@ class OneEuro:
             return value
         change = value - self.value
         self.speed = self.speed + _weight(self.speed_cutoff, step) * (change / step - self.speed)
-        speed = numpy.linalg.norm(self.speed, axis=1, keepdims=True) / side
-        self.value = self.value + _weight(self.min_cutoff + self.beta * speed, step) * change
+        speed = numpy.hypot(self.speed[:, :1], self.speed[:, 1:]) * (self.beta / side)
+        self.value = self.value + _weight(self.min_cutoff + speed, step) * change
         return self.value
 
 
@@ -93,12 +101,20 @@ class FaceFilter:
         # noise, re-encoded, in a network of 6 epochs: jitter falls by 70 % or more at rest and by
         # 69, 67 and 59 % (mean) at 1, 2 and 5 pixels a frame, which lags 0.85, 0.75 and 0.57 of a
         # frame at most. On a mean face with 0.4 % noise a point and 0.15 % in common: 77 and 66 %.
-        self.centre, self.shape = OneEuro(4 * min_cutoff, beta), OneEuro(min_cutoff, beta)
+        self.min_cutoff, self.beta, self.steady = min_cutoff, beta, None
 
     def __call__(self, points_px, side, step):
         """points_px measured `step` seconds after the last; side of the face in pixels."""
-        centre = points_px.mean(0, keepdims=True)
-        return self.centre(centre, side, step) + self.shape(points_px - centre, side, step)
+        # The centre is one more point: numpy takes as long over one as over seventy.
+        parts = numpy.empty((len(points_px) + 1, 2))
+        parts[0] = points_px.mean(0)
+        numpy.subtract(points_px, parts[0], out=parts[1:])
+        if self.steady is None:
+            cutoffs = numpy.full((len(parts), 1), self.min_cutoff)
+            cutoffs[0] *= 4
+            self.steady = OneEuro(cutoffs, self.beta)
+        parts = self.steady(parts, side, step)
+        return parts[1:] + parts[0]
 
 
 @dataclasses.dataclass(eq=False)
@@ -133,10 +149,24 @@ class Track:
         self.points_px = self.steady(self.raw_px, side, step) if self.steady else self.raw_px
 
 
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """A look of the detector that is under way: image as it was, track ids to their boxes then, the
+    frame in which it is used, whether it is a quick one, and the boxes to come."""
+    image: numpy.ndarray
+    tracks: dict
+    due: int
+    quick: bool
+    boxes: concurrent.futures.Future
+
+
 class Tracker:
     """Faces of a video: `update(image, time)` frame by frame gives the list of Tracks.
 
-    every: the detector runs each that many frames, at shot cuts and when a face is lost.
+    every: within so many frames a new face is found. The detector looks at once, at the whole size,
+    at shot cuts, when a face is lost and where none is followed. Beside followed faces it takes
+    quick looks in the background, LAG frames long, and now and then one at the whole size; what is
+    found depends on the frames alone, never on how long a look takes.
     min_confidence: a face whose mean confidence is below it is lost; 0: what the weights say, else
     MIN_CONFIDENCE. filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One
     Euro filter; min_cutoff 0 switches it off.
@@ -147,10 +177,13 @@ class Tracker:
         self.predictor, self.detector = predictor, detector
         limits = getattr(predictor, "eyes", Limits())
         self.every = every
+        # A face that appears just after a look is seen by the next one, and is there LAG later.
+        self.lag = min(LAG, (every - 1) // 2)
         self.min_confidence = min_confidence or OF_EYES * limits.min_confidence or MIN_CONFIDENCE
         self.filter_settings = filter_min_cutoff, filter_beta
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
+        self.look, self.quick_looks, self.background = None, 0, None
 
     def update(self, image, time):
         """The faces of the next frame, RGB uint8 (H, W, 3), at `time` in seconds."""
@@ -160,10 +193,16 @@ class Tracker:
         self.lost = [track for track in self.lost if time - track.time <= MEMORY]
         before = len(self.tracks)
         self._follow(image, time)
-        if len(self.tracks) < before or self.frame >= self.next_detection:
+        if len(self.tracks) < before:
             self._detect(image, time)
-            # A face just lost is looked for more often than a new one.
-            self.next_detection = self.frame + max(1, self.every // 3 if self.lost else self.every)
+        elif self.look and self.frame >= self.look.due:
+            self._use_look(image, time)
+        if self.frame >= self.next_detection:
+            if self.tracks and not self.lost and self.lag:
+                self._begin_look(image, self.frame + self.lag)
+                self.next_detection = self.frame + self.every - self.lag
+            else:
+                self._detect(image, time)
         self.frame += 1
         # Copies: what the caller keeps must not change with the next frame.
         return [copy.copy(track) for track in self.tracks]
@@ -212,24 +251,85 @@ class Tracker:
         return bool(inside and confidence.mean() >= self.min_confidence)
 
     def _detect(self, image, time):
-        boxes = self.detector.to_crop(self.detector(image), self.predictor.crop["scale"])
-        pairs = _pairs([track.box for track in self.tracks], boxes)
+        """Look at once, at the whole size."""
+        if self.look:
+            # Its answer is out of date, but a detector does one thing at a time.
+            concurrent.futures.wait([self.look.boxes])
+            self.look = None
+        boxes = self._boxes(self.detector, image)
+        new, doubtful = self._compare({track.id: track.box for track in self.tracks}, boxes)
+        self._drop(doubtful)
+        self._add(*self._start(image, boxes[new]), time)
+        # A face just lost is looked for more often than a new one.
+        self.next_detection = self.frame + (max(1, self.every // 3) if self.lost else
+                                            self.every - self.lag if self.tracks else self.every)
+
+    def _begin_look(self, image, due, quick=True):
+        if self.background is None:
+            self.background = concurrent.futures.ThreadPoolExecutor(1, "detector")
+        detector = self.detector.quick() if quick else self.detector
+        # The caller may write the next frame to the same memory.
+        image = image.copy()
+        self.look = _Look(image, {track.id: track.box for track in self.tracks}, due,
+                          detector is not self.detector,
+                          self.background.submit(self._boxes, detector, image))
+
+    def _use_look(self, image, time):
+        look, self.look = self.look, None
+        boxes = look.boxes.result()
+        new, doubtful = self._compare(look.tracks, boxes)
+        # What was no face then would else be looked for in vain each time.
+        then = self._start(look.image, boxes[new])[2]
+        if len(then) and look.tracks:
+            then = then[overlap(then, list(look.tracks.values())).max(1) <= SAME_FACE]
+        now = self._start(image, then)
+        if len(now[2]) < len(then) or (look.quick and doubtful):
+            self._detect(image, time)
+            return
+        self._drop(doubtful)
+        self._add(*now, time)
+        if self.lost:
+            self.next_detection = min(self.next_detection, self.frame + max(1, self.every // 3))
+        elif look.quick:
+            self.quick_looks += 1
+            if self.quick_looks % THOROUGH == 0:
+                self._begin_look(image, self.next_detection, quick=False)
+
+    def _boxes(self, detector, image):
+        """Nominal crops (n, 4) of the faces that detector sees."""
+        return detector.to_crop(detector(image), self.predictor.crop["scale"])
+
+    def _compare(self, known, boxes):
+        """Which of boxes are none of known {track id: box}, and the tracks among these that have no
+        box and are not certain enough without one."""
+        ids = list(known)
+        pairs = _pairs(list(known.values()), boxes)
+        seen = {ids[i] for i in pairs}
         # A hand may pass for a face in one frame: what the detector misses must look better.
-        doubtful = [track for i, track in enumerate(self.tracks) if i not in pairs
+        doubtful = [track for track in self.tracks if track.id in known and track.id not in seen
                     and track.confidence.mean() < UNSEEN * self.min_confidence]
+        return [j for j in range(len(boxes)) if j not in pairs.values()], doubtful
+
+    def _drop(self, doubtful):
         self.tracks = [track for track in self.tracks if track not in doubtful]
         self.lost += doubtful
-        new = [j for j in range(len(boxes)) if j not in pairs.values()]
-        points, confidence, wanted = refine(self.predictor, image, boxes[new])
-        good = [i for i, j in enumerate(new) if self._is_face(confidence[i], wanted[i], image)
-                and overlap(wanted[i][None], boxes[j][None]) > 0.25]
-        back = {j: i for i, j in _pairs([track.expected(time) for track in self.lost],
-                                        wanted[good]).items()}
+
+    def _start(self, image, boxes):
+        """Points (n, K, 2), confidence (n, K) and nominal crops (n, 4) of those boxes in which, or
+        near which, there is a face."""
+        points, confidence, wanted = refine(self.predictor, image, boxes)
+        good = [i for i in range(len(boxes)) if self._is_face(confidence[i], wanted[i], image)
+                and overlap(wanted[i][None], boxes[i][None]) > 0.25]
+        return points[good], confidence[good], wanted[good]
+
+    def _add(self, points, confidence, wanted, time):
+        """Tracks of new faces, or of lost ones that are back."""
         lost = list(self.lost)
-        for j, i in enumerate(good):
-            if not _is_apart(wanted[i], self.tracks):
+        back = {j: i for i, j in _pairs([track.expected(time) for track in lost], wanted).items()}
+        for j in range(len(wanted)):
+            if not _is_apart(wanted[j], self.tracks):
                 continue
-            track = Track(self.next_id, points[i], points[i], confidence[i], wanted[i], time,
+            track = Track(self.next_id, points[j], points[j], confidence[j], wanted[j], time,
                           self._filter())
             if j in back:
                 track.id, track.velocity = lost[back[j]].id, lost[back[j]].velocity
@@ -249,7 +349,7 @@ def _centre(box):
 
 def _is_apart(box, tracks):
     """Whether box (4,) is another face than those of tracks."""
-    return not tracks or overlap(box[None], [track.box for track in tracks]).max() <= 0.5
+    return not tracks or overlap(box[None], [track.box for track in tracks]).max() <= SAME_FACE
 
 
 def _pairs(boxes, others, least=0.3):
