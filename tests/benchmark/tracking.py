@@ -35,6 +35,7 @@ from utils.video.tracker import Tracker
 RATE = 30
 SIZES = (640, 360), (1280, 720)
 NEVER = 10 ** 9  # Frames between two looks.
+PAUSE = 0.03  # Seconds between two turns, in which the threads of the last way come to rest.
 WARM = 3  # Frames at the start of a block, after which caches hold what this way needs.
 
 
@@ -119,12 +120,14 @@ def watch(ways, film, block, rounds):
     shuffler, order = random.Random(0), list(ways)
     films = {name: itertools.cycle(film) for name in ways}
     seconds = {name: numpy.zeros((rounds, block)) for name in ways}
-    alone = dict.fromkeys(ways, 0)
+    alone, frame = dict.fromkeys(ways, 0), numpy.empty_like(film[0])
     for number in range(-1, rounds):
         shuffler.shuffle(order)
         for name in order:
+            time.sleep(PAUSE)
             for place in range(-WARM, block):
-                frame = next(films[name])
+                # As it lies in the cache just after it was decoded.
+                numpy.copyto(frame, next(films[name]))
                 begun = time.perf_counter()
                 faces = ways[name](frame)
                 passed = time.perf_counter() - begun

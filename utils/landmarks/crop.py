@@ -58,8 +58,9 @@ def face_boxes(points_px, crop, scheme):
         low, high = points_px.min(1), points_px.max(1)
         side = numpy.maximum(high - low, 1.0)
         least = 1 if rule == "square" else FLATTEST
-        side = numpy.maximum(side, least * side.max(1, keepdims=True))
-        return grow(numpy.concatenate([low + high - side, low + high + side], 1) / 2, scale)
+        half = numpy.maximum(side, least * side.max(1, keepdims=True)) * (scale / 2)
+        middle = (low + high) / 2
+        return numpy.concatenate([middle - half, middle + half], 1)
     mean = scheme.mean_face
     centre = points_px.mean(1)
     # Complex numbers: least squares of z * mean + centre = points; |z| is pixels per crop unit.
