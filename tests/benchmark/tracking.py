@@ -98,8 +98,9 @@ def meshed(net):
     return lambda frame: len(net.process(frame).multi_face_landmarks or ())
 
 
-def ways_of(options, film):
-    """Name to a function of a frame that gives the number of faces seen, of all that take turns."""
+def ways_of(options, film, mesh):
+    """Name to a function of a frame that gives the number of faces seen, of all that take turns;
+    mesh: of MediaPipe, or None."""
     ways = {}
     for path in options.weights:
         predictor, name = Predictor(path), pathlib.Path(path).name
@@ -109,9 +110,8 @@ def ways_of(options, film):
         ways[name, "tracked, no looks"] = tracked(predictor, get_detector(options.detector),
                                                   every=NEVER)
         ways[name, "tracked"] = tracked(predictor, get_detector(options.detector))
-    net = face_mesh()
-    if net:
-        ways["MediaPipe", "face mesh"] = meshed(net)
+    if mesh:
+        ways["MediaPipe", "face mesh"] = meshed(mesh)
     return ways
 
 
@@ -177,11 +177,12 @@ def parse(argv=None):
 def run():
     """Film, follow, and print the Markdown table."""
     options = parse()
-    rows = []
+    rows, mesh = [], face_mesh()
     for size in SIZES:
         say("{}x{}".format(*size))
         film = film_of(options.source, size, options.frames, options.skip)
-        rows += rows_of(size, watch(ways_of(options, film), film, options.block, options.rounds))
+        ways = ways_of(options, film, mesh)
+        rows += rows_of(size, watch(ways, film, options.block, options.rounds))
     name = pathlib.Path(options.detector).stem
     print(f"Detector: {name}. {len(os.sched_getaffinity(0))} cores, load of the machine at the end "
           f"{os.getloadavg()[0]:.1f}.\n")
