@@ -167,9 +167,10 @@ class Tracker:
     """Faces of a video: `update(image, time)` frame by frame gives the list of Tracks.
 
     every: within so many frames a new face is found. The detector looks at once, at the whole size,
-    at shot cuts, when a face is lost and where none is followed. Beside followed faces it takes
-    quick looks in the background, LAG frames long, and now and then one at the whole size; what is
-    found depends on the frames alone, never on how long a look takes.
+    at shot cuts, when a face is lost and each `every` frames where none is followed. Beside faces
+    that are followed it takes quick looks in the background, LAG frames long, and after THOROUGH of
+    them one at the whole size; small faces wait for that. What is found depends on the frames
+    alone, never on how long a look takes.
     min_confidence: a face whose mean confidence is below it is lost; 0: what the weights say, else
     MIN_CONFIDENCE. filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One
     Euro filter; min_cutoff 0 switches it off.
