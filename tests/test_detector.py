@@ -85,6 +85,51 @@ def test_broken_boxes_are_dropped_and_the_best_comes_first():
     assert found.tolist() == [rows[3], rows[0]]
 
 
+def test_equal_scores_come_in_one_order():
+    rows = [[5, 5, 9, 9, 0.5], [1, 4, 9, 9, 0.5], [1, 2, 9, 9, 0.5], [7, 7, 9, 9, 0.6]]
+    orders = [detector.Detector("test", lambda image, n=n: rows[n:] + rows[:n], (0, 0, 1))(None)
+              for n in range(4)]
+    assert all((found == [rows[3], rows[2], rows[1], rows[0]]).all() for found in orders)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_quick_look_sees_a_face_of_common_size(name, shared):
+    found = make(name, shared)
+    quick, seen, count = found.quick(), 0, 0
+    assert quick.name == found.name and quick.relation == found.relation
+    for image, truth in faces(shared, 12):
+        # As a webcam's picture has it: a face of 120 px in one of 640 x 360.
+        scale = 120 / (truth[2:] - truth[:2]).max()
+        shift = numpy.array([320, 180]) - scale * (truth[:2] + truth[2:]) / 2
+        frame = cv2.warpAffine(image, numpy.column_stack([scale * numpy.eye(2), shift]),
+                               (640, 360), flags=cv2.INTER_AREA)
+        boxes, count = quick(frame), count + 1
+        seen += len(boxes) and detector.overlap(
+            quick.to_crop(boxes, 1.0), [scale * truth + numpy.tile(shift, 2)]).max() > 0.3
+    assert seen >= 0.9 * count
+
+
+def test_a_detector_without_a_quick_look_looks_as_ever():
+    found = detector.Detector("test", lambda image: [[1, 1, 9, 9, 0.8]], (0, 0, 1))
+    assert found.quick() is found
+    fast = detector.Detector("test", found.find, (0, 0, 1), lambda image: [])
+    assert len(fast(None)) == 1 and len(fast.quick()(None)) == 0
+    assert fast.thorough().find_quick is None
+
+
+@pytest.mark.parametrize("shape", [(360, 640), (640, 300)])
+def test_yunet_leaves_out_black_that_hardly_matters(shape, shared):
+    found = make("yunet", shared)
+    image, truth = next(faces(shared, 1))
+    scale = 250 / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    frame = numpy.full((*shape, 3), 127, numpy.uint8)
+    frame[-small.shape[0]:, -small.shape[1]:] = small
+    square = numpy.zeros((640, 640, 3), numpy.uint8)
+    square[:shape[0], :shape[1]] = frame
+    assert len(found(frame)) >= 1 and numpy.allclose(found(frame), found(square), atol=0.5)
+
+
 def test_overlap():
     table = detector.overlap([[0, 0, 2, 2], [5, 5, 6, 6]], [[1, 0, 3, 2], [0, 0, 2, 2]])
     assert numpy.allclose(table, [[1 / 3, 1], [0, 0]])

@@ -1,4 +1,6 @@
 """Crops laid by the training rule, tracks through frames, and the filter."""
+import time
+
 import numpy
 import painted_faces
 import pytest
@@ -80,15 +82,141 @@ def test_a_steady_face_costs_one_pass_and_a_leap_two():
     assert abs(middle(tracks[0])[0] - 130) < 1.5
 
 
-def test_detector_runs_every_nth_frame_and_when_a_face_is_lost():
-    made, ground, calls = make(every=10), painted_faces.background(), []
-    made.detector = Detector("counting", lambda image: calls.append(made.frame) or
-                             painted_faces.find(image), (0, 0, 1))
+def counting(calls, find=painted_faces.find, **more):
+    """A detector of painted faces that adds the number of each `numbered` frame to calls."""
+    return Detector("counting", lambda image: calls.append(int(image[0, 0, 0])) or find(image),
+                    (0, 0, 1), **more)
+
+
+def numbered(number, *faces):
+    """A painted frame that carries its number in its first pixel."""
+    image = painted_faces.paint(painted_faces.background(), *faces)
+    image[0, 0] = number
+    return image
+
+
+def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():
+    made, calls = make(every=10), []
+    made.detector = counting(calls)
     for i in range(35):
-        faces = [(1, 100, 120, 60)] if i < 25 else []
-        made.update(painted_faces.paint(ground, *faces), i / RATE)
-    assert calls[:3] == [0, 10, 20] and 25 in calls
+        made.update(numbered(i, *[(1, 100, 120, 60)] if i < 25 else []), i / RATE)
+    assert calls[:4] == [0, 8, 16, 24] and 25 in calls
     assert len([i for i in calls if i > 25]) >= 2
+
+
+def test_without_a_face_the_detector_looks_every_nth_frame():
+    made, calls = make(every=10), []
+    made.detector = counting(calls)
+    for i in range(35):
+        made.update(numbered(i), i / RATE)
+    assert calls == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("quick", [None, painted_faces.find])
+def test_a_new_face_beside_another_is_found_within_so_many_frames(every, quick):
+    # The sixth quick look, and the thorough one after it, are among them.
+    for appears in range(4 * every, 7 * every):
+        made, film = make(every=every), []
+        made.detector = counting([], find_quick=quick)
+        for i in range(appears + every):
+            faces = [(1, 80, 120, 60)] + [(2, 240 - i % 5, 120, 50)] * (i >= appears)
+            film.append(len(made.update(numbered(i, *faces), i / RATE)))
+        assert set(film[:appears]) == {1} and film[-1] == 2
+
+
+def large(image):
+    """What a quick look sees of painted faces."""
+    boxes = painted_faces.find(image)
+    return boxes[boxes[:, 2] - boxes[:, 0] > 40]
+
+
+def test_small_faces_wait_for_a_thorough_look():
+    made, seen, calls = make(every=10), [], []
+    made.detector = counting(calls, find_quick=large)
+    for i in range(10 * (tracker.THOROUGH + 2)):
+        faces = [(1, 80, 120, 60)] + [(2, 240, 120, 30)] * (i > 0)
+        seen.append(len(made.update(numbered(i, *faces), i / RATE)))
+    assert seen[0] == 1 and seen[-1] == 2 and len(calls) == 2
+
+
+def test_whom_a_quick_look_misses_is_looked_for_thoroughly():
+    predictor, calls = painted_faces.Painted(), []
+    made = make(predictor, min_confidence=0.4)
+    made.detector = counting(calls, find_quick=large)
+    predictor.confidence = 0.5
+    for i in range(40):
+        assert len(made.update(numbered(i, (1, 80, 120, 30)), i / RATE)) == 1
+    # As sure as this, a face that no look sees would be given up.
+    assert calls == [0, 10, 20, 30]
+
+
+def slow(find, seconds):
+    def wait(image):
+        time.sleep(seconds)
+        return find(image)
+    return wait
+
+
+def test_how_long_a_look_takes_changes_nothing():
+    def play_at(seconds, reuse):
+        made, buffer = make(every=5, filter_min_cutoff=1.2), None
+        ground = painted_faces.background()
+        made.detector = Detector("slow", slow(painted_faces.find, seconds), (0, 0, 1),
+                                 slow(large, seconds))
+        films = []
+        for i in range(60):
+            image = painted_faces.paint(ground, (1, 60 + 3 * i, 90, 50), *[
+                (2, 250 - 2 * i, 180, 45)] * (i > 20), *[(3, 40, 200, 30)] * (i > 3))
+            # A caller may write each frame to the same memory.
+            buffer = image if buffer is None or not reuse else buffer
+            buffer[:] = image
+            films.append([(track.id, *track.points_px.ravel())
+                          for track in made.update(buffer, i / RATE)])
+        return films
+
+    films = play_at(0, False)
+    assert {len(tracks) for tracks in films} == {1, 2, 3}
+    assert films == play_at(0.01, True)
+
+
+def test_a_look_from_before_a_cut_is_not_used():
+    # This network believes in a face wherever it looks.
+    made, calls = make(painted_faces.Painted(blind=0.9), every=10), []
+    made.detector = counting(calls)
+    for i in range(9):
+        faces = [(1, 80, 120, 60)] + [(2, 240, 120, 50)] * (i == 8)
+        assert len(made.update(numbered(i, *faces), i / RATE)) == 1
+    for i in range(9, 19):
+        assert made.update(painted_faces.background(1), i / RATE) == []
+    assert calls[:2] == [0, 8]
+
+
+def test_a_new_face_that_has_moved_far_since_the_look_is_found():
+    made, calls = make(every=10), []
+    made.detector = counting(calls)
+    for i in range(11):
+        faces = [(1, 60, 60, 60)] + [(2, 60 + 40 * (i - 8), 180, 40)] * (i >= 8)
+        tracks = made.update(numbered(i, *faces), i / RATE)
+    assert calls == [0, 8, 10] and abs(middle(tracks[1])[0] - 140) < 1.5
+
+
+def test_what_goes_wrong_in_the_background_is_told():
+    def broken(image):
+        raise ValueError("no look")
+
+    made, image = make(every=10), numbered(0, (1, 100, 120, 60))
+    assert len(made.update(image, 0)) == 1
+    made.detector = Detector("broken", broken, (0, 0, 1))
+    with pytest.raises(ValueError, match="no look"):
+        for i in range(1, 11):
+            made.update(image, i / RATE)
+
+
+def test_a_picture_needs_no_thread():
+    made = make()
+    made.update(painted_faces.paint(painted_faces.background(), (1, 100, 120, 60)), 0)
+    assert made.background is None
 
 
 def test_twenty_faces_are_one_batch_and_keep_their_ids():

@@ -39,6 +39,9 @@ class Predictor:
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Threads that wait at full speed make a prediction a quarter faster, but between two of
+        # them they only take a core from whatever else runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
         try:

@@ -62,6 +62,17 @@ def measure(ways, rounds, clock=time.perf_counter, warm=1):
     return {name: numpy.array(values) for name, values in found.items()}
 
 
+def face_mesh():
+    """MediaPipe's face mesh for the largest face of a video; None, and a line on stderr, where it
+    is not installed."""
+    try:
+        from mediapipe import solutions
+    except ImportError:
+        say("MediaPipe is left out: pip install 'mediapipe<0.10.30', in an environment of its own")
+        return None
+    return solutions.face_mesh.FaceMesh(static_image_mode=False, max_num_faces=1)
+
+
 def table(head, rows):
     """Lines of a Markdown table; head and rows are lists of cells."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]

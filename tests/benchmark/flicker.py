@@ -14,7 +14,7 @@ import math
 import cv2
 import numpy
 
-from tests.benchmark.common import say, table
+from tests.benchmark.common import face_mesh, say, table
 from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.errors import run as guarded
@@ -94,11 +94,9 @@ def ours(weights, detector, **settings):
 
 def mesh():
     """The same for MediaPipe's face mesh, or None where it is not installed."""
-    try:
-        from mediapipe import solutions
-    except ImportError:
+    net = face_mesh()
+    if net is None:
         return None
-    net = solutions.face_mesh.FaceMesh(static_image_mode=False, max_num_faces=1)
 
     def follow(frame, _):
         found = net.process(frame).multi_face_landmarks

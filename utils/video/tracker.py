@@ -1,4 +1,5 @@
 """From face boxes to steady faces: crops laid by the training rule, tracks, One Euro filter."""
+import concurrent.futures
 import copy
 import dataclasses
 import math
@@ -13,14 +14,21 @@ from utils.video.detector import overlap
 # Training shifts and scales crops by about a tenth: a crop off by more gets a second pass.
 TOLERANCE = 0.12
 # Nothing else shows a shot cut as well: on 275 frames of video with three cuts the correlation of
-# thumbnails fell to 0.27 or less at the cuts and never below 0.69 within a shot.
+# thumbnails fell to 0.24 or less at the cuts and never below 0.64 within a shot.
 SAME_SHOT = 0.45
 # Mean confidence below which a face is given up, where weights do not say it, and else times what
 # they ask of eyes: networks differ in how sure they are, by how long they were trained. `tiny`
 # takes 5 % of 287 crops without a face for one, and gives up none of 94 faces.
 MIN_CONFIDENCE, OF_EYES = 0.15, 1.2
 UNSEEN = 1.5  # Times min_confidence that a face needs which the detector does not see.
+SAME_FACE = 0.5  # Overlap above which two crops are of one face.
 MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
+# While faces are followed, the detector looks for others on a thread of its own, and what it sees
+# is used so many frames later (or less, with a small `every`): a fixed number, as a film must give
+# the same landmarks each time. Two frames of the smallest network take as long as a quick look.
+LAG = 2
+# After so many quick looks comes one at the whole size, for the small faces that they miss.
+THOROUGH = 6
 
 
 def landmarks(predictor, image, boxes):
@@ -32,7 +40,7 @@ def landmarks(predictor, image, boxes):
     if not len(boxes):
         points = predictor.scheme.points
         return numpy.zeros((0, points, 2)), numpy.zeros((0, points))
-    crops = numpy.stack([crop.cut(image, box, predictor.input_size) for box in boxes])
+    crops = numpy.array([crop.cut(image, box, predictor.input_size) for box in boxes])
     points, confidence = predictor(crops)
     return crop.to_photo(points.astype(numpy.float64), boxes), confidence
 
@@ -55,9 +63,9 @@ def refine(predictor, image, boxes, passes=2):
 class OneEuro:
     """The One Euro filter (Casiez et al., CHI 2012) over points (K, 2), one cut-off a point.
 
-    min_cutoff in Hz: how steady a still point is; beta in Hz per face side a second: how much speed
-    opens the filter; speed_cutoff in Hz smooths the speed. Speed counts in sides of the face, so
-    that the size of the face and of the frame do not matter.
+    min_cutoff in Hz, a number or (K, 1): how steady a still point is; beta in Hz per face side a
+    second: how much speed opens the filter; speed_cutoff in Hz smooths the speed. Speed counts in
+    sides of the face, so that the size of the face and of the frame do not matter.
     """
 
     def __init__(self, min_cutoff, beta, speed_cutoff=2.0):
@@ -71,8 +79,8 @@ class OneEuro:
             return value
         change = value - self.value
         self.speed = self.speed + _weight(self.speed_cutoff, step) * (change / step - self.speed)
-        speed = numpy.linalg.norm(self.speed, axis=1, keepdims=True) / side
-        self.value = self.value + _weight(self.min_cutoff + self.beta * speed, step) * change
+        speed = numpy.hypot(self.speed[:, :1], self.speed[:, 1:]) * (self.beta / side)
+        self.value = self.value + _weight(self.min_cutoff + speed, step) * change
         return self.value
 
 
@@ -93,12 +101,20 @@ class FaceFilter:
         # noise, re-encoded, in a network of 6 epochs: jitter falls by 70 % or more at rest and by
         # 69, 67 and 59 % (mean) at 1, 2 and 5 pixels a frame, which lags 0.85, 0.75 and 0.57 of a
         # frame at most. On a mean face with 0.4 % noise a point and 0.15 % in common: 77 and 66 %.
-        self.centre, self.shape = OneEuro(4 * min_cutoff, beta), OneEuro(min_cutoff, beta)
+        self.min_cutoff, self.beta, self.steady = min_cutoff, beta, None
 
     def __call__(self, points_px, side, step):
         """points_px measured `step` seconds after the last; side of the face in pixels."""
-        centre = points_px.mean(0, keepdims=True)
-        return self.centre(centre, side, step) + self.shape(points_px - centre, side, step)
+        # The centre is one more point: numpy takes as long over one as over seventy.
+        parts = numpy.empty((len(points_px) + 1, 2))
+        parts[0] = points_px.sum(0) / len(points_px)
+        numpy.subtract(points_px, parts[0], out=parts[1:])
+        if self.steady is None:
+            cutoffs = numpy.full((len(parts), 1), self.min_cutoff)
+            cutoffs[0] *= 4
+            self.steady = OneEuro(cutoffs, self.beta)
+        parts = self.steady(parts, side, step)
+        return parts[1:] + parts[0]
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,31 +128,49 @@ class Track:
     box: numpy.ndarray
     time: float
     steady: FaceFilter | None
-    velocity: numpy.ndarray = dataclasses.field(default_factory=lambda: numpy.zeros(2))
+    velocity: tuple = (0.0, 0.0)
 
     def __post_init__(self):
         self._steady()
 
     def expected(self, time):
         """The box (4,) where the face should be at `time`, at its last velocity."""
-        return self.box + numpy.tile(self.velocity * (time - self.time), 2)
+        x, y = (speed * (time - self.time) for speed in self.velocity)
+        return self.box + (x, y, x, y)
 
     def move(self, points_px, confidence, box, time):
         """Go on to this frame's measurement."""
         step = max(time - self.time, 1e-3)
-        self.velocity = (self.velocity + (_centre(box) - _centre(self.box)) / step) / 2
+        self.velocity = tuple(
+            (speed + (new - old) / step) / 2
+            for speed, old, new in zip(self.velocity, _centre(self.box), _centre(box)))
         self.raw_px, self.confidence, self.box, self.time = points_px, confidence, box, time
         self._steady(step)
 
     def _steady(self, step=None):
-        side = (self.box[2:] - self.box[:2]).max()
-        self.points_px = self.steady(self.raw_px, side, step) if self.steady else self.raw_px
+        self.points_px = self.steady(self.raw_px, _side(self.box), step) if self.steady \
+            else self.raw_px
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """A look of the detector that is under way: image as it was, track ids to their boxes then, the
+    frame in which it is used, whether it is a quick one, and the boxes to come."""
+    image: numpy.ndarray
+    tracks: dict
+    due: int
+    quick: bool
+    boxes: concurrent.futures.Future
 
 
 class Tracker:
     """Faces of a video: `update(image, time)` frame by frame gives the list of Tracks.
 
-    every: the detector runs each that many frames, at shot cuts and when a face is lost.
+    every: within so many frames a new face is found. The detector looks at once, at the whole size,
+    at shot cuts, when a face is lost and each `every` frames where none is followed. Beside faces
+    that are followed it takes quick looks in the background, LAG frames long, and after THOROUGH of
+    them one at the whole size; small faces wait for that. What is found depends on the frames
+    alone, never on how long a look takes.
     min_confidence: a face whose mean confidence is below it is lost; 0: what the weights say, else
     MIN_CONFIDENCE. filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One
     Euro filter; min_cutoff 0 switches it off.
@@ -147,10 +181,13 @@ class Tracker:
         self.predictor, self.detector = predictor, detector
         limits = getattr(predictor, "eyes", Limits())
         self.every = every
+        # A face that appears just after a look is seen by the next one, and is there LAG later.
+        self.lag = min(LAG, (every - 1) // 2)
         self.min_confidence = min_confidence or OF_EYES * limits.min_confidence or MIN_CONFIDENCE
         self.filter_settings = filter_min_cutoff, filter_beta
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
+        self.look, self.quick_looks, self.background = None, 0, None
 
     def update(self, image, time):
         """The faces of the next frame, RGB uint8 (H, W, 3), at `time` in seconds."""
@@ -160,44 +197,48 @@ class Tracker:
         self.lost = [track for track in self.lost if time - track.time <= MEMORY]
         before = len(self.tracks)
         self._follow(image, time)
-        if len(self.tracks) < before or self.frame >= self.next_detection:
+        if len(self.tracks) < before:
             self._detect(image, time)
-            # A face just lost is looked for more often than a new one.
-            self.next_detection = self.frame + max(1, self.every // 3 if self.lost else self.every)
+        elif self.look and self.frame >= self.look.due:
+            self._use_look(image, time)
+        if self.frame >= self.next_detection:
+            if self.tracks and not self.lost and self.lag:
+                self._begin_look(image, self.frame + self.lag)
+                self.next_detection = self.frame + self.every - self.lag
+            else:
+                self._detect(image, time)
         self.frame += 1
         # Copies: what the caller keeps must not change with the next frame.
         return [copy.copy(track) for track in self.tracks]
 
     def _is_cut(self, image):
-        # Every so many pixels first: the mean of all of a large frame takes longer than a crop.
-        step = max(1, min(image.shape[0] // 72, image.shape[1] // 128))
-        small = cv2.resize(image[::step, ::step], (32, 18), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(numpy.float64)
+        # Single pixels first: the mean of all of a large frame takes longer than a crop.
+        small = cv2.resize(image, (64, 36), interpolation=cv2.INTER_NEAREST)
+        small = cv2.resize(small, (32, 18), interpolation=cv2.INTER_AREA)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).ravel().astype(numpy.float64)
         grey -= grey.mean()
-        last, self.thumbnail = self.thumbnail, grey
-        if last is None:
-            return False
-        size = numpy.linalg.norm(last) * numpy.linalg.norm(grey)
-        return bool((last * grey).sum() < SAME_SHOT * size)
+        size = math.sqrt(grey @ grey)
+        last, self.thumbnail = self.thumbnail, (grey, size)
+        return last is not None and bool(last[0] @ grey < SAME_SHOT * last[1] * size)
 
     def _follow(self, image, time):
         if not self.tracks:
             return
-        boxes = numpy.stack([track.box for track in self.tracks])
+        boxes = numpy.array([track.box for track in self.tracks])
         points, confidence = landmarks(self.predictor, image, boxes)
         wanted = crop.face_boxes(points, self.predictor.crop, self.predictor.scheme)
-        side = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)
-        again = numpy.flatnonzero((abs(wanted - boxes) > TOLERANCE * side).any(1))
+        again = [i for i, (box, other) in enumerate(zip(boxes.tolist(), wanted.tolist()))
+                 if max(abs(a - b) for a, b in zip(box, other)) > TOLERANCE * _side(box)]
         if len(again):
             points[again], confidence[again] = landmarks(self.predictor, image, wanted[again])
             wanted[again] = crop.face_boxes(points[again], self.predictor.crop,
                                             self.predictor.scheme)
         # Where two tracks come to lie on one face, the one that jumps there goes, and waits at its
         # own velocity: behind a face that passes in front, it is found again on the other side.
-        jump = [numpy.linalg.norm(_centre(box) - _centre(track.expected(time)))
-                for track, box in zip(self.tracks, wanted)]
+        jump = [math.dist(_centre(box), _centre(track.expected(time)))
+                for track, box in zip(self.tracks, wanted)] if len(wanted) > 1 else [0]
         kept = []
-        for i in numpy.argsort(jump, kind="stable"):
+        for i in sorted(range(len(jump)), key=jump.__getitem__):
             track = self.tracks[i]
             if self._is_face(confidence[i], wanted[i], image) and _is_apart(wanted[i], kept):
                 track.move(points[i], confidence[i], wanted[i], time)
@@ -207,29 +248,93 @@ class Tracker:
         self.tracks = sorted(kept, key=lambda track: track.id)
 
     def _is_face(self, confidence, box, image):
-        middle = _centre(box)
-        inside = (middle >= 0).all() and (middle < image.shape[1::-1]).all()
-        return bool(inside and confidence.mean() >= self.min_confidence)
+        x, y = _centre(box)
+        inside = 0 <= x < image.shape[1] and 0 <= y < image.shape[0]
+        # Not mean(), which does the same in Python and takes five times as long.
+        return bool(inside and confidence.sum() >= self.min_confidence * len(confidence))
 
     def _detect(self, image, time):
-        boxes = self.detector.to_crop(self.detector(image), self.predictor.crop["scale"])
-        pairs = _pairs([track.box for track in self.tracks], boxes)
+        """Look at once, at the whole size."""
+        if self.look:
+            # Its answer is out of date, but a detector does one thing at a time.
+            concurrent.futures.wait([self.look.boxes])
+            self.look = None
+        boxes = self._boxes(self.detector, image)
+        new, doubtful = self._compare({track.id: track.box for track in self.tracks}, boxes)
+        self._drop(doubtful)
+        self._add(*self._start(image, boxes[new]), time)
+        # A face just lost is looked for more often than a new one.
+        self.next_detection = self.frame + (max(1, self.every // 3) if self.lost else
+                                            self.every - self.lag if self.tracks else self.every)
+
+    def _begin_look(self, image, due, quick=True):
+        if self.background is None:
+            self.background = concurrent.futures.ThreadPoolExecutor(1, "detector")
+        detector = self.detector.quick() if quick else self.detector
+        # The caller may write the next frame to the same memory.
+        image = image.copy()
+        self.look = _Look(image, {track.id: track.box for track in self.tracks}, due,
+                          detector is not self.detector,
+                          self.background.submit(self._boxes, detector, image))
+
+    def _use_look(self, image, time):
+        look, self.look = self.look, None
+        boxes = look.boxes.result()
+        new, doubtful = self._compare(look.tracks, boxes)
+        # What was no face then would else be looked for in vain each time.
+        then = self._start(look.image, boxes[new])[2]
+        if len(then) and look.tracks:
+            then = then[overlap(then, list(look.tracks.values())).max(1) <= SAME_FACE]
+        now = self._start(image, then)
+        if len(now[2]) < len(then) or (look.quick and doubtful):
+            self._detect(image, time)
+            return
+        self._drop(doubtful)
+        self._add(*now, time)
+        if self.lost:
+            self.next_detection = min(self.next_detection, self.frame + max(1, self.every // 3))
+        elif look.quick:
+            self.quick_looks += 1
+            if self.quick_looks % THOROUGH == 0:
+                # It sees large faces too, so the next quick one can wait for it.
+                self.next_detection = self.frame + self.every - self.lag
+                self._begin_look(image, self.next_detection, quick=False)
+
+    def _boxes(self, detector, image):
+        """Nominal crops (n, 4) of the faces that detector sees."""
+        return detector.to_crop(detector(image), self.predictor.crop["scale"])
+
+    def _compare(self, known, boxes):
+        """Which of boxes are none of known {track id: box}, and the tracks among these that have no
+        box and are not certain enough without one."""
+        ids = list(known)
+        pairs = _pairs(list(known.values()), boxes)
+        seen = {ids[i] for i in pairs}
         # A hand may pass for a face in one frame: what the detector misses must look better.
-        doubtful = [track for i, track in enumerate(self.tracks) if i not in pairs
+        doubtful = [track for track in self.tracks if track.id in known and track.id not in seen
                     and track.confidence.mean() < UNSEEN * self.min_confidence]
+        return [j for j in range(len(boxes)) if j not in pairs.values()], doubtful
+
+    def _drop(self, doubtful):
         self.tracks = [track for track in self.tracks if track not in doubtful]
         self.lost += doubtful
-        new = [j for j in range(len(boxes)) if j not in pairs.values()]
-        points, confidence, wanted = refine(self.predictor, image, boxes[new])
-        good = [i for i, j in enumerate(new) if self._is_face(confidence[i], wanted[i], image)
-                and overlap(wanted[i][None], boxes[j][None]) > 0.25]
-        back = {j: i for i, j in _pairs([track.expected(time) for track in self.lost],
-                                        wanted[good]).items()}
+
+    def _start(self, image, boxes):
+        """Points (n, K, 2), confidence (n, K) and nominal crops (n, 4) of those boxes in which, or
+        near which, there is a face."""
+        points, confidence, wanted = refine(self.predictor, image, boxes)
+        good = [i for i in range(len(boxes)) if self._is_face(confidence[i], wanted[i], image)
+                and overlap(wanted[i][None], boxes[i][None]) > 0.25]
+        return points[good], confidence[good], wanted[good]
+
+    def _add(self, points, confidence, wanted, time):
+        """Tracks of new faces, or of lost ones that are back."""
         lost = list(self.lost)
-        for j, i in enumerate(good):
-            if not _is_apart(wanted[i], self.tracks):
+        back = {j: i for i, j in _pairs([track.expected(time) for track in lost], wanted).items()}
+        for j in range(len(wanted)):
+            if not _is_apart(wanted[j], self.tracks):
                 continue
-            track = Track(self.next_id, points[i], points[i], confidence[i], wanted[i], time,
+            track = Track(self.next_id, points[j], points[j], confidence[j], wanted[j], time,
                           self._filter())
             if j in back:
                 track.id, track.velocity = lost[back[j]].id, lost[back[j]].velocity
@@ -244,12 +349,20 @@ class Tracker:
 
 
 def _centre(box):
-    return (box[:2] + box[2:]) / 2
+    """x, y of the middle of a box (4,). Plain numbers: numpy is slow on so few."""
+    x_min, y_min, x_max, y_max = (float(v) for v in box)
+    return (x_min + x_max) / 2, (y_min + y_max) / 2
+
+
+def _side(box):
+    """The longer side of a box (4,)."""
+    x_min, y_min, x_max, y_max = (float(v) for v in box)
+    return max(x_max - x_min, y_max - y_min)
 
 
 def _is_apart(box, tracks):
     """Whether box (4,) is another face than those of tracks."""
-    return not tracks or overlap(box[None], [track.box for track in tracks]).max() <= 0.5
+    return not tracks or overlap(box[None], [track.box for track in tracks]).max() <= SAME_FACE
 
 
 def _pairs(boxes, others, least=0.3):
