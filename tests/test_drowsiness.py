@@ -150,6 +150,24 @@ def test_a_short_loss_keeps_the_state_and_the_event():
     assert set(states[75:90]) == {"microsleep"}
 
 
+@pytest.mark.parametrize("level, seconds, found", [
+    (0.35, 0.4, [("sleep", 4.0)]),        # Lids that quiver: a third open, and not for long.
+    (0.35, 0.6, [("sleep", 3.0)]),        # A droop: neither end is long enough for a microsleep.
+    (0.90, 0.2, [("sleep", 3.0)]),        # They were open, if only for six frames.
+    (0.90, 0.05, [("sleep", 4.0)])])      # No lid is that fast.
+def test_a_sleepers_lids_may_quiver(level, seconds, found):
+    def openness(t):
+        return 1.0 if not 10 <= t < 14 else level if 13 <= t < 13 + seconds else 0.0
+
+    person, events = Drowsiness(), []
+    for i in range(480):
+        one = openness(i / RATE)
+        events += person.update((one, one), one <= 0.2, i / RATE)
+    assert person.state == "drowsy", "who has just slept"
+    long = [event for event in events if event.kind == "sleep"]
+    assert [(event.kind, round(event.end - event.start, 0)) for event in long] == found
+
+
 @pytest.mark.parametrize("open_level", [0.55, 0.8, 1.0])
 @pytest.mark.parametrize("rate", [15, 30, 60])
 def test_blinks_are_counted(open_level, rate):
