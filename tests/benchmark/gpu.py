@@ -45,8 +45,8 @@ class Size:
     def __init__(self, quick):
         self.input = 64 if quick else 256
         self.faces = {"train": 64, "test": 8} if quick else drawn.COUNTS
-        self.backbones = ["irnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0"] if quick \
-            else ["irnet18", "mobilenetv3_large_100", "tf_efficientnet_lite0"]
+        self.backbones = ["mobilenetv3_small_050"] if quick else \
+            ["irnet18", "mobilenetv3_large_100", "tf_efficientnet_lite0"]
         self.batches = [8] if quick else [32, 64, 128]
         self.warm, self.seconds, self.profiled = (0.2, 0.5, 0.2) if quick else (2, 3, 1)
         # Of resume and ranks.
