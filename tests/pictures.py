@@ -5,19 +5,17 @@ that moves before the camera. Flags of demo.py may follow.
 """
 import argparse
 import pathlib
-import sys
 import tempfile
 
 import cv2
-import matplotlib.cbook
 import numpy
 import PIL.Image
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import demo  # noqa: E402
-from tests import drawn_driver  # noqa: E402
+import demo
+from tests import drawn_driver
+from utils.args import ROOT
+from utils.data.photo import read_photo
+from utils.video import sources
 
 RATE = 20
 # When the driver's eyes are open, in seconds: three blinks, then sleep, late enough for PERCLOS to
@@ -38,8 +36,7 @@ def driver(time):
 
 def portrait(time):
     """A frame BGR uint8 of the portrait, which sways once a second and comes a little nearer."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-        photo = cv2.cvtColor(numpy.array(PIL.Image.open(file).convert("RGB")), cv2.COLOR_RGB2BGR)
+    photo = cv2.cvtColor(read_photo(sources.find_source("sample")[1]), cv2.COLOR_RGB2BGR)
     turn = 2 * numpy.pi * time
     matrix = cv2.getRotationMatrix2D((260, 240), 4 * numpy.sin(turn), 0.95 - 0.1 * numpy.cos(turn))
     matrix[:, 2] += (160 - 260 + 8 * numpy.sin(turn), 170 - 240)

@@ -10,7 +10,6 @@ import numpy
 import torch
 
 from utils.data import augment, shutting
-from utils.errors import UserError
 from utils.landmarks import lids
 
 EYE = 14  # Numbers of an eye: see _eye_numbers.
@@ -172,13 +171,13 @@ class BatchedLoader:
     def __iter__(self):
         data = self.dataset
         for keys in self.sampler:
-            wanted = [index for _, index in keys]
-            indices = [self._readable(index) for index in wanted]
-            bad = [a if a != b else -1 for a, b in zip(wanted, indices)]
-            records = [data.augmentation.draw(data.points[index], data.margin,
-                                              self.cache.sides[index], data.size,
+            found = [data.readable(wanted, self._side) for _, wanted in keys]
+            bad = [-1 if index == wanted else wanted
+                   for (_, wanted), (index, _) in zip(keys, found)]
+            records = [data.augmentation.draw(data.points[index], data.margin, side, data.size,
                                               data.generator(epoch, index))
-                       for (epoch, _), index in zip(keys, indices)]
+                       for (epoch, _), (index, side) in zip(keys, found)]
+            indices = [index for index, _ in found]
             crops = self.cache.crops[self.batch.send(numpy.array(indices))]
             landmarks = torch.from_numpy(numpy.stack([record.landmarks for record in records]))
             if self.device.type == "cuda":
@@ -186,13 +185,9 @@ class BatchedLoader:
             yield (self.batch(crops, records), landmarks, torch.tensor(indices),
                    torch.tensor(bad))
 
-    def _readable(self, index):
-        """The index itself, or the next one whose image can be read. Raises UserError."""
-        count = len(self.cache.sides)
-        for step in range(count):
-            if self.cache.sides[(index + step) % count]:
-                return (index + step) % count
-        raise UserError(f"{self.dataset.faces.images[index]} and all others cannot be read")
+    def _side(self, index):
+        """Of a crop in pixels, None where it cannot be read."""
+        return self.cache.sides[index] or None
 
 
 def _sample(images, x, y, outside):
@@ -214,11 +209,9 @@ def _correlate(images, kernels):
 
 
 def _eye_numbers(points, share, contour):
-    """What _shut needs of an eye; nothing moves where a landmark is missing."""
-    if numpy.isnan(points[contour]).any():
-        return numpy.zeros(EYE)
-    eye = lids.Eye(points, contour)
-    if eye.width < 2:
+    """What _shut needs of an eye; nothing moves where a landmark is missing or the eye is tiny."""
+    eye = None if numpy.isnan(points[contour]).any() else lids.Eye(points, contour)
+    if eye is None or eye.width < 2:
         return numpy.zeros(EYE)
     return numpy.concatenate([eye.origin, eye.along, eye.across, [eye.width ** -2], eye.upper,
                               eye.lower, eye.meeting, [share]])

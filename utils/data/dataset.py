@@ -1,6 +1,7 @@
 """A prepared set to samples: reading its lists, the Dataset, and the order of an epoch."""
 import csv
 import dataclasses
+import itertools
 import pathlib
 import random
 
@@ -287,16 +288,9 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        stored, bad = self._stored(index), -1
-        if stored is None:
-            bad = index
-            for step in range(1, len(self.faces)):
-                index = (bad + step) % len(self.faces)
-                stored = self._stored(index)
-                if stored is not None:
-                    break
-            else:
-                raise UserError(f"{self.faces.images[bad]} and all others cannot be read")
+        wanted = index
+        index, stored = self.readable(wanted, self._stored)
+        bad = -1 if index == wanted else wanted
         if self.augmentation is None:
             image = augment.plain(stored, self.margin, self.size)
             landmarks = self.points[index].astype(numpy.float32)
@@ -304,6 +298,15 @@ class FaceDataset(torch.utils.data.Dataset):
             image, landmarks = self.augmentation(stored, self.points[index], self.margin, self.size,
                                                  self.generator(epoch, index))
         return torch.from_numpy(image), torch.from_numpy(landmarks), index, bad
+
+    def readable(self, index, look):
+        """(index, look(index)) of this index, or of the next one where look gives None. Raises
+        UserError where it does so for all."""
+        for other in itertools.chain((index,), range(index + 1, len(self.faces)), range(index)):
+            found = look(other)
+            if found is not None:
+                return other, found
+        raise UserError(f"{self.faces.images[index]} and all others cannot be read")
 
     def generator(self, epoch, index):
         """The random generator of a face in an epoch."""

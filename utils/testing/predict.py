@@ -24,15 +24,12 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     crop.prepare_fork()
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
-    keep = kept == [] and len(mine) * 3 * size**2 <= KEPT
-    found, unreadable, batches = [], [], []
+    if kept == [] and len(mine) * 3 * size**2 <= KEPT:
+        kept += list(loader)
+    found, unreadable = [], []
     for images, _, _, bad in kept or loader:
-        if keep:
-            batches.append((images, None, None, bad))
         unreadable += bad[bad >= 0].tolist()
         found.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
-    if keep:
-        kept += batches
     part = list(mine), found, unreadable
     parts = ranks.collect(part) if ranks else [part]
     for *_, unreadable in parts:
