@@ -8,7 +8,7 @@ import painted_faces
 import pytest
 
 from utils.args import load_args
-from utils.data import eye_states
+from utils.data import eye_states, pseudo_labels
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.errors import UserError
@@ -46,8 +46,8 @@ class Steady(painted_faces.Painted):
 
 @pytest.fixture
 def painted(monkeypatch):
-    monkeypatch.setattr(eye_states.predictors, "Predictor", Steady)
-    monkeypatch.setattr(eye_states, "get_detector", lambda name: painted_faces.detector())
+    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", Steady)
+    monkeypatch.setattr(pseudo_labels, "get_detector", lambda name: painted_faces.detector())
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
     before = PreparedSet(labelled)
     output = DataGenerator(photos, labelled=labelled, teacher="teacher.pt").run()
     assert output == labelled.with_name("faces+lids-64")
-    assert "2 faces with shut eyes, each listed 2 times, and 1 with open ones; 2 left out" \
+    assert "2 faces with shut eyes, each listed 2 times, and 1 with open ones join; 2 left out" \
         in capsys.readouterr().out
     problems = (output / "problems.txt").read_text()
     assert "broken.jpg: it cannot be read" in problems
     assert "none.png: no face was found" in problems and "notes" not in problems
     joined = PreparedSet(output)
     added = joined.lists["train"].points[len(before.lists["train"]):]
-    assert len(added) == 2 * eye_states.REPEAT + 1
+    assert len(added) == 2 * pseudo_labels.REPEAT + 1
     ratio = numpy.array([lids.aspect_ratios(face, SCHEMES["300W"]) for face in added]).mean(1)
     assert (ratio[:-1] < 0.06).all() and ratio[-1] > 0.2
     # The nominal crop lies around the larger face, as the set's rule says, and the picture with it.
@@ -95,22 +95,23 @@ def test_a_face_whose_mirrored_landmarks_lie_elsewhere_is_left_out(photos, label
         return points + (0.2, 0), confidence  # To the right in both views.
 
     monkeypatch.setattr(Steady, "__call__", doubtful)
-    eye_states.prepare(photos, labelled, "teacher.pt", output_dir=tmp_path / "out")
+    with pytest.raises(UserError, match="no face could be labelled"):
+        pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=tmp_path / "out")
     assert (tmp_path / "out" / "problems.txt").read_text().count("% off, measured as NME") == 3
 
 
 def test_once_more_replaces_it_and_never_the_set_itself(photos, labelled, painted, tmp_path):
     output = tmp_path / "out"
     for _ in range(2):
-        eye_states.prepare(photos, labelled, "teacher.pt", output_dir=output)
-    assert (output / "train.txt").read_text().count("eyes_closed_a") == eye_states.REPEAT
+        pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=output)
+    assert (output / "train.txt").read_text().count("eyes_closed_a") == pseudo_labels.REPEAT
     assert "eyes_" not in (labelled / "train.txt").read_text()
     with pytest.raises(UserError, match="is the set itself"):
-        eye_states.prepare(photos, labelled, "teacher.pt", output_dir=labelled)
+        pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=labelled)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="exists and is no prepared set"):
-        eye_states.prepare(photos, labelled, "teacher.pt", output_dir=tmp_path / "mine")
+        pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=tmp_path / "mine")
 
 
 def test_names_choose_photos(photos, tmp_path):
@@ -146,7 +147,7 @@ def test_mistakes_are_one_line(photos, labelled, painted, tmp_path, monkeypatch)
         eye_states.list_photos(tmp_path)
     with pytest.raises(UserError, match="need labelled=SET"):
         DataGenerator(photos, teacher="teacher.pt")
-    monkeypatch.setattr(eye_states.predictors, "Predictor", lambda path: type("Other", (), {
+    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", lambda path: type("Other", (), {
         "scheme": SCHEMES["WFLW"], "path": path}))
     with pytest.raises(UserError, match="has the WFLW scheme, the set 300W"):
-        eye_states.prepare(photos, labelled, "teacher.pt")
+        pseudo_labels.prepare(photos, labelled, ["teacher.pt"])

@@ -67,9 +67,9 @@ class Options:
     nominal crop the images are. val: share of the training photos held out; 0: none, and the last
     epoch of a training is its best. workers: processes,
     else one a core. labelled: the prepared set that photos without landmarks are to be trained with
-    (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights that lay the
-    landmarks of such photos, whose eyes are shut in closed/ and open in open/ (see
-    eye_states.prepare); names: which of them. exif: "obey" where labels were made on photos as a
+    (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights, or a list of them,
+    that lay the landmarks of such photos, which then join the labelled ones (see
+    pseudo_labels.prepare); names: which of those in closed/ and open/. exif: "obey" where labels were made on photos as a
     person sees them, "ignore" where on the pixels as stored, None: ignore in the published sets,
     whose annotators did, else obey. one_based: whether the pixels of a CSV file count from 1.
     """
@@ -85,7 +85,7 @@ class Options:
     detector: str = "haar"
     exif: str | None = None
     one_based: bool = False
-    teacher: str | None = None
+    teacher: str | list | None = None
     names: str = "none"
 
     def __post_init__(self):
@@ -108,8 +108,13 @@ class Options:
             raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
                             "prepared set they are to be trained with (--labelled SET)")
         if self.teacher is not None and self.labelled is None:
-            raise UserError("a teacher is for photos of shut and open eyes, which need "
-                            "labelled=SET: the prepared set they join (--labelled SET)")
+            raise UserError("a teacher is for photos without landmarks, which need labelled=SET: "
+                            "the prepared set they join (--labelled SET)")
+        if self.teacher is not None and self.boxes is not None:
+            raise UserError("boxes are for an unlabelled set; where a teacher lays the landmarks, "
+                            "the detector finds the faces (leave --boxes out)")
+        if isinstance(self.teacher, str | pathlib.Path):
+            self.teacher = [self.teacher]
 
 
 class DataGenerator:
@@ -140,9 +145,9 @@ class DataGenerator:
         """Prepare the set, print the table of counts, return the set's folder."""
         options = self.options
         if options.teacher is not None:
-            from utils.data import eye_states
-            return eye_states.prepare(self.folders[0], options.labelled, options.teacher,
-                                      options.detector, options.names, self.output_dir)
+            from utils.data import pseudo_labels
+            return pseudo_labels.prepare(self.folders[0], options.labelled, options.teacher,
+                                         options.detector, options.names, self.output_dir)
         if options.labelled is not None:
             from utils.data.unlabelled import prepare  # It imports torch, which takes seconds.
             return prepare(self.folders[0], options.labelled, options.boxes, options.detector,
@@ -521,10 +526,11 @@ def main(argv=None):
                              "pixels as stored [published sets: ignore, else obey]")
     parser.add_argument("--one-based", action="store_true",
                         help="the pixels of the .csv file count from 1")
-    parser.add_argument("--teacher", help="weights that label photos in closed/ and open/, faces "
-                                          "with shut and open eyes, which join --labelled")
-    parser.add_argument("--names", default="none",
-                        help="which of these: a list of files, or LIST:PART of one with parts")
+    parser.add_argument("--teacher", nargs="+",
+                        help="weights that label photos without landmarks (several: their mean), "
+                             "which join --labelled; eyes in closed/ are shut, in open/ open")
+    parser.add_argument("--names", default="none", help="which photos of closed/ and open/: a list "
+                        "of files, or LIST:PART of one with parts")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

@@ -1,0 +1,106 @@
+"""Photos without landmarks that teachers label: which faces join a set, and where their landmarks
+lie."""
+import cv2
+import numpy
+import painted_faces
+import pytest
+
+from utils.data import pseudo_labels
+from utils.data.dataset import PreparedSet
+from utils.data.generator import DataGenerator, main
+from utils.errors import UserError
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
+
+
+class Teacher(painted_faces.Painted):
+    """Its landmarks lie where its name says: so many hundredths of the face to the right, in the
+    photo as in its mirror image."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        shape = self.shape
+        self.shape = (shape + shape[self.scheme.flip] * (-1, 1) + (1, 0)) / 2
+        self.shift = int(path) / 100
+
+    def __call__(self, images):
+        points, confidence = super().__call__(images)
+        return points + numpy.float32((self.shift, 0)), confidence
+
+
+@pytest.fixture(autouse=True)
+def painted(monkeypatch):
+    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", Teacher)
+    monkeypatch.setattr(pseudo_labels, "get_detector", lambda name: painted_faces.detector())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photos, one with two faces, in folders; the same name twice; one without a face."""
+    folder = tmp_path / "people"
+    for i, (name, faces) in enumerate((("a.png", [(3, 150, 120, 90), (12, 280, 60, 40)]),
+                                       ("more/a.png", [(5, 100, 100, 80)]), ("none.png", []))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        image = painted_faces.paint(painted_faces.background(i), *faces)
+        assert cv2.imwrite(str(folder / name), image[..., ::-1])
+    return folder
+
+
+def added(labelled, output):
+    """(images, points) of the faces that joined the training list."""
+    count = len(PreparedSet(labelled).lists["train"])
+    faces = PreparedSet(output).lists["train"]
+    return [path.name for path in faces.images[count:]], faces.points[count:], faces.boxes[count:]
+
+
+def test_every_face_of_every_photo_joins(photos, drawn_set, tmp_path, capsys):
+    output = DataGenerator(photos, labelled=drawn_set, teacher="0",
+                           output_dir=tmp_path / "out").run()
+    assert "3 faces join; 1 left out" in capsys.readouterr().out
+    assert "none.png: no face was found" in (output / "problems.txt").read_text()
+    names, points, boxes = added(drawn_set, output)
+    assert sorted(names) == ["people_a.jpg", "people_a_2.jpg", "people_a_3.jpg"]
+    # Each box lies where the face was painted, and the landmarks fill it.
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert sorted(map(tuple, middles.round(-1).tolist())) == [(100, 100), (150, 120), (280, 60)]
+    scale = PreparedSet(output).crop["scale"]
+    assert numpy.allclose((points.max(1) - points.min(1)).max(1), 1 / scale, atol=0.02)
+
+
+def test_landmarks_are_the_mean_of_the_teachers(photos, drawn_set, tmp_path):
+    found = {}
+    for teachers in ("0", "4"), ("0",):
+        main([str(photos), "--labelled", str(drawn_set), "--output-dir", str(tmp_path / "out"),
+              "--teacher", *teachers])
+        _, points, boxes = added(drawn_set, tmp_path / "out")
+        found[teachers] = crop.to_photo(points, boxes)
+    # What is to the right in both views of a photo is nowhere in their mean.
+    assert numpy.allclose(found["0", "4"], found["0",], atol=0.6)
+
+
+def test_faces_on_which_teachers_differ_are_left_out(photos, drawn_set, tmp_path):
+    main([str(photos), "--labelled", str(drawn_set), "--output-dir", str(tmp_path / "few"),
+          "--teacher", "0", "-3"])
+    assert len(added(drawn_set, tmp_path / "few")[0]) == 3
+    with pytest.raises(UserError, match="no face could be labelled .*lie [0-9]+ % off"):
+        main([str(photos), "--labelled", str(drawn_set), "--output-dir", str(tmp_path / "none"),
+              "--teacher", "0", "25"])
+
+
+def test_mistakes_are_one_line(photos, drawn_set, tmp_path, monkeypatch):
+    def label(folder=photos, **options):
+        DataGenerator(folder, labelled=drawn_set, teacher=["0"], output_dir=tmp_path / "out",
+                      **options).run()
+
+    with pytest.raises(UserError, match="the detector finds the faces"):
+        label(boxes="boxes.csv")
+    with pytest.raises(UserError, match="names choose photos of closed/ and open/"):
+        label(names="list.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no photo"):
+        label(tmp_path / "empty")
+    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", lambda path: type("Other", (), {
+        "scheme": SCHEMES["WFLW"], "path": path}))
+    with pytest.raises(UserError, match="has the WFLW scheme, the set 300W"):
+        label()

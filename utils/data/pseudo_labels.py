@@ -1,0 +1,162 @@
+"""Photos without landmarks to training faces, with the landmarks that trained models lay there.
+
+A folder of any photos, or one with photos in closed/ and open/ whose eyes are known to be shut or
+open (see eye_states): of shut eyes models know too little, so there the lids are moved to where
+they meet.
+"""
+import csv
+import os
+import pathlib
+import shutil
+
+import numpy
+import tqdm
+
+from utils import predictor as predictors
+from utils.data import eye_states
+from utils.data.dataset import PreparedSet
+from utils.data.photo import read_photo, write_crop
+from utils.data.readers.pts import unique_name, walk
+from utils.errors import UserError
+from utils.landmarks import crop as crops
+from utils.landmarks import lids, metrics, schemes
+from utils.video.detector import get_detector
+from utils.video.sources import IMAGES
+from utils.video.tracker import refine
+
+# A face is left out where landmarks of the mirrored photo, or of another teacher, lie further off,
+# as NME: on faces of 300W it is at 0.01 to 0.03, above this limit on the wrong one or on none.
+DOUBT = 0.1
+# How often a shut face is listed: they are few, and each is one kind of shut eye.
+REPEAT = 2
+
+
+class Teachers:
+    """Landmarks of the faces of a photo: the mean over models and over the photo and its mirror
+    image.
+
+    paths: weights (.pt or .onnx) that lay all points of scheme. Raises UserError for others.
+    """
+
+    def __init__(self, paths, scheme):
+        self.scheme, self.models = scheme, [predictors.Predictor(path) for path in paths]
+        for model in self.models:
+            if not schemes.fits(scheme, model.scheme) or scheme.base is not None:
+                raise UserError(f"teacher {model.path}: has the {model.scheme.name} scheme, the set "
+                                f"{scheme.name}; the teacher lays all points of the set")
+
+    def __call__(self, image, boxes, detector):
+        """A photo (H, W, 3) and boxes (n, 4) of its detector to landmarks (n, K, 2) in pixels, and
+        how far one of the means' parts lies from the first (n,), as NME."""
+        width, found = image.shape[1], []
+        mirrored = numpy.ascontiguousarray(image[:, ::-1])
+        for model in self.models:
+            points, _, laid = refine(model, image, detector.to_crop(boxes, model.crop["scale"]))
+            other = laid * (-1, 1, -1, 1) + (width - 1, 0, width - 1, 0)
+            again, _, _ = refine(model, mirrored, other[:, [2, 1, 0, 3]], passes=1)
+            found += [points, again[:, self.scheme.flip] * (-1, 1) + (width - 1, 0)]
+        first = found[0]
+        sizes = metrics.divisors(first, self.scheme.divisor, laid)
+        doubt = numpy.max([metrics.nme(points, first, sizes) for points in found[1:]], 0)
+        return numpy.mean(found, 0), doubt
+
+
+def prepare(folder, labelled, teachers, detector="haar", names="none", output_dir=None):
+    """A copy of a prepared set with the faces of folder in its training list; returns its folder.
+
+    Every face of a photo joins; of a photo in closed/ or open/ the largest one. labelled: the
+    prepared set (its folder). teachers: see Teachers. detector: haar or an .onnx. names: see
+    eye_states.list_photos. Raises UserError.
+    """
+    folder, prepared = pathlib.Path(folder), PreparedSet(labelled)
+    photos = _photos(folder, names)
+    if prepared.size is None:
+        raise UserError(f"{prepared.folder}: has no set.yaml, so the crop is not known; prepare it "
+                        f"with util.DataGenerator")
+    if not prepared.scheme.mirrors:
+        raise UserError(f"{prepared.folder}: its scheme has flip: none, so that mirrored faces "
+                        f"cannot say how sure a teacher is")
+    teachers = Teachers(teachers, prepared.scheme)
+    known = photos[0][1] is not None
+    if known:
+        lids.aspect_ratios(prepared.scheme.mean_face, prepared.scheme)  # Or say: it has no eyes.
+    name = f"{prepared.folder.name.removesuffix(f'-{prepared.size}')}+{folder.name}"
+    output = pathlib.Path(output_dir or prepared.folder.with_name(f"{name}-{prepared.size}"))
+    _copy(prepared.folder, output)
+    detector, problems, rows, lines = get_detector(detector).thorough(), [], [], []
+    taken = {path.stem for faces in prepared.lists.values() for path in faces.images}
+    for path, closed in tqdm.tqdm(photos, desc="photos", unit="photo"):
+        image = read_photo(path, upright=True)
+        if image is None:
+            problems.append(f"{path}: it cannot be read\n")
+            continue
+        boxes = detector(image)[:, :4]
+        if not len(boxes):
+            problems.append(f"{path}: no face was found\n")
+            continue
+        if known:
+            boxes = boxes[[(boxes[:, 2:] - boxes[:, :2]).max(1).argmax()]]
+        for points, doubt in zip(*teachers(image, boxes, detector)):
+            if not doubt <= DOUBT:
+                problems.append(f"{path}: its landmarks mirrored, or of another teacher, lie "
+                                f"{100 * doubt:.0f} % off, measured as NME\n")
+                continue
+            points = lids.close(points, prepared.scheme) if closed else points
+            source = "eyes" if known else folder.name
+            where = f"{path.parent.name}_{path.stem}" if known else path.stem
+            target = f"images/{unique_name(f'{source}_{where}', taken)}.jpg"
+            box = crops.face_box(points, prepared.crop["rule"], prepared.crop["scale"])
+            write_crop(output / target, crops.cut(image, crops.grow(box, prepared.margin),
+                                                  round(prepared.size * prepared.margin)))
+            numbers = " ".join(f"{v:.7f}" for v in crops.to_crop(points, box).flatten())
+            lines += [f"{target} {numbers}\n"] * (REPEAT if closed else 1)
+            # Nothing is published of these photos: both boxes are ours.
+            rows.append([target, path.resolve(), source, *(f"{v:.4f}" for v in (*box, *box))])
+    (output / "problems.txt").write_text("".join(problems), encoding="utf-8", errors="replace")
+    if not rows:
+        raise UserError(f"{folder}: no face could be labelled ({problems[0].strip()})")
+    with open(output / "sources.csv", "a", newline="", encoding="utf-8",
+              errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)
+    with open(output / "train.txt", "a", encoding="utf-8") as file:
+        file.writelines(lines)
+    shut = sum(row[0].startswith("images/eyes_closed") for row in rows) if known else 0
+    kinds = (f"{shut} faces with shut eyes, each listed {REPEAT} times, and {len(rows) - shut} with "
+             f"open ones" if known else f"{len(rows)} faces")
+    print(f"{output}: {kinds} join; {len(problems)} left out, see problems.txt")
+    return output
+
+
+def _photos(folder, names):
+    """[(path, whether its eyes are shut, None where that is not known)], one at least."""
+    if any((folder / state).is_dir() for state in eye_states.STATES):
+        return eye_states.list_photos(folder, names)
+    if names != "none":
+        raise UserError(f"{folder}: names choose photos of closed/ and open/, which it has not")
+    found = [(path, None) for path in walk(folder) if path.suffix.lower() in IMAGES]
+    if not found:
+        raise UserError(f"{folder}: holds no photo")
+    return found
+
+
+def _copy(folder, output):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not (output / "set.yaml").is_file():
+            raise UserError(f"{output}: exists and is no prepared set; give another "
+                            f"output_dir=FOLDER (--output-dir FOLDER) or empty it")
+        if output.resolve() == folder.resolve():
+            raise UserError(f"{output}: is the set itself; give another output_dir=FOLDER "
+                            f"(--output-dir FOLDER)")
+        shutil.rmtree(output)
+    # Crops are never written to again: links save the room where the disk can have them.
+    shutil.copytree(folder, output, copy_function=_link)
+
+
+def _link(source, target):
+    if pathlib.Path(source).suffix != ".jpg":
+        return shutil.copy2(source, target)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
