@@ -49,6 +49,8 @@ def dispatch(request):
         args.exp = request.args.exp
         if args.dump_pseudo and "train" not in actions:
             dump_pseudo(args)
+        if "fit_shape" in actions:
+            fit_shape(args, actions)
         if actions & {"train", "export", "test_onnx"}:
             export(args, actions)
         if actions & {"test", "test_onnx"}:
@@ -91,6 +93,13 @@ def export(args, actions):
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     if path.is_file() and not path.with_suffix(".onnx").is_file():
         export.export_weights(path)
+
+
+def fit_shape(args, actions):
+    """Fit what a model's landmarks together say of each one's error."""
+    from utils.training import shape_fit
+    if shape_fit.fit_weights(args) and not actions & {"train", "export"}:
+        export(args, {"export"})
 
 
 def test(args, actions):

@@ -30,7 +30,9 @@ class LandmarkNet(torch.nn.Module):
                                 else scheme.with_mean_face(neighbour_face), num_nb, merge)
         else:
             self.head = RegressionHead(self.backbone.channels, scheme)
-        self.lids = None  # A nets.lids.LidHead, where one was fitted (main.py --fit-eyes).
+        # Heads fitted after training, where they were: nets.shape.ShapeHead (main.py --fit-shape)
+        # and nets.lids.LidHead (--fit-eyes).
+        self.shape = self.lids = None
         # The constants of ImageNet, which timm's weights expect, for pixels of 0..255.
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -49,11 +51,19 @@ class LandmarkNet(torch.nn.Module):
     def predict(self, images):
         """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
         features = self.backbone(self.normalise(images))
-        landmarks, confidence = self.head.predict(features)
+        landmarks, confidence = self.locate(features)
         if self.lids is None:
             return landmarks, confidence
         with full_precision(features):
             return self.lids(precise(features), landmarks), confidence
+
+    def locate(self, features):
+        """Features (N, C, G, G) to landmarks and confidence, without what the lids do to them."""
+        landmarks, confidence = self.head.predict(features)
+        if self.shape is None:
+            return landmarks, confidence
+        with full_precision(features):
+            return self.shape(precise(landmarks)), confidence
 
 
 def check_size(input_size, stride, name="", only=None):

@@ -46,6 +46,7 @@ ACTIONS = {
     "int8": "export, and a .int8.onnx calibrated on training crops of --data-dir or --data",
     "raw": "export, and a .raw.onnx of the maps alone for OpenCV, ncnn, TensorRT and their like",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
+    "fit_shape": "fit what a .pt's landmarks together say of each one's error, on --data-dir",
     "fit_eyes": "find a model's limits of shut and open eyes on --data-dir with closed/ and open/",
     "test_eyes": "score shut and open eyes on such a folder",
     "compare": "print the table of all experiments",
@@ -205,7 +206,7 @@ def parse(argv=None):
     if not actions - {"resume"} and "dump_pseudo" not in found:
         if "resume" not in actions:
             raise UserError("nothing to do: give --train, --test, --export, --test-onnx, "
-                            "--fit-eyes, --test-eyes or --compare (see main.py --help)")
+                            "--fit-shape, --fit-eyes, --test-eyes or --compare (see main.py --help)")
         actions |= {"train"}
     args = load_args(found, path)
     return Request(args, actions, found)

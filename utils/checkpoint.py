@@ -10,6 +10,7 @@ import torch
 
 from nets.backbone import reparameterise
 from nets.lids import LidHead
+from nets.shape import ShapeHead
 from nets.model import LandmarkNet, check_size
 from utils.args import KINDS, load_args
 from utils.errors import UserError
@@ -112,17 +113,21 @@ def build_model(args, scheme, neighbour_face=None, timm_weights=False):
     return model
 
 
-def without_lids(weights):
-    """Weights without those of the lid head, which main.py --fit-eyes adds to a trained network."""
-    return {k: v for k, v in weights.items() if not k.startswith("lids.")}
+FITTED = ("lids", "shape")
 
 
-def load_model(path, device="cpu", lids=True, **overrides):
+def without(weights, *heads):
+    """Weights without those of heads that main.py --fit-eyes (`lids`) and --fit-shape (`shape`) add
+    to a trained network."""
+    return {k: v for k, v in weights.items() if k.split(".")[0] not in heads}
+
+
+def load_model(path, device="cpu", lids=True, shape=True, **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
-    `input_size` and `eyes` (lids.Limits). lids: whether its lid head, where it has one, draws shut
-    lids together. overrides: settings of the model to change, such as merge. Raises UserError.
+    `input_size` and `eyes` (lids.Limits). lids, shape: whether the heads that were fitted to it, if
+    they were, draw shut lids together and correct shapes. overrides: settings of the model to change, such as merge. Raises UserError.
     """
     state = read(path)
     try:
@@ -134,10 +139,11 @@ def load_model(path, device="cpu", lids=True, **overrides):
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}
-        if not lids:
-            weights = without_lids(weights)
-        elif "lids.weight" in weights and scheme.eyes:
+        weights = without(weights, *["lids"] * (not lids), *["shape"] * (not shape))
+        if "lids.weight" in weights and scheme.eyes:
             model.lids = LidHead(model.backbone.channels, scheme.eyes)
+        if "shape.weight" in weights:
+            model.shape = ShapeHead(scheme.points)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -48,7 +48,8 @@ def publish(source, target, with_onnx=True, other=None, share=0.0):
 
 
 def _mean_weights(state, other, share):
-    weights, others = (checkpoint.without_lids(checkpoint.weights_of(s)) for s in (state, other))
+    weights, others = (checkpoint.without(checkpoint.weights_of(s), *checkpoint.FITTED)
+                       for s in (state, other))
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in others.items()}:
         raise UserError("weights of another network have no mean; give those it was trained from")
     return {k: (1 - share) * v.float() + share * others[k].float() if v.is_floating_point() else v

@@ -67,7 +67,8 @@ def export_weights(path, opset):
     model = checkpoint.load_model(path)
     print(f"exporting {target} and {target.with_suffix('.json').name}"
           + (" (the lid head is no part of the maps: shut eyes keep open lids)"
-             if model.lids is not None else ""))
+             if model.lids is not None else "")
+          + (" (nor is the shape head)" if model.shape is not None else ""))
     return export_raw(model, target, opset)
 
 

@@ -199,7 +199,7 @@ def keep(limits, head, path):
         return
     state = checkpoint.read(path)
     if head is not None:
-        state["weights"] = checkpoint.without_lids(checkpoint.weights_of(state)) | {
+        state["weights"] = checkpoint.without(checkpoint.weights_of(state), "lids") | {
             f"lids.{name}": value for name, value in head.state_dict().items()}
     checkpoint.save({**state, "eyes": limits.state()}, path)
 

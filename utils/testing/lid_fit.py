@@ -65,7 +65,7 @@ def _features(predictor, readings):
         images = torch.from_numpy(numpy.stack([*crops, *(c[:, ::-1] for c in crops)]))
         with torch.inference_mode():
             features = model.backbone(model.normalise(images.permute(0, 3, 1, 2).to(device)))
-            landmarks, _ = model.head.predict(features)
+            landmarks, _ = model.locate(features)
             rows.append(head.features_at(features, landmarks).cpu().numpy())
     return numpy.stack(rows)
 
