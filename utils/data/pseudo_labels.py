@@ -87,19 +87,10 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
     taken = {path.stem for faces in prepared.lists.values() for path in faces.images}
     for path, closed in tqdm.tqdm(photos, desc="photos", unit="photo"):
         image = read_photo(path, upright=True)
-        if image is None:
-            problems.append(f"{path}: it cannot be read\n")
-            continue
-        boxes = detector(image)[:, :4]
-        if not len(boxes):
-            problems.append(f"{path}: no face was found\n")
-            continue
-        if known:
-            boxes = boxes[[(boxes[:, 2:] - boxes[:, :2]).max(1).argmax()]]
-        for points, doubt in zip(*teachers(image, boxes, detector)):
-            if not doubt <= DOUBT:
-                problems.append(f"{path}: its landmarks mirrored, or of another teacher, lie "
-                                f"{100 * doubt:.0f} % off, measured as NME\n")
+        for points in (["it cannot be read"] if image is None else
+                       _label(image, teachers, detector, known)):
+            if isinstance(points, str):
+                problems.append(f"{path}: {points}\n")
                 continue
             points = lids.close(points, prepared.scheme) if closed else points
             source = "eyes" if known else folder.name
@@ -137,6 +128,19 @@ def _photos(folder, names):
     if not found:
         raise UserError(f"{folder}: holds no photo")
     return found
+
+
+def _label(image, teachers, detector, largest):
+    """Landmarks (K, 2) in pixels of each face of a photo, or of the largest alone; instead of
+    them, why a face or the photo is left out."""
+    boxes = detector(image)[:, :4]
+    if not len(boxes):
+        return ["no face was found"]
+    if largest:
+        boxes = boxes[[(boxes[:, 2:] - boxes[:, :2]).max(1).argmax()]]
+    return [points if doubt <= DOUBT else
+            f"its landmarks mirrored, or of another teacher, lie {100 * doubt:.0f} % off, measured "
+            f"as NME" for points, doubt in zip(*teachers(image, boxes, detector))]
 
 
 def _copy(folder, output):
