@@ -206,7 +206,8 @@ def parse(argv=None):
     if not actions - {"resume"} and "dump_pseudo" not in found:
         if "resume" not in actions:
             raise UserError("nothing to do: give --train, --test, --export, --test-onnx, "
-                            "--fit-shape, --fit-eyes, --test-eyes or --compare (see main.py --help)")
+                            "--fit-shape, --fit-eyes, --test-eyes or --compare (see main.py "
+                            "--help)")
         actions |= {"train"}
     args = load_args(found, path)
     return Request(args, actions, found)

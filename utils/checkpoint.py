@@ -10,8 +10,8 @@ import torch
 
 from nets.backbone import reparameterise
 from nets.lids import LidHead
-from nets.shape import ShapeHead
 from nets.model import LandmarkNet, check_size
+from nets.shape import ShapeHead
 from utils.args import KINDS, load_args
 from utils.errors import UserError
 from utils.landmarks.lids import Limits
@@ -127,7 +127,8 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
     `input_size` and `eyes` (lids.Limits). lids, shape: whether the heads that were fitted to it, if
-    they were, draw shut lids together and correct shapes. overrides: settings of the model to change, such as merge. Raises UserError.
+    they were, draw shut lids together and correct shapes. overrides: settings of the model to
+    change, such as merge. Raises UserError.
     """
     state = read(path)
     try:

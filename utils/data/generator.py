@@ -69,9 +69,10 @@ class Options:
     else one a core. labelled: the prepared set that photos without landmarks are to be trained with
     (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights, or a list of them,
     that lay the landmarks of such photos, which then join the labelled ones (see
-    pseudo_labels.prepare); names: which of those in closed/ and open/. exif: "obey" where labels were made on photos as a
-    person sees them, "ignore" where on the pixels as stored, None: ignore in the published sets,
-    whose annotators did, else obey. one_based: whether the pixels of a CSV file count from 1.
+    pseudo_labels.prepare); names: which of those in closed/ and open/. exif: "obey"
+    where labels were made on photos as a person sees them, "ignore" where on the pixels as stored,
+    None: ignore in the published sets, whose annotators did, else obey. one_based: whether the
+    pixels of a CSV file count from 1.
     """
     layout: str | None = None
     scheme: str | None = None

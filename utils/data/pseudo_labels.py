@@ -42,8 +42,8 @@ class Teachers:
         self.scheme, self.models = scheme, [predictors.Predictor(path) for path in paths]
         for model in self.models:
             if not schemes.fits(scheme, model.scheme) or scheme.base is not None:
-                raise UserError(f"teacher {model.path}: has the {model.scheme.name} scheme, the set "
-                                f"{scheme.name}; the teacher lays all points of the set")
+                raise UserError(f"teacher {model.path}: has the {model.scheme.name} scheme, the "
+                                f"set {scheme.name}; the teacher lays all points of the set")
 
     def __call__(self, image, boxes, detector):
         """A photo (H, W, 3) and boxes (n, 4) of its detector to landmarks (n, K, 2) in pixels, and
@@ -112,8 +112,9 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
     with open(output / "train.txt", "a", encoding="utf-8") as file:
         file.writelines(lines)
     shut = sum(row[0].startswith("images/eyes_closed") for row in rows) if known else 0
-    kinds = (f"{shut} faces with shut eyes, each listed {REPEAT} times, and {len(rows) - shut} with "
-             f"open ones" if known else f"{len(rows)} faces")
+    kinds = f"{len(rows)} faces" if not known else (
+        f"{shut} faces with shut eyes, each listed {REPEAT} times, and {len(rows) - shut} with "
+        f"open ones")
     print(f"{output}: {kinds} join; {len(problems)} left out, see problems.txt")
     return output
 
