@@ -113,8 +113,9 @@ def draw(args):
     left.legend(fontsize=8)
     faces = [(float(count), float(nme)) for count, nme in rows("training faces")]
     right.plot(*zip(*faces), "o-")
-    right.axhspan(*(numpy.mean([v for _, v in faces]) + spread for spread in (-0.088, 0.088)),
-                  alpha=0.2, label="another seed: 0.088 to either side of the mean")
+    middle, spread = numpy.mean([nme for _, nme in faces]), float(rows("augmentation")[0][-1])
+    right.axhspan(middle - spread, middle + spread, alpha=0.2,
+                  label=f"another seed: {spread} to either side of the mean")
     right.set(xlabel="training faces, 1250 steps of 16 each time", ylim=(4.6, 5.2))
     right.legend(fontsize=8)
     for axes in (left, right):

@@ -140,7 +140,8 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}
-        weights = without(weights, *["lids"] * (not lids), *["shape"] * (not shape))
+        unwanted = [name for name, wanted in (("lids", lids), ("shape", shape)) if not wanted]
+        weights = without(weights, *unwanted)
         if "lids.weight" in weights and scheme.eyes:
             model.lids = LidHead(model.backbone.channels, scheme.eyes)
         if "shape.weight" in weights:

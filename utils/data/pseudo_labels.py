@@ -16,12 +16,12 @@ from utils import predictor as predictors
 from utils.data import eye_states
 from utils.data.dataset import PreparedSet
 from utils.data.photo import read_photo, write_crop
-from utils.data.readers.pts import unique_name, walk
+from utils.data.readers.pts import unique_name
+from utils.data.unlabelled import photos_in
 from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks import lids, metrics, schemes
 from utils.video.detector import get_detector
-from utils.video.sources import IMAGES
 from utils.video.tracker import refine
 
 # A face is left out where landmarks of the mirrored photo, or of another teacher, lie further off,
@@ -78,6 +78,7 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
                         f"cannot say how sure a teacher is")
     teachers = Teachers(teachers, prepared.scheme)
     known = photos[0][1] is not None
+    source = "eyes" if known else folder.name
     if known:
         lids.aspect_ratios(prepared.scheme.mean_face, prepared.scheme)  # Or say: it has no eyes.
     name = f"{prepared.folder.name.removesuffix(f'-{prepared.size}')}+{folder.name}"
@@ -93,7 +94,6 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
                 problems.append(f"{path}: {points}\n")
                 continue
             points = lids.close(points, prepared.scheme) if closed else points
-            source = "eyes" if known else folder.name
             where = f"{path.parent.name}_{path.stem}" if known else path.stem
             target = f"images/{unique_name(f'{source}_{where}', taken)}.jpg"
             box = crops.face_box(points, prepared.crop["rule"], prepared.crop["scale"])
@@ -125,7 +125,7 @@ def _photos(folder, names):
         return eye_states.list_photos(folder, names)
     if names != "none":
         raise UserError(f"{folder}: names choose photos of closed/ and open/, which it has not")
-    found = [(path, None) for path in walk(folder) if path.suffix.lower() in IMAGES]
+    found = [(path, None) for path in photos_in(folder)]
     if not found:
         raise UserError(f"{folder}: holds no photo")
     return found

@@ -112,7 +112,7 @@ def prepare(data_dir, labelled, boxes=None, detector="haar", output_dir=None):
     detector = get_detector(detector) if isinstance(detector, str | pathlib.Path) else detector
     rule = labelled_rule(detector, prepared)
     if boxes is None:
-        jobs = list(_detect(detector, _photos(folder), folder))
+        jobs = list(_detect(detector, photos_in(folder), folder))
     else:
         jobs = read_boxes(boxes)
         rule = _rule_of_other_boxes(detector, rule, jobs, folder)
@@ -188,7 +188,8 @@ def _spread(count):
     return numpy.unique(numpy.linspace(0, count - 1, min(count, FITTED)).astype(int))
 
 
-def _photos(folder):
+def photos_in(folder):
+    """The photos (pathlib.Path) anywhere under a folder, sorted."""
     return [p for p in walk(folder) if p.suffix.lower() in IMAGES]
 
 

@@ -68,7 +68,7 @@ def export_weights(path, opset):
     print(f"exporting {target} and {target.with_suffix('.json').name}"
           + (" (the lid head is no part of the maps: shut eyes keep open lids)"
              if model.lids is not None else "")
-          + (" (nor is the shape head)" if model.shape is not None else ""))
+          + (" (the shape head is no part of the maps)" if model.shape is not None else ""))
     return export_raw(model, target, opset)
 
 
