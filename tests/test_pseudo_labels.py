@@ -97,6 +97,8 @@ def test_mistakes_are_one_line(photos, drawn_set, tmp_path, monkeypatch):
         label(boxes="boxes.csv")
     with pytest.raises(UserError, match="names choose photos of closed/ and open/"):
         label(names="list.txt")
+    with pytest.raises(UserError, match="gone: no such folder of photos"):
+        label(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no photo"):
         label(tmp_path / "empty")

@@ -121,6 +121,8 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
 
 def _photos(folder, names):
     """[(path, whether its eyes are shut, None where that is not known)], one at least."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of photos")
     if any((folder / state).is_dir() for state in eye_states.STATES):
         return eye_states.list_photos(folder, names)
     if names != "none":
