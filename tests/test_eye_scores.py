@@ -16,6 +16,7 @@ from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
 from utils.testing import eyes as scores
 from utils.video import eyes
+from utils.video.tracker import refine
 
 SCHEME = SCHEMES["300W"]
 
@@ -68,6 +69,35 @@ def test_fitted_limits_part_the_states_and_shy_from_false_alarms():
     border = (limits := scores.fit(readings, SCHEME)).shut + limits.closed_below * (
         limits.open - limits.shut)
     assert border < 0.12
+
+
+def test_a_face_is_one_with_all_below_its_eyes_covered(tmp_path):
+    def seen(image):
+        # Rows of one colour are covered: beside a painted face there is something of everything.
+        return (image.std(1).max(1) > 5).mean()
+
+    class Seeing(painted_faces.Painted):
+        shares = []
+
+        def __call__(self, images):
+            self.shares.append(seen(images[0]))
+            points, confidence = super().__call__(images)
+            return points, confidence * self.shares[-1]
+
+    predictor, readings = Seeing(), [reading(False, None)]
+    for i in range(20):
+        image = painted_faces.paint(painted_faces.background(), (1, 140 + i, 110, 80))
+        path = tmp_path / f"{i:02d}.png"
+        cv2.imwrite(str(path), image[..., ::-1])
+        points, confidence, _ = refine(predictor, image, [[100 + i, 70, 180 + i, 150]])
+        eye = eyes.look(points[0], confidence[0], SCHEME, lids.Limits())
+        readings.append(scores.Reading(path, False, points[0], confidence[0], eye))
+    assert min(predictor.shares) > 0.95
+    predictor.shares.clear()
+    found = scores.fit_face(predictor, readings)
+    # Eyes lie above the middle of a crop, and are seen; the mouth is not.
+    assert all(0.3 < share < 0.55 for share in predictor.shares)
+    assert found == pytest.approx(0.9 * 0.9 * numpy.percentile(predictor.shares, 1))
 
 
 def test_limits_of_too_few_faces_or_of_a_blind_model():

@@ -144,7 +144,7 @@ def test_whom_a_quick_look_misses_is_looked_for_thoroughly():
     predictor, calls = painted_faces.Painted(), []
     made = make(predictor, min_confidence=0.4)
     made.detector = counting(calls, find_quick=large)
-    predictor.confidence = 0.5
+    predictor.confidence = 0.45
     for i in range(40):
         assert len(made.update(numbered(i, (1, 80, 120, 30)), i / RATE)) == 1
     # As sure as this, a face that no look sees would be given up.
@@ -275,6 +275,8 @@ def test_how_sure_a_network_must_be_comes_with_its_weights():
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
     predictor.eyes = Limits(min_confidence=0.27)
     assert make(predictor).min_confidence == tracker.OF_EYES * 0.27
+    predictor.eyes = Limits(min_confidence=0.27, face=0.31)
+    assert make(predictor).min_confidence == 0.31
     assert make(predictor, min_confidence=0.1).min_confidence == 0.1
     predictor.eyes = Limits()
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
@@ -292,7 +294,7 @@ def test_what_the_detector_misses_must_be_more_certain():
             tracks = made.update(image, i / RATE)
         return tracks
 
-    assert len(last(0.7)) == 1 and last(0.5) == []
+    assert len(last(0.6)) == 1 and last(0.45) == []
 
 
 def test_no_track_survives_a_cut_to_a_faceless_shot():

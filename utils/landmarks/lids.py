@@ -19,13 +19,15 @@ class Limits:
 
     shut, open: eye aspect ratios as the model predicts them. closed_below: the openness, from 0 at
     shut to 1 at open, below which eyes are closed. min_confidence: of the eyes' landmarks, below
-    which nothing is said. The defaults are those of a network that has seen shut eyes and has no
+    which nothing is said. face: mean confidence of all landmarks below which there is no face, 0
+    where that is not known. The defaults are those of a network that has seen shut eyes and has no
     lid head.
     """
     shut: float = 0.06
     open: float = 0.31
     closed_below: float = 0.4
     min_confidence: float = 0.0
+    face: float = 0.0
 
     @classmethod
     def from_state(cls, state):

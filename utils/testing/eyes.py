@@ -15,16 +15,19 @@ from utils import checkpoint, draw, experiment
 from utils.data.eye_states import STATES, list_photos
 from utils.data.photo import read_photo
 from utils.errors import UserError
-from utils.landmarks import lids
+from utils.landmarks import crop, lids
 from utils.predictor import Predictor
 from utils.video import eyes
 from utils.video.detector import get_detector
-from utils.video.tracker import Tracker
+from utils.video.tracker import Tracker, landmarks
 
 # Least faces of each state from which limits are fitted.
 FEWEST = 20
 # A driver who is wrongly woken soon switches the alarm off.
 ALARM_COST = 3
+# A face is one with all below its eyes covered, by a hand or a mask; COVERED of the width of both
+# eyes below them the cover begins. Of what 99 % of such faces have, SURE is asked.
+COVERED, SURE = 0.15, 0.9
 # The shares of false alarms at which recall is told.
 ALARMS = {"1": 0.01, "0.1": 0.001}
 
@@ -121,6 +124,20 @@ def fit(readings, scheme):
                        float(numpy.percentile(sure, 1)) / 2)
 
 
+def fit_face(predictor, readings):
+    """The mean confidence that tells a face from what is none: a little less than 99 % of the faces
+    of readings have when everything below their eyes is covered."""
+    sure, both = [], sum(predictor.scheme.eyes, [])
+    for reading in (r for r in readings if r.seen is not None):
+        image = read_photo(reading.photo, upright=True)
+        box = crop.face_boxes(reading.points_px[None], predictor.crop, predictor.scheme)
+        contours = reading.points_px[both]
+        begins = contours[:, 1].max() + COVERED * numpy.ptp(contours[:, 0])
+        image[max(0, round(begins)):] = image.mean((0, 1))
+        sure.append(landmarks(predictor, image, box)[1].mean())
+    return SURE * float(numpy.percentile(sure, 1))
+
+
 def _check_counts(readings):
     """Raises UserError where too few faces of a state were found."""
     for state, closed in zip(STATES, (True, False)):
@@ -159,7 +176,8 @@ def fit_weights(args):
         head, readings = lid_fit.fit(predictor, readings)
         print(f"lid head of {path}: AUC {before:.4f} without it, {score(readings)['auc']:.4f} with "
               f"heads fitted to other faces")
-    limits = fit(readings, predictor.scheme)
+    limits = dataclasses.replace(fit(readings, predictor.scheme),
+                                 face=fit_face(predictor, readings))
     keep(limits, head, path)
     print(f"limits of {path}: " + ", ".join(f"{name} {value:.3f}"
                                             for name, value in limits.state().items()))

@@ -16,11 +16,10 @@ TOLERANCE = 0.12
 # Nothing else shows a shot cut as well: on 275 frames of video with three cuts the correlation of
 # thumbnails fell to 0.24 or less at the cuts and never below 0.64 within a shot.
 SAME_SHOT = 0.45
-# Mean confidence below which a face is given up, where weights do not say it, and else times what
-# they ask of eyes: networks differ in how sure they are, by how long they were trained. `tiny`
-# takes 5 % of 287 crops without a face for one, and gives up none of 94 faces.
-MIN_CONFIDENCE, OF_EYES = 0.15, 1.2
-UNSEEN = 1.5  # Times min_confidence that a face needs which the detector does not see.
+# Mean confidence below which a face is given up where weights say nothing of faces (main.py
+# --fit-eyes), or so many times what they ask of eyes: where both were fitted, 1.1 to 1.6 times.
+MIN_CONFIDENCE, OF_EYES = 0.15, 1.4
+UNSEEN = 1.25  # Times min_confidence that a face needs which the detector does not see.
 SAME_FACE = 0.5  # Overlap above which two crops are of one face.
 MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
 # While faces are followed, the detector looks for others on a thread of its own, and what it sees
@@ -172,8 +171,9 @@ class Tracker:
     them one at the whole size; small faces wait for that. What is found depends on the frames
     alone, never on how long a look takes.
     min_confidence: a face whose mean confidence is below it is lost; 0: what the weights say, else
-    MIN_CONFIDENCE. filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One
-    Euro filter; min_cutoff 0 switches it off.
+    MIN_CONFIDENCE: networks differ in how sure they are, by how long they were trained.
+    filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One Euro filter;
+    min_cutoff 0 switches it off.
     """
 
     def __init__(self, predictor, detector, every=10, min_confidence=0.0, filter_min_cutoff=1.2,
@@ -183,7 +183,8 @@ class Tracker:
         self.every = every
         # A face that appears just after a look is seen by the next one, and is there LAG later.
         self.lag = min(LAG, (every - 1) // 2)
-        self.min_confidence = min_confidence or OF_EYES * limits.min_confidence or MIN_CONFIDENCE
+        self.min_confidence = (min_confidence or limits.face or OF_EYES * limits.min_confidence
+                               or MIN_CONFIDENCE)
         self.filter_settings = filter_min_cutoff, filter_beta
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
