@@ -23,13 +23,12 @@ import tqdm
 import yaml
 
 from utils.args import ROOT, Parser
-from utils.data import readers, sheet
+from utils.data import readers, sheet, table
 from utils.data.photo import read_photo, why_unread, write_crop
 from utils.data.readers.pts import unique_name
-from utils.errors import UserError, printable
+from utils.errors import UserError
 from utils.landmarks import crop as crops
-from utils.landmarks import metrics
-from utils.landmarks.schemes import MAPPINGS, SCHEMES, Scheme, get_scheme
+from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
 
 # What the authors crop to before they measure NME: rule and factor; others as 300W.
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
@@ -39,11 +38,6 @@ SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "publ
            "published_y_min", "published_x_max", "published_y_max")
 # A face whose points' box has a longer side of fewer pixels shows nothing.
 SMALLEST = 8
-# Faces that are enlarged more than this are counted in the table.
-ENLARGED = 4
-# A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip;
-# that of fewer faces may just be turned.
-LOPSIDED, LOPSIDED_FACES = 0.25, 8
 
 
 @dataclasses.dataclass
@@ -165,10 +159,13 @@ class DataGenerator:
                 raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
                                 + (f" ({reasons})" if reasons else ""))
             scheme = self._write(done, sources)
-            problems += _notes(done, scheme)
-            _print_table(sources, done, problems, self.output)
+            problems += table.notes(done, scheme)
+            table.print_counts(sources, done, problems, self.output)
             if any(layout != "samples" for _, layout, *_ in done):
-                _print_sizes(done, self.target_size)
+                print(f"kept: every face of a photo whose points' box is {SMALLEST} px or longer "
+                      f"and reaches out of the photo, where it is black, by at most "
+                      f"{100 * OUTSIDE:.0f} % of that")
+                table.print_sizes(done, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
         except OSError as error:
@@ -416,34 +413,6 @@ def _mean_face(faces):
     return numpy.where(known, faces, 0).sum(0) / known.sum(0)
 
 
-def _notes(done, scheme):
-    """Notes (path, reason) on faces that cannot be scored, and on a flip that does not fit."""
-    notes = []
-    for face, *_, published in done:
-        size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]
-        if not size > 0:
-            pair = "point {} and point {}".format(*scheme.divisor)
-            notes.append((face.photo, f"note: {pair}, whose distance divides NME, "
-                          + ("are at one place" if size == 0 else "are not both labelled")
-                          + ": the face is trained on and not scored"))
-    # Drawn faces and those of publishers have flips that tests hold to their mean faces.
-    if scheme.name in SCHEMES or not scheme.mirrors or len(done) < LOPSIDED_FACES:
-        return notes
-    mirrored = scheme.mean_face[scheme.flip] * (-1, 1)
-    shift = scheme.mean_face - mirrored
-    shift[:, 0] -= numpy.median(shift[:, 0])
-    away = numpy.linalg.norm(shift, axis=1) / numpy.ptp(scheme.mean_face, 0).max()
-    worst = int(away.argmax())
-    if away[worst] > LOPSIDED:
-        partner = int(scheme.flip[worst])
-        which = (f"point {worst}, which is in no flip pair," if partner == worst else
-                 f"point {worst}, the mirror partner of point {partner},")
-        notes.append((pathlib.Path(scheme.name), f"note: {which} lies {100 * away[worst]:.0f} % of "
-                      f"the face from where the mirrored mean face has it: is the scheme's flip "
-                      f"right? (flip: none where mirrored faces are none of it)"))
-    return notes
-
-
 def _held_out(faces, share):
     """Groups (photos) of training faces for validation: `share` of them, the same every time."""
     if any("val" in face.lists for face in faces):
@@ -452,51 +421,6 @@ def _held_out(faces, share):
     random.Random(0).shuffle(groups)
     count = min(max(1, round(share * len(groups))), len(groups) - 1) if share else 0
     return set(groups[:max(count, 0)])
-
-
-def _print_table(sources, done, unusable, output):
-    """Print, for each source and subset, what was found, expected, skipped and why."""
-    usable = {id(face) for face, *_ in done}
-    print(f"{'layout':<9}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
-    for source in sources:
-        read = collections.Counter(face.subset for face in source.faces)
-        prepared = collections.Counter(f.subset for f in source.faces if id(f) in usable)
-        unread = collections.Counter(_subset(path, source, read) for path, reason
-                                     in source.problems if not reason.startswith("note:"))
-        for subset in dict.fromkeys([*source.expected, *read, *unread]):
-            found = read[subset] + unread[subset]
-            print(f"{source.layout:<9}{subset:<18}{found:>9}{source.expected.get(subset, '-'):>9}"
-                  f"{found - prepared[subset]:>9}{prepared[subset]:>9}")
-    problems = [problem for source in sources for problem in source.problems] + unusable
-    for path, reason in problems[:20]:
-        print(printable(f"  {path}: {reason}"))
-    if len(problems) > 20:
-        print(f"  … and {len(problems) - 20} more")
-    if problems:
-        text = "".join(f"{path}: {reason}\n" for path, reason in problems)
-        (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
-        print(f"all {len(problems)} are listed in {output / 'problems.txt'}")
-    print(f"{len(done)} faces in {output}")
-
-
-def _print_sizes(done, target_size):
-    """Print which faces are kept, of how many photos, how large they are and how many enlarged."""
-    sides = [face.side for face, *_ in done]
-    enlarged = sum(target_size > ENLARGED * (box[2:] - box[:2]).max() for *_, box, _ in done)
-    print(f"kept: every face of a photo whose points' box is {SMALLEST} px or longer and reaches "
-          f"out of the photo, where it is black, by at most {100 * OUTSIDE:.0f} % of that")
-    print(f"{len(done)} faces of {len({face.group for face, *_ in done})} photos, of "
-          f"{min(sides):.0f} to {max(sides):.0f} px (median {numpy.median(sides):.0f}); "
-          f"{enlarged} of them enlarged more than {ENLARGED} times")
-
-
-def _subset(path, source, read):
-    """The row of the table that an unread file belongs to, as far as its name tells."""
-    place = os.path.relpath(path, source.folder)
-    known = [*source.expected, *read]
-    near = [s for s in known if place.startswith(s)] or [s for s in known if s in path.stem]
-    # list_..._train_test/list_..._train.txt: the longest of them, then the last.
-    return max(near, key=lambda s: (len(s), path.stem.rfind(s))) if near else "unreadable"
 
 
 def main(argv=None):
