@@ -152,6 +152,7 @@ def test_a_short_loss_keeps_the_state_and_the_event():
 
 @pytest.mark.parametrize("level, seconds, found", [
     (0.35, 0.4, [("sleep", 4.0)]),        # Lids that quiver: a third open, and not for long.
+    (0.22, 0.9, [("sleep", 4.0)]),        # Nearly shut, as a network may see sleeping eyes.
     (0.35, 0.6, [("sleep", 3.0)]),        # A droop: neither end is long enough for a microsleep.
     (0.90, 0.2, [("sleep", 3.0)]),        # They were open, if only for six frames.
     (0.90, 0.05, [("sleep", 4.0)])])      # No lid is that fast.
@@ -166,6 +167,20 @@ def test_a_sleepers_lids_may_quiver(level, seconds, found):
     assert person.state == "drowsy", "who has just slept"
     long = [event for event in events if event.kind == "sleep"]
     assert [(event.kind, round(event.end - event.start, 0)) for event in long] == found
+
+
+@pytest.mark.parametrize("every", [30, 2])
+def test_narrow_eyes_that_blink_are_not_asleep(every):
+    """Someone laughs: eyes hardly open, for longer than a sleeper's lids seem to be."""
+    def openness(t):
+        return 1.0 if t < 10 else 0.0 if t % every < 0.2 else 0.22
+
+    person, events = Drowsiness(), []
+    for i in range(30 * RATE):
+        one = openness(i / RATE)
+        events += person.update((one, one), one <= 0.2, i / RATE)
+        assert person.state in ("awake", "drowsy")
+    assert {event.kind for event in events} <= {"blink"}
 
 
 @pytest.mark.parametrize("open_level", [0.55, 0.8, 1.0])

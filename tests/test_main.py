@@ -192,6 +192,7 @@ def test_a_custom_set_from_photos_to_onnx(tmp_path, source):
     ("--train --exp whole {data}", "add --resume"),
     ("--train --device cuda:99 {data}", "this machine has"),
     ("--test --exp 999 {data}", "no such experiment; there are: "),
+    ("--test --exp 999 --data-dir nowhere", "no such experiment"),
     ("--test --exp gone.pt {data}", "gone.pt: no such file"),
     ("--test --exp args.yaml {data}", "args.yaml"),
     ("--test --exp whole --data-dir nowhere", "no prepared set"),

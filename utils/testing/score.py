@@ -27,6 +27,10 @@ def test(args, actions):
     """
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
+    path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
+    weights = path.with_suffix(".pt")
+    if "test" in actions and not weights.is_file():
+        raise UserError(f"{weights}: no such file; for an ONNX file alone give --test-onnx")
     prepared = dataset.PreparedSet(set_folder(args))
     tested = bool(prepared.tests)
     if not tested:
@@ -37,12 +41,8 @@ def test(args, actions):
         prepared.lists["test_val"] = prepared.lists["val"]
         print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
               f"chose the best epoch")
-    path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     ways = {}
     if "test" in actions:
-        weights = path.with_suffix(".pt")
-        if not weights.is_file():
-            raise UserError(f"{weights}: no such file; for an ONNX file alone give --test-onnx")
         if args.boxes == "none":
             device = machine.choose_device(args.device)
             model = checkpoint.load_model(weights, device)

@@ -17,6 +17,9 @@ BRIDGE = 0.1  # Eyes that seem open for less, amid shut ones, were not: no lid i
 # Nor for so long where lids that were shut never got past half: one that opens is there within LID.
 # Read off a sleeping face with glasses, whose eyes seemed to open by a third for 0.4 s.
 QUIVER = 0.5
+# Nor for longer where they stay nearly shut: a sleeper who swayed before the camera read 0.09 to
+# 0.33 for 0.8 s at a time, and three microsleeps. Eyes of one who laughs are so for longer.
+NEARLY, DOZE = 0.25, 1.5
 LID = 0.1  # Seconds that lids take at most between half open and shut, each way.
 # Shut for 0.5 s or longer is a microsleep (Schleicher et al., Ergonomics 51, 2008); from 3 s on it
 # is sleep, as in Euro NCAP's assessment of driver monitoring (Safe Driving, 2023). As blinks, they
@@ -146,7 +149,8 @@ class Drowsiness:
         self._learn(level, time)
         limit = self._open * (BLINK_BELOW if self._half.start is None else BLINK_ABOVE)
         half = closed or level < limit
-        shut = self._with_lids(self._shut.update(closed, time, QUIVER if half else BRIDGE), time)
+        bridge = DOZE if level < NEARLY * self._open else QUIVER if half else BRIDGE
+        shut = self._with_lids(self._shut.update(closed, time, bridge), time)
         return self._name(shut, self._half.update(half, time))
 
     def _end_lids(self, time):
