@@ -47,7 +47,7 @@ ACTIONS = {
     "raw": "export, and a .raw.onnx of the maps alone for OpenCV, ncnn, TensorRT and their like",
     "test_onnx": "score the test lists with ONNX Runtime, exporting first if need be",
     "fit_shape": "fit what a .pt's landmarks together say of each one's error, on --data-dir",
-    "fit_eyes": "find a model's limits of shut and open eyes on --data-dir with closed/ and open/",
+    "fit_eyes": "find a model's limits of eyes and faces on --data-dir with closed/ and open/",
     "test_eyes": "score shut and open eyes on such a folder",
     "compare": "print the table of all experiments",
     "resume": "go on with --exp from its last.pt and its own args.yaml; flags typed now win",

@@ -15,7 +15,7 @@ NEARLY_SHUT = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a model's landmarks are like where eyes are shut, and open; see main.py --fit-eyes.
+    """What a model sees where eyes are shut, where they are open, and of any face; see --fit-eyes.
 
     shut, open: eye aspect ratios as the model predicts them. closed_below: the openness, from 0 at
     shut to 1 at open, below which eyes are closed. min_confidence: of the eyes' landmarks, below

@@ -26,8 +26,8 @@ FEWEST = 20
 # A driver who is wrongly woken soon switches the alarm off.
 ALARM_COST = 3
 # A face is one with all below its eyes covered, by a hand or a mask; COVERED of the width of both
-# eyes below them the cover begins. Of what 99 % of such faces have, SURE is asked.
-COVERED, SURE = 0.15, 0.9
+# eyes below them the cover begins. Of what 99 % of such faces have, OF_COVERED is asked.
+COVERED, OF_COVERED = 0.15, 0.9
 # The shares of false alarms at which recall is told.
 ALARMS = {"1": 0.01, "0.1": 0.001}
 
@@ -68,7 +68,7 @@ def score(readings):
     ratio of the faces found, and of single eyes under `eye_`. The rule's `recall` and
     `false_alarms`, in %, are of all faces: who is not found or not judged is not called shut.
     """
-    found = [r for r in readings if r.seen is not None]
+    found = _found(readings)
     numbers = {}
     for state, closed in zip(STATES, (True, False)):
         faces = [r for r in readings if r.closed == closed]
@@ -110,7 +110,7 @@ def fit(readings, scheme):
     min_confidence: half of what 99 % of the eyes have.
     """
     _check_counts(readings)
-    found = [r for r in readings if r.seen is not None]
+    found = _found(readings)
     ratios = numpy.array([r.seen.ratios for r in found])
     shut = numpy.array([r.closed for r in found], bool)
     low, high = (float(numpy.median(ratios[which].mean(1))) for which in (shut, ~shut))
@@ -128,14 +128,18 @@ def fit_face(predictor, readings):
     """The mean confidence that tells a face from what is none: a little less than 99 % of the faces
     of readings have when everything below their eyes is covered."""
     sure, both = [], sum(predictor.scheme.eyes, [])
-    for reading in (r for r in readings if r.seen is not None):
+    for reading in _found(readings):
         image = read_photo(reading.photo, upright=True)
         box = crop.face_boxes(reading.points_px[None], predictor.crop, predictor.scheme)
         contours = reading.points_px[both]
         begins = contours[:, 1].max() + COVERED * numpy.ptp(contours[:, 0])
         image[max(0, round(begins)):] = image.mean((0, 1))
         sure.append(landmarks(predictor, image, box)[1].mean())
-    return SURE * float(numpy.percentile(sure, 1))
+    return OF_COVERED * float(numpy.percentile(sure, 1))
+
+
+def _found(readings):
+    return [r for r in readings if r.seen is not None]
 
 
 def _check_counts(readings):
@@ -160,7 +164,7 @@ def _cheapest(shut, opened):
 
 
 def fit_weights(args):
-    """Fit a model's limits of shut eyes, and of a .pt its lid head too; print and keep them.
+    """Fit a model's limits of eyes and faces, and of a .pt its lid head; print and keep them.
 
     Returns whether an ONNX file beside it is to be exported anew. Raises UserError.
     """
@@ -250,7 +254,7 @@ def draw_readings(readings, scheme, weights):
     Beside the weights; at the top of weights/ the names begin with theirs.
     """
     prefix = "" if weights.stem == "best" else f"{weights.stem}-"
-    found = [r for r in readings if r.seen is not None]
+    found = _found(readings)
     ratio = {id(r): float(numpy.mean(r.seen.ratios)) for r in found}
     shut, opened = ([ratio[id(r)] for r in found if r.closed == closed] for closed in (True, False))
     experiment.plot_roc(shut, opened, weights.with_name(f"{prefix}eyes-roc.png"))
