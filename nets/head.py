@@ -57,19 +57,19 @@ class PIPHead(torch.nn.Module):
             torch.nn.init.normal_(conv.weight, std=0.001)
             torch.nn.init.zeros_(conv.bias)
         table = torch.from_numpy(neighbours(scheme.mean_face, num_nb))
-        # Which of the (K, M) neighbour predictions speak of landmark i, and what each weighs.
+        # Each landmark says M + 1 things, its own place first. Who speaks of landmark i, itself
+        # first: `predictors` (K, P + 1), what of all that is said, `voters`, and what it weighs.
         # Derived from the scheme, so they are not part of the weights.
         self.register_buffer("neighbours", table, persistent=False)
-        predictors, slots, mask = reverse_neighbours(table.numpy())
-        voters = torch.from_numpy(predictors * max(num_nb, 1) + slots)
-        votes = torch.from_numpy(mask).float()
-        if merge == "padded":
-            votes = votes.any(1, keepdim=True).expand_as(votes).float()
-        total = 1 + votes.sum(1, keepdim=True)
-        self.register_buffer("voters", voters, persistent=False)
-        self.register_buffer("predictors", torch.from_numpy(predictors), persistent=False)
-        self.register_buffer("votes", votes / total, persistent=False)
-        self.register_buffer("own_vote", (1 / total)[:, 0], persistent=False)
+        predictors, slots, mask = (torch.from_numpy(v) for v in reverse_neighbours(table.numpy()))
+        own = torch.arange(points)[:, None]
+        votes = mask.any(1, keepdim=True).expand_as(mask) if merge == "padded" else mask
+        votes = torch.cat([torch.ones_like(own), votes], 1).float()
+        predictors = torch.cat([own, predictors], 1)
+        slots = torch.cat([torch.zeros_like(own), slots + 1], 1)
+        self.register_buffer("predictors", predictors, persistent=False)
+        self.register_buffer("voters", predictors * (num_nb + 1) + slots, persistent=False)
+        self.register_buffer("votes", votes / votes.sum(1, keepdim=True), persistent=False)
 
     def forward(self, features):
         """Features (N, C, G, G) to Maps, or to CoarseMaps in a training that wants them."""
@@ -92,67 +92,66 @@ class PIPHead(torch.nn.Module):
         grid = maps.score.shape[-1]
         maps = Maps(*(precise(values) for values in maps))
         score, cell = maps.score.flatten(2).max(-1)
-        corner_x, corner_y = cell % grid, cell // grid
-        votes = self._votes(score)
-        x = self._merge(maps.offset_x, maps.neighbour_x, corner_x, cell, grid, votes)
-        y = self._merge(maps.offset_y, maps.neighbour_y, corner_y, cell, grid, votes)
-        return torch.stack([x, y], -1), score.clamp(0, 1)
+        said = torch.cat([torch.stack([_at(x, cell), _at(y, cell)], -1)
+                          for x, y in self._pairs(maps)], 2)
+        return self._merge(score, cell, said, grid)
 
     def predict(self, features):
         """Features (N, C, G, G) to what `decode` gives of their maps, in less time.
 
-        Neighbours are computed only at the cell of their landmark, not on the whole map. Features
-        of half precision, as autocast makes them, are decoded in float32.
+        All but the scores is computed only at the cell of each landmark, not on the whole map.
+        Features of half precision, as autocast makes them, are decoded in float32.
         """
         with full_precision(features):
             return self._predict(precise(features))
 
     def _predict(self, features):
         score, cell = self.score(features).flatten(2).max(-1)
-        grid = features.shape[-1]
-        corner_x, corner_y = cell % grid, cell // grid
-        owns = [conv(features).flatten(2).gather(2, cell[..., None])[..., 0]
-                for conv in (self.offset_x, self.offset_y)]
-        others = [None, None]
-        if self.num_nb:
-            # Each landmark has its own feature vectors and its own small matrix: (K, N, C) x
-            # (K, C, M).
-            at = features.flatten(2).gather(2, cell[:, None].expand(-1, features.shape[1], -1))
-            at = at.permute(2, 0, 1)
-            others = [torch.baddbmm(conv.bias.view(self.points, 1, self.num_nb), at,
-                                    conv.weight.view(self.points, self.num_nb, -1).transpose(1, 2)
-                                    ).transpose(0, 1).flatten(1)
-                      for conv in (self.neighbour_x, self.neighbour_y)]
-        votes = self._votes(score)
-        x = self._mean(owns[0], others[0], corner_x, grid, votes)
-        y = self._mean(owns[1], others[1], corner_y, grid, votes)
-        return torch.stack([x, y], -1), score.clamp(0, 1)
+        # Each landmark has its own feature vectors and its own small matrix: (K, N, C) x
+        # (K, C, 2 * (M + 1)), which gives x and y of the first thing it says, of the second and on.
+        at = features.flatten(2).gather(2, cell[:, None].expand(-1, features.shape[1], -1))
+        pairs = self._pairs(self)
+        weight = torch.cat([torch.stack([conv.weight.view(self.points, -1, features.shape[1])
+                                         for conv in pair], 2) for pair in pairs], 1)
+        bias = torch.cat([torch.stack([conv.bias.view(self.points, -1) for conv in pair], 2)
+                          for pair in pairs], 1)
+        said = torch.baddbmm(bias.flatten(1)[:, None], at.permute(2, 0, 1),
+                             weight.flatten(1, 2).transpose(1, 2))
+        return self._merge(score, cell, said.transpose(0, 1).unflatten(2, (-1, 2)),
+                           features.shape[-1])
+
+    def _pairs(self, whose):
+        """The (x, y) for a landmark's own place, and for its neighbours where it has any, of Maps
+        or of this head's layers."""
+        own = [(whose.offset_x, whose.offset_y)]
+        return own + [(whose.neighbour_x, whose.neighbour_y)] if self.num_nb else own
+
+    def _merge(self, score, cell, said, grid):
+        """Landmarks and confidence, from the best score (N, K) and its cell (N, K) of each, and
+        what each says there (N, K, M + 1, 2), in cells from the corner of its own."""
+        # Whole numbers, in floats: division of integers is eight steps of an exported graph.
+        cell = cell.to(said.dtype)
+        row = torch.floor((cell + 0.5) / grid)
+        corner = torch.stack([cell - grid * row, row], -1)
+        said = (said + corner[:, :, None]).flatten(1, 2)
+        said = said.index_select(1, self.voters.flatten()).unflatten(1, self.voters.shape)
+        landmarks = (said * self._votes(score)[..., None]).sum(2) / grid
+        return landmarks, score.clamp(0, 1)
 
     def _votes(self, score):
-        """Weights of own ((N,) K) and others' ((N,) K, R) predictions; each landmark's sum to 1."""
-        if self.merge != "confidence" or not self.num_nb:
-            return self.own_vote, self.votes
+        """Weights ((N,) K, P + 1) of all predictions of a landmark; each landmark's sum to 1."""
+        if self.merge != "confidence":
+            return self.votes
         # A face without any score still has a mean.
-        score = score.clamp(0.01, 1.0)
-        others = score[:, self.predictors.flatten()].unflatten(1, self.predictors.shape)
-        others = others * (self.votes > 0)
-        total = score + others.sum(-1)
-        return score / total, others / total[..., None]
+        votes = score.clamp(0.01, 1.0)[:, self.predictors.flatten()]
+        votes = votes.unflatten(1, self.predictors.shape) * (self.votes > 0)
+        return votes / votes.sum(-1, keepdim=True)
 
-    def _merge(self, offset, neighbour, corner, cell, grid, votes):
-        own = offset.flatten(2).gather(2, cell[..., None])[..., 0]
-        if not self.num_nb:
-            return self._mean(own, None, corner, grid, votes)
-        at = cell.repeat_interleave(self.num_nb, 1)[..., None]
-        return self._mean(own, neighbour.flatten(2).gather(2, at)[..., 0], corner, grid, votes)
 
-    def _mean(self, own, others, corner, grid, votes):
-        """Own (N, K) and neighbours' (N, K * M) predictions, from corner (N, K), to (N, K)."""
-        if others is None:
-            return (own + corner) / grid
-        others = others + corner.repeat_interleave(self.num_nb, 1)
-        others = others[:, self.voters.flatten()].unflatten(1, self.voters.shape)
-        return ((own + corner) * votes[0] + (others * votes[1]).sum(-1)) / grid
+def _at(values, cell):
+    """Maps (N, K * m, G, G) at the cell (N, K) of each landmark, as (N, K, m)."""
+    values = values.flatten(2).unflatten(1, (cell.shape[1], values.shape[1] // cell.shape[1]))
+    return values.gather(3, cell[..., None, None].expand(*values.shape[:3], 1))[..., 0]
 
 
 class RegressionHead(torch.nn.Module):

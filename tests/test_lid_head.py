@@ -25,7 +25,7 @@ SCHEME = SCHEMES["300W"]
 @pytest.mark.parametrize("name", ["300W", "WFLW", "LaPa"])
 def test_lids_meet_where_they_are_surely_shut_and_nothing_else_moves(name):
     scheme = SCHEMES[name]
-    head = LidHead(4, scheme.eyes).double()
+    head = LidHead(4, scheme).double()
     points = torch.from_numpy(numpy.stack([scheme.mean_face] * 3).astype(numpy.float64))
     drawn = head.draw(points, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]).double())
     assert torch.equal(drawn[0], points[0])
@@ -54,7 +54,7 @@ def test_features_are_read_between_the_corners_of_each_eye():
     y, x = torch.meshgrid(*[(torch.arange(grid) + 0.5) / grid] * 2, indexing="ij")
     features = torch.stack([x, y])[None]  # Each cell says where it lies, in crop units.
     landmarks = torch.from_numpy(SCHEME.mean_face)[None].float()
-    values = LidHead(2, SCHEME.eyes).features_at(features, landmarks)
+    values = LidHead(2, SCHEME).features_at(features, landmarks)
     assert values.shape == (1, 2, 6)
     for eye, contour in enumerate(SCHEME.eyes):
         a, b = landmarks[0, contour[0]], landmarks[0, contour[3]]
@@ -63,13 +63,13 @@ def test_features_are_read_between_the_corners_of_each_eye():
 
 
 def test_a_new_head_changes_nothing():
-    head = LidHead(3, SCHEME.eyes)
+    head = LidHead(3, SCHEME)
     points = torch.from_numpy(SCHEME.mean_face)[None].float()
     assert torch.allclose(head(torch.randn(1, 3, 8, 8), points), points, atol=1e-6)
 
 
 def test_an_eye_is_believed_before_the_other_one():
-    head = LidHead(1, SCHEME.eyes)
+    head = LidHead(1, SCHEME)
     with torch.no_grad():
         head.bias.copy_(torch.tensor([4.0, -4.0]))
         wink = head.probability(torch.zeros(1, 2, 3))[0]
@@ -133,7 +133,7 @@ def fitted(tiny_weights, weights):
     path = weights / "mine.pt"
     shutil.copy(tiny_weights, path)
     model = checkpoint.load_model(path)
-    head = LidHead(model.backbone.channels, model.scheme.eyes)
+    head = LidHead(model.backbone.channels, model.scheme)
     with torch.no_grad():
         head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
         head.bias.copy_(torch.tensor([7.0, -3.0]))
@@ -170,7 +170,7 @@ def test_raw_maps_are_without_it_and_say_so(fitted, capsys):
 
 
 def test_a_head_fitted_again_takes_the_place_of_the_first(fitted):
-    head = LidHead(checkpoint.load_model(fitted).backbone.channels, SCHEME.eyes)
+    head = LidHead(checkpoint.load_model(fitted).backbone.channels, SCHEME)
     scores.keep(lids.Limits(), head, fitted)
     plain, again = Predictor(fitted, lids=False), Predictor(fitted)
     assert plain(crops())[0] == pytest.approx(again(crops())[0], abs=1e-6)

@@ -95,7 +95,7 @@ def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=Fals
     if teacher is not None:
         training.teacher = distil.Teacher(teacher, training.model.scheme, 0.5)
         model = training.teacher.model
-        model.lids = LidHead(model.backbone.channels, model.scheme.eyes)
+        model.lids = LidHead(model.backbone.channels, model.scheme)
         fake.move(model)
         with fake.mode:
             training.teacher.eyes = [(c, fake.like(i)) for c, i in training.teacher.eyes]

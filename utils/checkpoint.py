@@ -143,7 +143,7 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         unwanted = [name for name, wanted in (("lids", lids), ("shape", shape)) if not wanted]
         weights = without(weights, *unwanted)
         if "lids.weight" in weights and scheme.eyes:
-            model.lids = LidHead(model.backbone.channels, scheme.eyes)
+            model.lids = LidHead(model.backbone.channels, scheme)
         if "shape.weight" in weights:
             model.shape = ShapeHead(scheme.points)
     except UserError as error:

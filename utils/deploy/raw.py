@@ -78,12 +78,11 @@ def metadata(model):
     padded); `merge`, `grid` (G)."""
     head = model.head
     table = head.neighbours.cpu()
-    repeats = torch.zeros(table.numel(), dtype=torch.float32)
-    if head.num_nb:
-        # A landmark's own prediction weighs one.
-        counts = head.votes.cpu() / head.own_vote.cpu()[:, None]
-        repeats.index_add_(0, head.voters.cpu().flatten(), counts.flatten())
-    repeats = repeats.round().int().reshape(table.shape)
+    votes = head.votes.cpu()
+    repeats = torch.zeros(len(table) * (head.num_nb + 1))
+    # A landmark's own prediction weighs one.
+    repeats.index_add_(0, head.voters.cpu().flatten(), (votes / votes[:, :1]).flatten())
+    repeats = repeats.round().int().reshape(len(table), -1)[:, 1:]
     described = export.metadata(model)
     if model.lids is not None:
         # Limits of landmarks whose lids the lid head has drawn together, which maps do not hold.

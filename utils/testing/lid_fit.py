@@ -36,8 +36,8 @@ def fit(predictor, readings):
     for state in (True, False):
         which = numpy.flatnonzero(shut == state)
         folds[which] = numpy.arange(len(which)) * FOLDS // max(len(which), 1)
-    head = LidHead(predictor.model.backbone.channels, predictor.scheme.eyes)
-    unseen = numpy.zeros((len(found), len(head.contours)))
+    head = LidHead(predictor.model.backbone.channels, predictor.scheme)
+    unseen = numpy.zeros((len(found), len(head.bias)))
     with torch.no_grad():
         for fold in tqdm.tqdm(range(FOLDS), desc="folds", leave=False):
             known = folds != fold
@@ -53,8 +53,8 @@ def fit(predictor, readings):
 def _features(predictor, readings):
     """What a LidHead reads of each face: (n, 2 * JITTERS, 2, D), as it is and mirrored."""
     model, size = predictor.model, predictor.input_size
-    head = LidHead(model.backbone.channels, predictor.scheme.eyes)
     device = next(model.parameters()).device
+    head = LidHead(model.backbone.channels, predictor.scheme).to(device)
     rows = []
     for reading in tqdm.tqdm(readings, desc="features", leave=False):
         photo = read_photo(reading.photo, upright=True)
