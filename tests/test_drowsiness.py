@@ -183,6 +183,47 @@ def test_narrow_eyes_that_blink_are_not_asleep(every):
     assert {event.kind for event in events} <= {"blink"}
 
 
+@pytest.mark.parametrize("rate", [15, 30, 60])
+def test_a_sleeper_whom_no_picture_calls_shut_is_asleep(rate):
+    """All but shut for 20 s, above the limit of the weights, and for a second a little wider."""
+    def openness(t):
+        return 1.0 if t < 30 or t >= 50 else 0.2 if 35 <= t < 36 else 0.07 + 0.03 * numpy.sin(t)
+
+    person, events, perclos = Drowsiness(), [], None
+    for t in numpy.arange(60 * rate) / rate:
+        one = openness(t)
+        events += person.update((one, one), one <= 0.02, t)
+        if 30 <= t < 31.9:
+            assert person.state == "awake"
+        if 33.1 <= t < 50:
+            assert person.state == "asleep"
+        perclos = person.perclos if t < 50 else perclos
+    event, = events
+    assert event.kind == "sleep"
+    assert abs(event.start - 30) < 0.15 and abs(event.end - 50) < 0.15
+    # The two seconds that it took to know are not counted.
+    assert perclos == pytest.approx(18 / 50, abs=0.01)
+
+
+@pytest.mark.parametrize("level, seconds", [(0.1, 1.8), (0.16, 10)])
+def test_a_laugh_is_no_sleep(level, seconds):
+    person, events = Drowsiness(), []
+    for i in range(30 * RATE):
+        one = level if 10 <= i / RATE < 10 + seconds else 1.0
+        events += person.update((one, one), False, i / RATE)
+        assert person.state == "awake"
+    assert not events
+
+
+def test_lids_that_nobody_saw_meanwhile_were_not_held_shut():
+    person, events = Drowsiness(), []
+    for i in range(4 * RATE):
+        hand = 1.2 <= i / RATE < 2.4
+        events += person.update((None, None) if hand else (0.1, 0.1), None if hand else False,
+                                i / RATE)
+    assert {event.kind for event in events + person.finish()} == {"not visible"}
+
+
 @pytest.mark.parametrize("open_level", [0.55, 0.8, 1.0])
 @pytest.mark.parametrize("rate", [15, 30, 60])
 def test_blinks_are_counted(open_level, rate):

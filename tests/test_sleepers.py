@@ -1,0 +1,53 @@
+"""The sleepers benchmark: what counts as a sleep seen and as a false alarm, and that it runs."""
+import cv2
+import drawn_driver
+import pytest
+from benchmark import sleepers
+
+from utils.errors import UserError
+from utils.video.drowsiness import Event
+
+
+@pytest.mark.parametrize("events, expected", [
+    ([Event("blink", 1.0, 1.2), Event("sleep", 3.1, 7.0)], ("sleep", False)),
+    ([Event("microsleep", 3.1, 4.0), Event("microsleep", 4.2, 7.0)], ("microsleeps", False)),
+    ([Event("blink", 4.0, 4.3), Event("not visible", 4.3, 7.0)], ("nothing", False)),
+    ([Event("microsleep", 1.0, 2.0), Event("sleep", 3.0, 7.0)], ("sleep", True)),
+    ([Event("sleep", 0.0, 3.1)], ("nothing", True)),
+    ([], ("nothing", False)),
+])
+def test_what_a_film_is_taken_for(events, expected):
+    assert sleepers.judge(events) == expected
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two drawn faces with shut eyes and one with open ones, and one too small to count."""
+    for state, number, openness in (("open", 0, 1.0), ("closed", 0, 0.0), ("closed", 1, 0.0)):
+        (tmp_path / state).mkdir(exist_ok=True)
+        image, _ = drawn_driver.face(openness, 0.0, 160, seed=number)
+        cv2.imwrite(str(tmp_path / state / f"{number}.png"), image[..., ::-1])
+    cv2.imwrite(str(tmp_path / "open" / "small.png"), cv2.resize(image, (60, 60)))
+    return tmp_path
+
+
+def test_photos_are_paired(folder):
+    (awake, asleep), = sleepers.pairs(folder, "none", 40)
+    assert awake.shape == asleep.shape and (awake != asleep).any()
+    film = list(sleepers.frames((awake, asleep)))
+    assert len(film) == 210 and film[-1][0] == pytest.approx(7, abs=0.05)
+    assert all(frame.shape == (360, 640, 3) for _, frame in film)
+    assert (film[0][1] != film[15][1]).any(), "a face that does not sway is no camera's"
+
+
+def test_photos_that_are_too_small_are_told(folder):
+    (folder / "open" / "0.png").unlink()
+    with pytest.raises(UserError, match="90 px"):
+        sleepers.pairs(folder, "none", 40)
+
+
+def test_the_shipped_model_is_shown_a_film(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sleepers", str(folder), "--weights", "weights/tiny.onnx"])
+    sleepers.run()
+    row, = [line for line in capsys.readouterr().out.splitlines() if "tiny.onnx" in line]
+    assert row.split("|")[2].strip() == "1"
