@@ -63,7 +63,8 @@ def test_fitted_limits_part_the_states_and_shy_from_false_alarms():
     assert limits.open == pytest.approx(numpy.median(opened), abs=1e-3)
     assert limits.min_confidence == pytest.approx(0.2)
     border = limits.shut + limits.closed_below * (limits.open - limits.shut)
-    assert shut.max() < border < opened.min()
+    # Three times as far from the open side.
+    assert border == pytest.approx(shut.max() + (opened.min() - shut.max()) / 4, abs=1e-3)
     # Where they overlap, ten open eyes called shut cost more than ten shut ones missed.
     readings += [reading(False, 0.12) for _ in range(10)] + [reading(True, 0.14) for _ in range(7)]
     border = (limits := scores.fit(readings, SCHEME)).shut + limits.closed_below * (

@@ -152,7 +152,8 @@ def _check_counts(readings):
 
 
 def _cheapest(shut, opened):
-    """The value that best parts sorted shut (n,) from opened (m,): the middle of the best gap."""
+    """The value that best parts sorted shut (n,) from opened (m,): in the widest of the best gaps,
+    as many times farther from the open side as an alarm costs more than a miss."""
     values = numpy.unique(numpy.concatenate([shut, opened]))
     places = (values[1:] + values[:-1]) / 2
     missed = 1 - numpy.searchsorted(shut, places) / len(shut)
@@ -160,7 +161,8 @@ def _cheapest(shut, opened):
     cost = missed + ALARM_COST * alarms
     best = numpy.flatnonzero(cost <= cost.min() + 1e-9)
     # Of equally good gaps the widest, which is the least a matter of chance.
-    return float(places[max(best, key=lambda i: values[i + 1] - values[i])])
+    place = max(best, key=lambda i: values[i + 1] - values[i])
+    return float(values[place] + (values[place + 1] - values[place]) / (1 + ALARM_COST))
 
 
 def fit_weights(args):
