@@ -109,7 +109,7 @@ def draw(args):
     for stage, points in stages().items():
         left.plot(*zip(*points), "o-", label=stage)
     left.set(xlabel="hours of one core, since the stage began", ylabel="validation NME %",
-             ylim=(3.15, 3.8))
+             ylim=(3.15, 3.95))
     left.legend(fontsize=8)
     faces = [(float(count), float(nme)) for count, nme in rows("training faces")]
     right.plot(*zip(*faces), "o-")

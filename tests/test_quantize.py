@@ -132,8 +132,8 @@ def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
                 assert list(scale.dims) == [weight.dims[0]], "one scale an output channel"
                 int8.append(weight.name)
     assert len(int8) > 20 and not any(".se." in n or "head" in n for n in int8)
-    # Score and two offsets; neighbours are matrix products.
-    assert sum("head" in n for n in float32) == 3
+    # The scores; places, of landmarks and of neighbours, are one matrix product.
+    assert sum("head" in n for n in float32) == 1
     assert all("head" in n or ".se." in n for n in float32)
     # The image itself is uint8 for another reason; its normalisation must stay float.
     cast = next(n for n in graph.node if "images" in n.input)
