@@ -169,6 +169,21 @@ def test_a_sleepers_lids_may_quiver(level, seconds, found):
     assert [(event.kind, round(event.end - event.start, 0)) for event in long] == found
 
 
+def test_a_quiver_amid_nearly_shut_lids_is_told_by_itself():
+    """As fast read a sleeper with glasses: nearly shut for 0.4 s, wider for 0.15 s, nearly shut."""
+    steps = [(0.4, 0.0), (0.83, 0.1), (0.98, 0.32), (1.4, 0.14), (4.0, 0.0)]
+
+    def openness(t):
+        return next((level for end, level in steps if 10 <= t < 10 + end), 1.0)
+
+    person, events = Drowsiness(), []
+    for i in range(16 * RATE):
+        one = openness(i / RATE)
+        events += person.update((one, one), one <= 0.04, i / RATE)
+    event, = events
+    assert event.kind == "sleep" and event.end - event.start == pytest.approx(4, abs=0.1)
+
+
 @pytest.mark.parametrize("every", [30, 2])
 def test_narrow_eyes_that_blink_are_not_asleep(every):
     """Someone laughs: eyes hardly open, for longer than a sleeper's lids seem to be."""

@@ -1,6 +1,7 @@
 """One person's eyes over time: blinks, microsleeps, sleep, PERCLOS, and a state to act on."""
 import collections
 import dataclasses
+import math
 
 import numpy
 
@@ -47,18 +48,19 @@ class Event:
 
 
 class Stretch:
-    """The time for which something holds, from `start`; a lapse of less than `bridge` is no end."""
+    """The time for which something holds, from `start`; a lapse of less than `bridge` is no end,
+    and counts from `since` where that is later."""
 
     def __init__(self):
         self.start = self.lapse = None
 
-    def update(self, holds, time, bridge=BRIDGE):
+    def update(self, holds, time, bridge=BRIDGE, since=-math.inf):
         """The (start, end) that is over by now, or None."""
         if holds:
             self.start, self.lapse = time if self.start is None else self.start, None
         elif self.start is not None:
             self.lapse = time if self.lapse is None else self.lapse
-            if time - self.lapse >= bridge - _TOLERANCE:
+            if time - max(self.lapse, since) >= bridge - _TOLERANCE:
                 return self.finish(time)
         return None
 
@@ -108,6 +110,7 @@ class Drowsiness:
         self.state, self.perclos, self.blinks_per_minute, self.blinks = "not visible", None, None, 0
         self.minute = Minute()
         self._shut, self._half, self._held = Stretch(), Stretch(), Stretch()
+        self._wide = None  # Since when lids are not even nearly shut.
         self._blinks = collections.deque()  # When each of the last minute ended.
         self._time = self._seen = None  # Of the last frame, and of the last that showed the eyes.
         self._was_seen = self._slept = self._drowsy = False
@@ -129,8 +132,8 @@ class Drowsiness:
                 events.append(Event("not visible", self._seen, time))
         if seen:
             level = sum(judged) / len(judged)
-            closed = self._holds(level, closed, time) or closed
-            events += self._watch_lids(level, closed, time)
+            over, closed = self._watch_lids(level, closed, time)
+            events += over
             self._seen = time
         self.minute.add(time, step, known or step == 0, bool(known and closed))
         self._time, self._was_seen = time, seen
@@ -151,26 +154,25 @@ class Drowsiness:
     def _is_away(self, time):
         return self._seen is None or time - self._seen > UNSEEN + _TOLERANCE
 
-    def _holds(self, level, closed, time):
-        """Whether lids have been all but shut for HELD; they are then shut from the start of it."""
-        nearly = level < NEARLY * self._open
-        self._held.update(closed or level < ALL_BUT * self._open, time, DOZE if nearly else BRIDGE)
-        start = self._held.start
-        if not nearly or start is None or time - start < HELD - _TOLERANCE:
-            return False
-        self._shut.start = start if self._shut.start is None else min(start, self._shut.start)
-        return True
-
     def _watch_lids(self, level, closed, time):
+        """The Events that are over, and whether the lids are shut: those held so long are."""
         self._learn(level, time)
         limit = self._open * (BLINK_BELOW if self._half.start is None else BLINK_ABOVE)
-        half = closed or level < limit
-        bridge = DOZE if level < NEARLY * self._open else QUIVER if half else BRIDGE
-        shut = self._with_lids(self._shut.update(closed, time, bridge), time)
-        return self._name(shut, self._half.update(half, time))
+        half, nearly = closed or level < limit, closed or level < NEARLY * self._open
+        self._wide = None if nearly else time if self._wide is None else self._wide
+        # What is nearly shut meanwhile is no part of a quiver.
+        bridge = (DOZE,) if nearly else (QUIVER if half else BRIDGE, self._wide)
+        self._held.update(closed or level < ALL_BUT * self._open, time, *bridge)
+        start = self._held.start
+        if nearly and start is not None and time - start >= HELD - _TOLERANCE:
+            closed = True
+            self._shut.start = start if self._shut.start is None else min(start, self._shut.start)
+        shut = self._with_lids(self._shut.update(closed, time, *bridge), time)
+        return self._name(shut, self._half.update(half, time)), closed
 
     def _end_lids(self, time):
         self._held.finish(time)
+        self._wide = None
         shut = self._with_lids(self._shut.finish(time), time)
         return self._name(shut, self._half.finish(time))
 
