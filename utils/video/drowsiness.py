@@ -22,8 +22,8 @@ QUIVER = 0.5
 # 0.33 for 0.8 s at a time, and three microsleeps. Eyes of one who laughs are so for longer.
 NEARLY, DOZE = 0.25, 1.5
 # Lids that stay all but shut for so long are shut, whatever the limit of a single picture, which
-# spares faces that laugh: two of forty sleepers read 0.06 and 0.09 all the time, and not one blink.
-# Of 119 faces with open eyes one to none reads less, whichever the model.
+# spares faces that laugh: two of forty sleepers read 0.06 and 0.09 as long as they slept. Of 119
+# faces with open eyes at most one reads less, whichever the model.
 ALL_BUT, HELD = 0.12, 2.0
 LID = 0.1  # Seconds that lids take at most between half open and shut, each way.
 # Shut for 0.5 s or longer is a microsleep (Schleicher et al., Ergonomics 51, 2008); from 3 s on it
