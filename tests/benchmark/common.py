@@ -1,4 +1,5 @@
 """What the parts share: turns, tables, and models to time."""
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -21,6 +22,20 @@ from utils.data import dataset
 def say(*words):
     """Progress, on stderr: the table alone goes to stdout."""
     print(*words, file=sys.stderr, flush=True)
+
+
+def model_parser(prog, description, what, metavar="FILE"):
+    """A command line with --weights, of models of which the help says what is done, and --detector.
+
+    prog: the module. description: its docstring.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
+                        metavar=metavar, help=f"models {what} [tiny.onnx and fast.onnx]")
+    parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
+                        help="as of demo.py [haar]")
+    return parser
 
 
 def facts(prepared):

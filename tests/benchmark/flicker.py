@@ -8,13 +8,12 @@ root of the mean square, in % of the distance of the outer eye corners; lag is h
 face's centre is late. MediaPipe's face mesh in video mode stands beside them where it is installed
 (mediapipe before 0.10.30, which brings its model).
 """
-import argparse
 import math
 
 import cv2
 import numpy
 
-from tests.benchmark.common import face_mesh, say, table
+from tests.benchmark.common import face_mesh, model_parser, say, table
 from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.errors import run as guarded
@@ -128,12 +127,7 @@ def watch(make, portrait, frames):
 
 def parse(argv=None):
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.flicker", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
-                        metavar="FILE", help="models to film [tiny.onnx and fast.onnx]")
-    parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
-                        help="as of demo.py [haar]")
+    parser = model_parser("tests.benchmark.flicker", __doc__, "to film")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each film [6]")
     return parser.parse_args(argv)
 

@@ -7,13 +7,12 @@ and the largest face to Drowsiness. Told are the films in which the sleep was se
 it was taken for microsleeps alone, or not seen, and those with an alarm while the face was awake.
 Photos whose shorter side is less than 90 pixels are left out.
 """
-import argparse
 import math
 
 import cv2
 import numpy
 
-from tests.benchmark.common import say, table
+from tests.benchmark.common import model_parser, say, table
 from utils.data.eye_states import list_photos
 from utils.data.photo import read_photo
 from utils.errors import UserError
@@ -22,7 +21,7 @@ from utils.predictor import Predictor
 from utils.video import eyes
 from utils.video.detector import get_detector
 from utils.video.drowsiness import Drowsiness
-from utils.video.tracker import Tracker
+from utils.video.tracker import Tracker, largest
 
 RATE = 30
 SIZE, FACE = (640, 360), 300  # Pixels of a frame, and of the photo in it.
@@ -49,8 +48,7 @@ def watch(predictor, detector, film):
     """The drowsiness.Events of the largest face of a film [(seconds, frame)]."""
     tracker, drowsiness, events = Tracker(predictor, detector), Drowsiness(), []
     for time, frame in film:
-        face = max(tracker.update(frame, time), default=None,
-                   key=lambda track: (track.box[2:] - track.box[:2]).prod())
+        face = largest(tracker.update(frame, time))
         look = face and eyes.look(face.raw_px, face.confidence, predictor.scheme, predictor.eyes)
         seen = (look.openness, look.closed) if look else ((None, None), None)
         events += drowsiness.update(*seen, time)
@@ -80,15 +78,10 @@ def pairs(folder, names, count):
 
 def parse(argv=None):
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.sleepers", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = model_parser("tests.benchmark.sleepers", __doc__, "that watch")
     parser.add_argument("folder", metavar="FOLDER", help="with photos in closed/ and open/")
     parser.add_argument("--names", default="none", metavar="LIST[:PART]",
                         help="which photos, as of main.py --test-eyes [all]")
-    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
-                        metavar="FILE", help="models that watch [tiny.onnx and fast.onnx]")
-    parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
-                        help="as of demo.py [haar]")
     parser.add_argument("--count", type=int, default=40, help="of films, at most [40]")
     return parser.parse_args(argv)
 

@@ -11,7 +11,6 @@ The detector's share is the mean with its looks less the mean without them. Rati
 the same round, medians again. Frames follow each other without a pause, as those of a file do:
 beside a camera, what the detector does in the background waits for no frame.
 """
-import argparse
 import itertools
 import math
 import os
@@ -22,7 +21,7 @@ import time
 import cv2
 import numpy
 
-from tests.benchmark.common import face_mesh, ms, say, table
+from tests.benchmark.common import face_mesh, model_parser, ms, say, table
 from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.errors import run as guarded
@@ -155,13 +154,7 @@ def rows_of(size, found):
 
 def parse(argv=None):
     """The command line as a namespace."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.tracking",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
-                        metavar="FILE.onnx", help="models to time [tiny.onnx and fast.onnx]")
-    parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
-                        help="as of demo.py [haar]")
+    parser = model_parser("tests.benchmark.tracking", __doc__, "to time", "FILE.onnx")
     parser.add_argument("--source", default="sample", metavar="PHOTO|VIDEO|sample",
                         help="where the face is from [the portrait that comes with matplotlib]")
     parser.add_argument("--skip", type=int, default=0, metavar="FRAMES",

@@ -19,7 +19,7 @@ from utils.landmarks import crop, lids
 from utils.predictor import Predictor
 from utils.video import eyes
 from utils.video.detector import get_detector
-from utils.video.tracker import Tracker, landmarks
+from utils.video.tracker import Tracker, landmarks, largest
 
 # Least faces of each state from which limits are fitted.
 FEWEST = 20
@@ -51,11 +51,10 @@ def read_eyes(predictor, detector, photos):
         if image is None:
             raise UserError(f"{path}: cannot be read as an image")
         tracker = Tracker(predictor, detector, filter_min_cutoff=0)
-        tracks = tracker.update(image, 0.0)
-        if not tracks:
+        face = largest(tracker.update(image, 0.0))
+        if face is None:
             readings.append(Reading(path, closed, None, None, None))
             continue
-        face = max(tracks, key=lambda track: (track.box[2:] - track.box[:2]).prod())
         readings.append(Reading(path, closed, face.raw_px, face.confidence, eyes.look(
             face.raw_px, face.confidence, predictor.scheme, predictor.eyes)))
     return readings

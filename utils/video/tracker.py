@@ -349,6 +349,11 @@ class Tracker:
         return FaceFilter(*self.filter_settings) if self.filter_settings[0] else None
 
 
+def largest(tracks):
+    """The Track with the largest crop, or None where there is none."""
+    return max(tracks, default=None, key=lambda track: (track.box[2:] - track.box[:2]).prod())
+
+
 def _centre(box):
     """x, y of the middle of a box (4,). Plain numbers: numpy is slow on so few."""
     x_min, y_min, x_max, y_max = (float(v) for v in box)
