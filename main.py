@@ -83,16 +83,23 @@ def train(request):
 def export(args, actions):
     """Write the .onnx beside the weights, and the others that were asked for."""
     from utils.deploy import export, quantize, raw
-    if actions & {"train", "export"}:
-        path = export.export_weights(experiment.find_weights(args.exp))
-        if "int8" in actions:
-            quantize.export_int8(path, args)
-        if "raw" in actions:
-            raw.export_weights(path.with_suffix(".pt"), args.opset)
-        return
-    path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
-    if path.is_file() and not path.with_suffix(".onnx").is_file():
-        export.export_weights(path)
+    if not actions & {"train", "export"}:
+        path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
+        if path.suffix == ".onnx":
+            path = path.with_suffix(".pt")
+        if not path.is_file() or not export.is_stale(path):
+            return
+    else:
+        path = experiment.find_weights(args.exp)
+    path = export.export_weights(path)
+    if "int8" in actions:
+        quantize.export_int8(path, args)
+    if "raw" in actions:
+        raw.export_weights(path.with_suffix(".pt"), args.opset)
+    for kind in {"int8", "raw"} - actions:
+        if path.with_suffix(f".{kind}.onnx").is_file():
+            print(f"note: {path.with_suffix(f'.{kind}.onnx')} is as it was; --export --{kind} "
+                  f"writes it anew")
 
 
 def fit_shape(args, actions):

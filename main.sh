@@ -63,7 +63,7 @@ if [ -e "$PIPNET_CONTROL/error" ]; then
     status=2
 elif [ -e "$PIPNET_CONTROL/stop" ]; then
     again=" $* "
-    [[ $again == *" --exp"* ]] || again+="--exp $exp "
+    [[ $again == *" --exp "* || $again == *" --exp="* ]] || again+="--exp $exp "
     [[ $again == *" --resume "* ]] || again+="--resume"
     echo "stopped; go on with: bash main.sh $processes$again" 2>/dev/null
 fi

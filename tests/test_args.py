@@ -10,6 +10,7 @@ from conftest import ROOT
 from utils import args as settings
 from utils.args import load_args, parse
 from utils.errors import UserError
+from utils.training import launch
 
 
 def test_args_yaml_holds_every_knob_once_with_a_sentence():
@@ -34,6 +35,29 @@ def test_every_knob_is_a_flag_that_wins(tmp_path):
              "batch-size lr pretrained precision workers device seed").split()
     assert {name.replace("-", "_") for name in named} <= set(settings.KINDS)
     assert set(settings.ACTIONS) >= {"train", "test", "export", "test_onnx", "compare", "resume"}
+
+
+def test_a_named_file_wins_over_what_an_experiment_was_begun_with(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    settings.save_args(load_args({"lr": 0.3, "boxes": "haar", "data_dir": "begun"}),
+                       tmp_path / "one" / "args.yaml")
+    monkeypatch.setattr("utils.experiment.WEIGHTS", tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("data_dir: other\nboxes: none\n")
+    args = launch.resumed(parse(["--test", "--exp", "one", "--args", str(path), "--boxes", "x"]))
+    assert (args.lr, args.data_dir, args.boxes) == (0.3, "other", "x")
+
+
+def test_resume_trains_whatever_else_is_asked():
+    assert parse(["--resume", "--test", "--exp", "one"]).actions == {"resume", "train", "test"}
+
+
+@pytest.mark.parametrize("action", ["--fit-eyes", "--fit-shape", "--export", "--int8"])
+def test_files_of_a_model_are_written_only_where_it_is_named(action):
+    with pytest.raises(UserError, match="say which model with --exp"):
+        parse([action, "--data-dir", "faces"])
+    assert parse([action, "--exp", "x.pt"]).args.exp == "x.pt"
+    assert "train" in parse([action, "--train"]).actions
 
 
 def test_saved_args_are_read_back(tmp_path):

@@ -1,4 +1,5 @@
 """The ONNX file: what it says of itself, and that it needs nothing of ours."""
+import argparse
 import json
 
 import numpy
@@ -7,8 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
+import main
 from utils import checkpoint
-from utils.deploy.export import export, licence
+from utils.deploy.export import export, is_stale, licence
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -91,12 +93,57 @@ def test_files_that_are_no_models(exported, tmp_path):
         export(exported[0], tmp_path / "nowhere" / "net.onnx")
 
 
+def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_said(exported, monkeypatch):
+    monkeypatch.setattr("utils.predictor._providers", lambda device: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="cannot use the GPU here"):
+        Predictor(exported[1], "cuda")
+
+
+def test_an_onnx_file_of_other_weights_is_stale(tiny_weights, tmp_path):
+    path, state = tmp_path / "net.pt", checkpoint.read(tiny_weights)
+    checkpoint.save(state, path)
+    assert is_stale(path), "there is none"
+    export(checkpoint.load_model(path), path.with_suffix(".onnx"))
+    assert not is_stale(path)
+    eyes = checkpoint.load_model(path).eyes.state()
+    checkpoint.save({**state, "eyes": {**eyes, "closed_below": 0.123}}, path)
+    assert is_stale(path), "its limits are others"
+    weights = checkpoint.weights_of(state)
+    name = next(k for k, v in weights.items() if v.is_floating_point())
+    checkpoint.save({**state, "weights": {**weights, name: weights[name] + 1}}, path)
+    assert is_stale(path), "its weights are others"
+
+
+def test_a_test_exports_anew_what_is_stale(tiny_weights, tmp_path, capsys):
+    path = tmp_path / "net.pt"
+    checkpoint.save(checkpoint.read(tiny_weights), path)
+    settings = argparse.Namespace(exp=str(path))
+    for _ in range(2):
+        main.export(settings, {"test", "test_onnx"})
+    assert capsys.readouterr().out.count("exporting") == 1
+    path.with_suffix(".int8.onnx").touch()
+    main.export(settings, {"export"})
+    assert "net.int8.onnx is as it was; --export --int8" in capsys.readouterr().out
+
+
 def test_the_file_carries_the_licence_of_its_data(exported):
     described = onnxruntime.InferenceSession(str(exported[1])).get_modelmeta().custom_metadata_map
     assert described["licence"].startswith("code MIT; weights: that of their data, ")
-    args = {"data": "none", "data_dir": "/x/300W-256", "unlabelled_dir": "lfw", "gssl": True,
-            "input_size": 256}
-    assert licence(args) == ("code MIT; weights: that of their data, 300W (research only, "
-                             "non-commercial) and lfw (research only)")
-    assert "mine (see its publisher)" in licence({**args, "data_dir": "mine", "gssl": False})
-    assert "drawn by the repository" in licence({**args, "data": "samples"})
+    assert licence(["300W", "mine"]) == (
+        "code MIT; weights: that of their data, 300W (research only, non-commercial) and mine (see "
+        "its publisher)")
+    assert "drawn by the repository" in licence(["samples"])
+
+
+def test_the_data_of_what_weights_began_with_is_theirs_too(tiny_weights, tmp_path):
+    args = {"data": "none", "data_dir": "/x/300W+eyes-256", "unlabelled_dir": "lfw", "gssl": True,
+            "input_size": 256, "pretrained": "timm", "teacher": "none"}
+    assert checkpoint.data_sets(args) == ["300W", "eyes", "lfw"]
+    assert checkpoint.data_sets({**args, "data": "samples"}) == ["samples"]
+    begun = tmp_path / "begun.pt"
+    checkpoint.save({**checkpoint.read(tiny_weights), "sets": ["300W", "lfw"]}, begun)
+    own = {**args, "data_dir": "phone", "gssl": False, "pretrained": str(begun)}
+    assert checkpoint.data_sets(own) == ["phone", "300W", "lfw"]
+    assert checkpoint.data_sets({**own, "pretrained": "none", "teacher": str(begun)}) == [
+        "phone", "300W", "lfw"]
+    assert "research only" in licence(checkpoint.data_sets(own))

@@ -73,7 +73,10 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
     text = publish.card(chain, {"pytorch": {}}, "fast", ([last], 600.0))
     assert "and lfw without landmarks; epoch 5 of 11 was best" in text
     publish.publish(found, tmp_path / "fast.pt", with_onnx=False)
-    assert checkpoint.read(tmp_path / "fast.pt")["args"]["unlabelled_dir"] == "lfw"
+    shipped = checkpoint.read(tmp_path / "fast.pt")
+    assert shipped["args"]["unlabelled_dir"] == "lfw" and "lfw" in shipped["sets"]
+    assert publish.sets_named(["x --data-dir 300W+eyes --unlabelled-dir lfw -y"]) == [
+        "300W", "eyes", "lfw"]
 
 
 def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, tmp_path):

@@ -50,8 +50,9 @@ ACTIONS = {
     "fit_eyes": "find a model's limits of eyes and faces on --data-dir with closed/ and open/",
     "test_eyes": "score shut and open eyes on such a folder",
     "compare": "print the table of all experiments",
-    "resume": "go on with --exp from its last.pt and its own args.yaml; flags typed now win",
+    "resume": "train on with --exp from its last.pt and its own args.yaml; flags typed now win",
 }
+CHANGING = {"fit_shape", "fit_eyes", "export"}  # Those that write the files of a trained model.
 
 
 def read_help(path=DEFAULTS):
@@ -193,7 +194,7 @@ def parse(argv=None):
     for name, sentence in ACTIONS.items():
         group.add_argument(_flag(name), action="store_true", help=sentence)
     group.add_argument("--args", default=str(DEFAULTS), metavar="FILE",
-                       help="another args.yaml; keys it leaves out keep the shipped values")
+                       help="another args.yaml, whose keys count as typed")
     found = vars(parser.parse_args(argv))
     path = found.pop("args")
     actions = frozenset(name for name in ACTIONS if found.pop(name))
@@ -203,11 +204,17 @@ def parse(argv=None):
         raise UserError("--data-dir and --data both say what to train on; give one of them")
     if "data_dir" in found:
         found.setdefault("data", "none")
-    if not actions - {"resume"} and "dump_pseudo" not in found:
-        if "resume" not in actions:
-            raise UserError("nothing to do: give --train, --test, --export, --test-onnx, "
-                            "--fit-shape, --fit-eyes, --test-eyes or --compare (see main.py "
-                            "--help)")
+    if not actions and "dump_pseudo" not in found:
+        raise UserError("nothing to do: give --train, --test, --export, --test-onnx, --fit-shape, "
+                        "--fit-eyes, --test-eyes or --compare (see main.py --help)")
+    if "resume" in actions:
         actions |= {"train"}
-    args = load_args(found, path)
+    if pathlib.Path(path).resolve() != DEFAULTS:
+        # A file that is named is as good as typed: it wins over what an experiment was begun with.
+        found = {**_read_file(pathlib.Path(path)), **found}
+    args = load_args(found)
+    changing = sorted(actions & CHANGING)
+    if changing and "train" not in actions and args.exp == "none":
+        raise UserError(f"{_flag(changing[0])} writes a model's files: say which model with --exp "
+                        f"NAME or --exp PATH.pt")
     return Request(args, actions, found)

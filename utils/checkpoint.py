@@ -104,6 +104,29 @@ def describe(args, scheme, crop, neighbour_face=None, **more):
             [[float(x), float(y)] for x, y in neighbour_face], **more}
 
 
+def data_sets(args):
+    """Names of the sets whose faces made weights of these settings (a dict), each once: its own,
+    and those of the .pt files that it began with and was taught by, where they are at hand."""
+    if args["data"] != "none":
+        names = [args["data"]]
+    else:
+        folders = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"])]
+        # A set that is merged of others is named A+B.
+        names = [name for folder in folders for name in pathlib.Path(folder).name.removesuffix(
+            f"-{args['input_size']}").split("+")]
+    for path in (args.get("pretrained", "none"), args.get("teacher", "none")):
+        if path.endswith(".pt") and pathlib.Path(path).is_file():
+            with contextlib.suppress(UserError):  # Of others, and of no set of ours.
+                names += sets_of(read(path))
+    return list(dict.fromkeys(names))
+
+
+def sets_of(state):
+    """The names of data_sets of a checkpoint (a dict), or as far as its settings tell them."""
+    return state.get("sets") or data_sets({**state["args"], "pretrained": "none",
+                                           "teacher": "none"})
+
+
 def build_model(args, scheme, neighbour_face=None, timm_weights=False):
     """A LandmarkNet as resolved args say. Raises UserError."""
     check_size(args.input_size, args.stride)
@@ -126,9 +149,9 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
-    `input_size` and `eyes` (lids.Limits). lids, shape: whether the heads that were fitted to it, if
-    they were, draw shut lids together and correct shapes. overrides: settings of the model to
-    change, such as merge. Raises UserError.
+    `input_size`, `eyes` (lids.Limits) and `sets` (see data_sets). lids, shape: whether the heads
+    that were fitted to it, if they were, draw shut lids together and correct shapes. overrides:
+    settings of the model to change, such as merge. Raises UserError.
     """
     state = read(path)
     try:
@@ -160,6 +183,7 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         raise UserError(f"{path}: holds weights that are not finite numbers")
     model = reparameterise(model.eval()).to(device)
     model.args, model.crop, model.input_size, model.eyes = args, crop, args.input_size, eyes
+    model.sets = sets_of(state)
     return model
 
 

@@ -53,6 +53,10 @@ class Predictor:
             # ONNX Runtime raises its own kinds, which are not exported by name.
             raise UserError(f"{self.path}: cannot be used as an ONNX model: "
                             f"{' '.join(str(error).split())[:160]}") from None
+        if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise UserError(f"{self.path}: ONNX Runtime {onnxruntime.__version__} cannot use the "
+                            f"GPU here; its package onnxruntime-gpu must fit the CUDA and cuDNN "
+                            f"that are installed, or give --device cpu")
         described = session.get_modelmeta().custom_metadata_map
         try:
             self.input_size = int(described["input_size"])

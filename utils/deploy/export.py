@@ -1,5 +1,6 @@
 """ONNX: decoding inside the graph, dynamic batch, and metadata that says how to crop."""
 import copy
+import hashlib
 import json
 import os
 import pathlib
@@ -14,9 +15,10 @@ OPSET = 18
 SMALL = 1024  # Numbers in a tensor that is not worth storing otherwise.
 EPSILON = 1e-30
 # Values of metadata() that are plain text; the others are JSON.
-PLAIN = ("format", "backbone", "licence")
+PLAIN = ("format", "backbone", "licence", "weights")
 # As the publishers state them; README and cards say the same.
-DATA_LICENCES = {"300W": "research only, non-commercial",
+DATA_LICENCES = {"samples": "faces drawn by the repository: MIT",
+                 "300W": "research only, non-commercial",
                  "300W-small": "research only, non-commercial",
                  "eyes": "research only", "lfw": "research only"}
 
@@ -142,26 +144,38 @@ def metadata(model):
 
     scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
     (square, stretch or box) and `scale`: how the landmarks' box becomes the crop; eyes, where the
-    scheme has any, are the fields of lids.Limits.
+    scheme has any, are the fields of lids.Limits; weights is their digest.
     """
     eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
     return {"format": "pipnet-1", "input_size": str(model.input_size),
             "scheme": json.dumps(model.scheme.state()), "crop": json.dumps(model.crop),
-            "backbone": model.args.backbone, "licence": licence(vars(model.args)),
-            **eyes}
+            "backbone": model.args.backbone, "licence": licence(model.sets),
+            "weights": digest(model), **eyes}
 
 
-def licence(args, more=()):
-    """The licence of weights trained with these settings (a dict), and of their data, as a line.
+def digest(model):
+    """What tells the weights of a model of checkpoint.load_model, and its limits, from others."""
+    made = hashlib.sha256(json.dumps(model.eyes.state()).encode())
+    for name, values in sorted(model.state_dict().items()):
+        made.update(name.encode() + values.cpu().numpy().tobytes())
+    return made.hexdigest()[:16]
 
-    more: names of sets in trainings before."""
-    if args["data"] == "samples":
-        sets = ["faces drawn by the repository (MIT)"]
-    else:
-        sets = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"]), *more]
-        # A merged set is named A+B.
-        names = [part for name in sets for part in pathlib.Path(name).name.removesuffix(
-            f"-{args['input_size']}").split("+")]
-        sets = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})"
-                for name in dict.fromkeys(names)]
-    return f"code MIT; weights: that of their data, {' and '.join(sets)}"
+
+def is_stale(path):
+    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these."""
+    import onnx
+    target = path.with_suffix(".onnx")
+    if not target.is_file():
+        return True
+    try:
+        said = {p.key: p.value for p in onnx.load(target).metadata_props}
+    except Exception:  # What is no ONNX file raises protobuf's own kinds.
+        return True
+    return said.get("weights", "") != digest(checkpoint.load_model(path))
+
+
+def licence(sets):
+    """The licence of weights that were trained on the sets of these names, and of their data, as a
+    line."""
+    said = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in sets]
+    return f"code MIT; weights: that of their data, {' and '.join(said)}"

@@ -24,9 +24,10 @@ WEIGHTS_ARGS = ("pretrained", "teacher")
 SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
-def publish(source, target, with_onnx=True, other=None, share=0.0):
+def publish(source, target, with_onnx=True, other=None, share=0.0, sets=()):
     """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
 
+    sets: names of those that it was trained on which it does not say itself.
     other: a checkpoint that it was trained on from, of which the published weights hold `share`: a
     mean of both keeps more of what the first one knew (Wortsman et al., CVPR 2022). The ONNX file
     comes from the rounded weights, so both score the same. Paths of the machine that trained are
@@ -42,7 +43,8 @@ def publish(source, target, with_onnx=True, other=None, share=0.0):
                for k, v in checkpoint.weights_of(state).items()}
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
                                        "val_nme", "eyes")}
-    checkpoint.save({**shown, "args": args, "weights": weights}, target)
+    sets = dict.fromkeys([*checkpoint.sets_of(state), *sets])
+    checkpoint.save({**shown, "sets": list(sets), "args": args, "weights": weights}, target)
     if with_onnx:
         export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
 
@@ -83,6 +85,12 @@ def recipe(sources):
                      and line not in commands]
         seconds += 60 * float(re.search(r"training time: ([\d.]+) minutes", text)[1])
     return commands, seconds
+
+
+def sets_named(commands):
+    """Names of the sets in a recipe's commands."""
+    return [name for folder in re.findall(r"--(?:data|unlabelled)-dir (\S+)", "\n".join(commands))
+            for name in folder.split("+")]
 
 
 def _read_card(path):
@@ -138,22 +146,19 @@ def card(sources, report, title, recipe, mean=""):
     if sources[0].stem != "best":
         begun = re.search(r"trained from (.*), by", _read_card(sources[0]))[1]
     last = gssl.plan(argparse.Namespace(**args))[-1]
-    sets, more = [args["data_dir"]], ""
-    if args["gssl"]:
-        sets.append(args["unlabelled_dir"])
-        more = f", and {args['unlabelled_dir']} without landmarks"
-    before = re.findall(r"--(?:data|unlabelled)-dir (\S+)", "\n".join(commands))
+    more = f", and {args['unlabelled_dir']} without landmarks" if args["gssl"] else ""
+    sets = dict.fromkeys([*checkpoint.sets_of(state), *sets_named(commands)])
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
         f"head, stride {args['stride']}, input {args['input_size']} px, crop "
         f"{state['crop']['rule']} x {state['crop']['scale']}",
-        f"* data: {sets[0]}, training list{more}; epoch {state['epoch']} of "
+        f"* data: {args['data_dir']}, training list{more}; epoch {state['epoch']} of "
         f"{last.first + last.epochs} was best on the validation list (NME "
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
-        f"* licence: {export.licence(args, before)}",
+        f"* licence: {export.licence(sets)}",
         *([f"* {mean}"] if mean else []), "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
@@ -193,7 +198,7 @@ def main(argv=None):
         mean = (f"mean of the last command's weights and {given.share:g} of "
                 f"{_weights_name(given.average)} (--average)")
     text = functools.partial(card, sources, title=given.name, recipe=how, mean=mean)
-    publish(source, target, not given.no_onnx, given.average, given.share)
+    publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]))
     report = target.with_suffix(".json")
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     score.test(load_args({"exp": str(target), "data_dir": given.data_dir,

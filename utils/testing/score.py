@@ -27,6 +27,8 @@ def test(args, actions):
     """
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
+    if args.flip_test and args.boxes != "none":
+        raise UserError("--flip-test works on annotated boxes; leave it or --boxes out")
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     weights = path.with_suffix(".pt")
     if "test" in actions and not weights.is_file():

@@ -143,6 +143,7 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.neighbour_face = dataset.neighbour_face(args.mean_face, self.scheme)
         pretrained = args.pretrained if state is None else "none"
+        self.sets = checkpoint.data_sets(vars(args)) if state is None else checkpoint.sets_of(state)
         self.model = self._build_model(pretrained == "timm")
         if pretrained not in ("none", "timm"):
             left_out = ranks.together(checkpoint.load_pretrained, self.model, pretrained)
@@ -400,7 +401,7 @@ class Trainer:
     def description(self):
         """What its checkpoints say of themselves beside their weights."""
         return checkpoint.describe(self.experiment_args, self.scheme, self.set.crop,
-                                   self.neighbour_face)
+                                   self.neighbour_face, sets=self.sets)
 
     def record(self):
         """Write the experiment's line of weights/results.csv."""
