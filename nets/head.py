@@ -37,8 +37,8 @@ class PIPHead(torch.nn.Module):
     repetition, so some weigh more; released models were scored with it) or `confidence` (every
     predictor weighs its own best score, so that a covered landmark says less of its neighbours).
 
-    coarse, an attribute: whether training also gets the coarse score maps (see utils/gssl.py). They
-    are the same score layer on max-pooled features.
+    coarse, an attribute: whether training also gets the coarse score maps, which are the same score
+    layer on max-pooled features (see utils/training/gssl.py).
     """
 
     coarse = False
