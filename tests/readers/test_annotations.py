@@ -66,3 +66,28 @@ def test_one_shape_of_all_points(tmp_path):
                                         'points="1,2;3,4;5,6"/></image></annotations>')
     face, = annotations.read(path, [], THREE)
     assert face.points.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("file, photo, split", [
+    ("labels.json", "a.jpg", "train"), ("labels.json", "test/a.jpg", "test"),
+    ("labels.json", "x/Valid/y/a.jpg", "val"), ("test/labels.json", "a.jpg", "test"),
+    ("marks/labels.json", "../photos/val/a.jpg", "val"),
+    ("person_keypoints_val2017.json", "a.jpg", "val"), ("TEST.json", "a.jpg", "test"),
+    ("person_keypoints_val.json", "a.jpg", "val"), ("test_labels.json", "a.jpg", "test"),
+    ("contest.json", "a.jpg", "train"), ("labels_test.json", "train/a.jpg", "train")])
+def test_lists_by_folders_else_by_the_name_of_the_file(tmp_path, file, photo, split):
+    path = write(tmp_path / file, GOOD["coco.json"].replace("a.jpg", photo))
+    image(path.parent / photo)
+    face, = annotations.read(tmp_path, [], THREE)
+    assert (face.lists, face.subset) == ((split,), split)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_lists_of_each_tool(tmp_path, name):
+    image(tmp_path / "test" / "a.jpg")
+    write(tmp_path / "test" / name, GOOD[name])
+    image(tmp_path / "a.jpg")
+    write(tmp_path / name.replace(".", "_test."), GOOD[name])
+    # A file of labelme has the name of its photo.
+    splits = ["train" if name == "labelme.json" else "test", "test"]
+    assert [face.subset for face in annotations.read(tmp_path, [], THREE)] == splits

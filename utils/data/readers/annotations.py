@@ -1,18 +1,20 @@
 """Files of the common labelling tools: COCO keypoints (.json), labelme (.json beside each photo),
 CVAT for images and dlib/iBUG (.xml), told apart by what is in them.
 
-Pixels count from 0, from 1 with --one-based. A point that a tool left out (COCO's visibility 0, a
-label that is absent, outside in CVAT) is NaN; one that is covered (COCO's visibility 1, occluded in
-CVAT) is marked as hidden.
+A photo's list is that of a folder test/, val/ (or valid/) or train/ in its path, else the one that
+a word of the file's name says (person_keypoints_val.json), else train. Pixels count from 0, from 1
+with --one-based. A point that a tool left out (COCO's visibility 0, a label that is absent, outside
+in CVAT) is NaN; one that is covered (COCO's visibility 1, occluded in CVAT) is marked as hidden.
 """
 import collections
 import json
 import os
+import re
 from xml.etree import ElementTree
 
 import numpy
 
-from utils.data.readers.face import Face
+from utils.data.readers.face import Face, split_of
 from utils.data.readers.pts import numbers, short, unique_name, walk
 from utils.errors import UserError
 
@@ -36,10 +38,13 @@ def read(folder, problems, scheme=None, one_based=False):
         raise UserError(f"{folder}: your own data needs a landmark scheme: 300W, WFLW, COFW, AFLW, "
                         f"LaPa or a .yaml file")
     faces, taken, count = [], set(), collections.Counter()
+    root = folder.parent if folder.is_file() else folder
     for path in _files(folder):
         kind = _kind(path)
         if kind is None:
             continue
+        # The file of labelme is one photo's, and so is its name.
+        words = () if kind is _labelme else re.split("[^a-z]+", path.stem.lower())
         for where, image, make in kind(_parse(path), scheme):
             try:
                 points, box, *hidden = make()
@@ -55,7 +60,9 @@ def read(folder, problems, scheme=None, one_based=False):
             count[group] += 1
             name = unique_name(f"{photo.stem}-{count[group]}", taken)
             shift = float(one_based)
-            faces.append(Face(photo, points - shift, ("train",), "train", group, name,
+            folders = os.path.relpath(photo.parent, root).split(os.sep)
+            split = split_of(folders) or split_of(words) or "train"
+            faces.append(Face(photo, points - shift, (split,), split, group, name,
                               None if box is None else box - shift,
                               hidden=hidden[0] if hidden else None))
     return faces
