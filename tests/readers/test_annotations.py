@@ -1,5 +1,7 @@
 """Files of labelling tools."""
+import dataclasses
 import json
+import re
 
 import numpy
 import pytest
@@ -7,6 +9,7 @@ from reader_files import image, write
 
 from utils.data import readers
 from utils.data.readers import annotations
+from utils.errors import UserError
 from utils.landmarks import schemes as landmarks
 
 THREE = landmarks.Scheme("three", numpy.array([1, 0, 2]), numpy.zeros((3, 2)), None, {})
@@ -91,3 +94,58 @@ def test_lists_of_each_tool(tmp_path, name):
     # A file of labelme has the name of its photo.
     splits = ["train" if name == "labelme.json" else "test", "test"]
     assert [face.subset for face in annotations.read(tmp_path, [], THREE)] == splits
+
+
+NAMED = dataclasses.replace(THREE, names=("right eye", "left_eye", "nose"))
+
+
+def labelled(name, labels):
+    """GOOD[name] with other labels of its points, which are 0, 1 (left out) and 2."""
+    return re.sub('("label": "|<points label="|<part name=")0?([012])"',
+                  lambda found: f'{found[1]}{labels[int(found[2])]}"', GOOD[name])
+
+
+@pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
+def test_labels_are_the_names_of_the_scheme_or_numbers(tmp_path, name):
+    image(tmp_path / "a.jpg")
+    for labels in ("012", ("right eye", "left_eye", "nose"), ("Right_Eye", "LEFT eye", "NOSE")):
+        path, problems = write(tmp_path / name, labelled(name, labels)), []
+        face, = annotations.read(path, problems, NAMED)
+        assert not problems and face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
+        assert numpy.isnan(face.points[1]).all()
+    problems = []
+    write(path, labelled(name, ("right eye", "left eye", "mouth")))
+    assert annotations.read(path, problems, NAMED) == []
+    assert [text.partition(": ")[2] for _, text in problems] == [
+        "point 'mouth' is no number from 0 to 2 and no name of a point of three"]
+
+
+@pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
+def test_labels_from_one(tmp_path, name):
+    image(tmp_path / "a.jpg")
+    path, problems = write(tmp_path / name, labelled(name, "123")), []
+    face, = annotations.read(path, problems, THREE)
+    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]] and numpy.isnan(face.points[1]).all()
+    assert [text for _, text in problems] == ["note: labels count from 1, as there is a 3 and no 0"]
+    # Where neither 0 nor 3 is anywhere, 1 and 2 may be either.
+    write(path, labelled(name, "122"))
+    with pytest.raises(UserError, match="from 1 to 2: without 0 and without 3 they may count"):
+        annotations.read(tmp_path, [], THREE)
+
+
+def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
+    image(tmp_path / "a.jpg")
+    parts = ('<points label="1" outside="0" points="1,2"/>'
+             '<points label="2" outside="0" points="3,4"/>'
+             '<points label="3" outside="1" points="9,9"/>')
+    skeleton = f'<skeleton label="face">{parts}</skeleton>'
+    path = write(tmp_path / "a.xml", f'<annotations><image name="a.jpg">{skeleton}</image>'
+                                     '</annotations>')
+    face, = annotations.read(path, [], THREE)
+    assert face.points[:2].tolist() == [[1, 2], [3, 4]] and numpy.isnan(face.points[2]).all()
+    # Beside labels from 0 they are wrong, and not one off.
+    write(tmp_path / "b.xml", GOOD["cvat.xml"])
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 1
+    (where, text), = problems
+    assert where == path and "point '3' is no number from 0 to 2" in text
