@@ -5,7 +5,7 @@ import re
 
 import numpy
 import pytest
-from reader_files import image, write
+from reader_files import image, reasons, write
 
 from utils.data import readers
 from utils.data.readers import annotations
@@ -50,6 +50,7 @@ def test_each_tool(tmp_path, name, one_based):
     ("coco.json", '"image_id": 7', '"image_id": 8', "no image"),
     ("labelme.json", '"label": "2"', '"label": "nose"', "point 'nose' is no number from 0 to 2"),
     ("labelme.json", '"label": "2"', '"label": "0"', "point 0 is there twice"),
+    ("labelme.json", '"shape_type": "point"', '"shape_type": "line"', "none of its points is"),
     ("cvat.xml", 'points="5,6"', 'points="5,x"', "'x' is no number"),
     ("dlib.xml", 'name="02"', 'name="03"', "is no number from 0 to 2"),
     ("dlib.xml", "a.jpg", "b.jpg", "no image")])
@@ -149,3 +150,38 @@ def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
     assert len(annotations.read(tmp_path, problems, THREE)) == 1
     (where, text), = problems
     assert where == path and "point '3' is no number from 0 to 2" in text
+
+
+def test_damaged_files_are_named(tmp_path):
+    image(tmp_path / "a.jpg")
+    for name, text in GOOD.items():
+        write(tmp_path / "cut" / name, text[:len(text) // 2])
+    write(tmp_path / "cut" / "empty.json", "")
+    write(tmp_path / "cut" / "latin.json", b'{"shapes": ["\xff"]}')
+    write(tmp_path / "cut" / "._labels.json", b"\0\5\26\7")  # Of macOS beside a labels.json.
+    write(tmp_path / "other.json", '{"names": []}')
+    write(tmp_path / "labels.xml", GOOD["dlib.xml"])
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 1
+    assert reasons(problems).keys() == {"empty.json", "latin.json", *GOOD}
+    assert all("damaged or cut off: " in reason for reason in reasons(problems).values())
+    assert [path.name for path, text in problems if text.startswith("note: not read")] == [
+        "other.json"]
+    # Alone, they are not a folder of no known layout, nor "no such folder".
+    for source in (tmp_path / "cut", tmp_path / "cut" / "coco.json", tmp_path / "other.json"):
+        assert readers.recognise(source) is annotations
+
+
+def test_photos_that_labelme_has_no_file_for_are_named(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.png", "d.jpg", "other/e.jpg", ".f.jpg"):
+        image(tmp_path / name)
+    path = write(tmp_path / "a.json", GOOD["labelme.json"])
+    write(tmp_path / "x.json", GOOD["labelme.json"].replace("a.jpg", "b.jpg"))
+    write(tmp_path / "d.json", "{")
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 2
+    assert reasons(problems).keys() == {"c.png", "d.json"}
+    assert reasons(problems)["c.png"] == "image without c.json"
+    # One file is asked for by its name, and the others not.
+    problems = []
+    assert len(annotations.read(path, problems, THREE)) == 1 and not problems

@@ -17,6 +17,7 @@ import numpy
 from utils.data.readers.face import Face, split_of
 from utils.data.readers.pts import numbers, short, unique_name, walk
 from utils.errors import UserError
+from utils.video.sources import IMAGES
 
 NAME = "annotations"
 SCHEME = None
@@ -25,8 +26,16 @@ EXPECTED = {}
 
 
 def matches(folder):
-    """Whether the path (pathlib.Path) is such a file or a folder that holds some."""
-    return any(_kind(path) for path in _files(folder))
+    """Whether the path (pathlib.Path) is a .json or .xml file, or a folder that holds one of these
+    tools or a damaged one, of which read() says what is wrong."""
+    return any(folder.is_file() or _is_annotation(path) for path in _files(folder))
+
+
+def _is_annotation(path):
+    try:
+        return _kind(_parse(path)) is not None
+    except ValueError:
+        return True
 
 
 def read(folder, problems, scheme=None, one_based=False):
@@ -38,21 +47,30 @@ def read(folder, problems, scheme=None, one_based=False):
         raise UserError(f"{folder}: your own data needs a landmark scheme: 300W, WFLW, COFW, AFLW, "
                         f"LaPa or a .yaml file")
     root = folder.parent if folder.is_file() else folder
-    entries = []
+    entries, beside = [], set()
     for path in _files(folder):
-        kind = _kind(path)
+        try:
+            content = _parse(path)
+        except ValueError as error:
+            problems.append((path, str(error)))
+            continue
+        kind = _kind(content)
         if kind is None:
+            problems.append((path, "note: not read: it is of none of the tools that are known"))
             continue
         # The file of labelme is one photo's, and so is its name.
         words = () if kind is _labelme else re.split("[^a-z]+", path.stem.lower())
-        entries += [(path, words, *entry) for entry in kind(_parse(path), scheme)]
+        for where, image, *rest in kind(content, scheme):
+            photo = path.parent / str(image).replace("\\", "/")
+            entries.append((path, words, photo, where, *rest))
+            if kind is _labelme and folder.is_dir():
+                beside.add(photo.parent)
     point_of = _labels({str(label) for *_, labels, _ in entries for label in labels}, scheme,
                        folder, problems)
     faces, taken, count = [], set(), collections.Counter()
-    for path, words, where, image, _, make in entries:
+    for path, words, photo, where, _, make in entries:
         try:
             points, box, *hidden = make(point_of)
-            photo = path.parent / str(image).replace("\\", "/")
             if not os.path.isfile(photo):
                 raise ValueError(f"no image {short(str(photo), 200)}")
             if numpy.isnan(points).all():
@@ -69,32 +87,44 @@ def read(folder, problems, scheme=None, one_based=False):
         faces.append(Face(photo, points - shift, (split,), split, group, name,
                           None if box is None else box - shift,
                           hidden=hidden[0] if hidden else None))
+    named = {os.path.normpath(photo) for _, _, photo, *_ in entries}
+    problems += _forgotten(beside, named, {path.stem for path in _files(folder)})
     return faces
+
+
+def _forgotten(folders, named, stems):
+    """(photo, reason) of the photos in these folders that are not among the named ones and for
+    which there is no file of these stems."""
+    for folder in sorted(path for path in folders if path.is_dir()):
+        for photo in sorted(folder.iterdir()):
+            if not (photo.suffix.lower() not in IMAGES or photo.name.startswith(".")
+                    or photo.stem in stems or os.path.normpath(photo) in named):
+                yield photo, f"image without {photo.stem}.json"
 
 
 def _files(folder):
     paths = [folder] if folder.is_file() else walk(folder)
-    return [p for p in paths if p.suffix.lower() in (".json", ".xml") and p.is_file()]
+    return [p for p in paths if p.suffix.lower() in (".json", ".xml") and p.is_file()
+            and not p.name.startswith(".")]
 
 
 def _parse(path):
-    """The content of a file: what JSON holds, or the root of an XML tree; None where neither."""
+    """The content of a file: what JSON holds, or the root of an XML tree. Raises ValueError."""
     try:
         if path.suffix.lower() == ".json":
             return json.loads(path.read_bytes().decode("utf-8-sig"))
         return ElementTree.parse(path).getroot()
-    except (OSError, ValueError, RecursionError, ElementTree.ParseError):
-        return None
+    except (OSError, ValueError, RecursionError, ElementTree.ParseError) as error:
+        raise ValueError(f"it cannot be read, for it is damaged or cut off: {error}") from None
 
 
-def _kind(path):
-    """The function that reads the file, by its content; None where it is none of the four.
+def _kind(content):
+    """The function that reads such content; None where it is of none of the four.
 
     It yields (which item, image, labels of its points, make) of each face; make(point_of), with the
     function of _labels, gives points (K, 2), box (4,) or None and perhaps hidden (K,), or raises
     what a wrong item raises.
     """
-    content = _parse(path)
     if isinstance(content, dict):
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
             return _coco
@@ -163,6 +193,8 @@ def _labelme(content, scheme):
     for shape in content["shapes"]:
         if isinstance(shape, dict) and shape.get("shape_type") == "point":
             groups[shape.get("group_id")].append((shape.get("label"), shape.get("points")))
+    if content["shapes"] and not groups:
+        groups[None] = []  # Lines or areas alone: that no point is labelled will be said of it.
     for group, found in groups.items():
         def make(point_of, found=found):
             return _by_label([(label, place[0]) for label, place in found], point_of, scheme), None
