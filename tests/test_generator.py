@@ -206,6 +206,22 @@ def test_bad_options(options):
         DataGenerator("300W", **options)
 
 
+@pytest.mark.parametrize("flags, message", [
+    ("--labelled SET --target-size 256", "target_size: without effect beside labelled; leave it"),
+    ("--labelled SET --margin 1.6 --exif obey --workers 1", "^exif, margin, workers: without eff"),
+    ("--labelled SET --names list.txt", "^names: without effect beside labelled; .*those of SET"),
+    ("--labelled SET --teacher a.pt --one-based", "one_based: without effect beside labelled and "),
+    ("--labelled SET --teacher a.pt --scheme eyes", "^scheme: without effect"),
+    ("more --labelled SET", "^photos, more: .* one folder is prepared at a time"),
+    ("more --labelled SET --teacher a.pt", "^photos, more: .* one folder is prepared at a time"),
+    ("--detector haar", "^detector: for photos without landmarks, which need labelled=SET"),
+    ("--names list.txt --boxes b.csv", "^boxes, names: for photos without landmarks, which need"),
+])
+def test_what_has_no_effect_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        generator.main(["photos", *flags.split()])
+
+
 def test_merge_300w_and_wflw_as_68(w300, tmp_path, capsys):
     small_sets.write_wflw(tmp_path / "WFLW")
     os.symlink(w300, tmp_path / "300W")

@@ -74,10 +74,11 @@ def test_a_set_keeps_the_flags(own_set):
     assert numpy.isfinite(faces.points[3]).all()
 
 
-def test_a_set_without_flags_stays_as_it_was(tmp_path):
+def test_a_set_without_flags_stays_as_it_was(tmp_path, capsys):
     source, scheme = write_coco(tmp_path / "own", [(2, 2, 2, 2, 0), (2, 2, 2, 2, 2)])
     folder = DataGenerator(source, 64, tmp_path / "set", workers=1, val=0,
                            scheme=str(scheme)).run()
+    assert "annotations train " in capsys.readouterr().out
     assert (folder / "sources.csv").read_text().splitlines()[0].endswith("published_y_max")
     faces = PreparedSet(folder).lists["train"]
     assert faces.hidden is None and faces.visible() is faces

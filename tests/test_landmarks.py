@@ -238,6 +238,8 @@ def test_read_scheme(tmp_path):
     assert (scheme.name, scheme.points, scheme.divisor) == ("five", 5, (0, 1))
     assert scheme.flip.tolist() == [1, 0, 2, 4, 3]
     assert scheme.regions == {"mouth": [3, 4]}
+    assert scheme.names[3:] == ("right mouth", "left mouth")
+    assert scheme.subset([4, 3]).names == ("left mouth", "right mouth")
     assert scheme.mean_face[4].tolist() == [0.7, 0.8]
     assert scheme.eyes is None
 

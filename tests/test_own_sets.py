@@ -1,14 +1,20 @@
 """Sets as people have them: few faces, points in one line, other divisors, points of one side."""
+import json
+
 import numpy
 import pytest
-from own_sets import FACE, FIVE, QUICK, prepare
+from own_sets import FACE, FIVE, QUICK, prepare, write
 
 from utils import checkpoint, experiment
 from utils.args import load_args
 from utils.data.augment import Augment
 from utils.data.dataset import PreparedSet
+from utils.data.generator import DataGenerator
+from utils.deploy import export
 from utils.errors import UserError
 from utils.landmarks import crop, metrics
+from utils.landmarks.schemes import SCHEMES
+from utils.predictor import Predictor
 from utils.testing import predict, score
 from utils.training import trainer
 
@@ -71,7 +77,6 @@ def test_points_in_one_line_train_and_are_scored(tmp_path, weights, scheme, poin
     report = tmp_path / "report.json"
     score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                           "report": str(report)}), {"test"})
-    import json
     numbers = json.loads(report.read_text())["pytorch"]["test"]
     assert 0 < numbers["nme"] < 1000 and 0 < numbers["nme_crop"] < 1000
     # As a tracker lays it around what is predicted.
@@ -172,3 +177,27 @@ def test_which_faces_are_kept_is_printed(tmp_path, capsys):
     assert "point 1 at 100, 20 is far outside the photo of 90 x 90; to keep the face, leave" in out
     assert "kept: every face of a photo whose points' box is 8 px or longer" in out
     assert "5 faces of 1 photos, of 12 to 40 px (median 40); 1 of them enlarged more than 4" in out
+
+
+def test_a_set_of_the_points_of_a_part_trains(tmp_path, weights):
+    points = SCHEMES["eyes"].mean_face * 60 + 12
+    table, _ = write(tmp_path / "own", TWO, [("train", points), ("train", points + 2),
+                                             ("test", points + 1)])
+    data = DataGenerator(table, 64, tmp_path / "set", scheme="eyes", workers=1).run()
+    prepared = PreparedSet(data)
+    assert (prepared.scheme.name, prepared.scheme.base, prepared.scheme.points) == ("eyes", None,
+                                                                                    12)
+    folder = train(data, num_nb=4, scheme="eyes")
+    report = tmp_path / "report.json"
+    args = load_args({"data_dir": str(data), "exp": str(folder / "best.pt"), "workers": 0,
+                      "report": str(report)})
+    export.export_weights(folder / "best.pt")
+    score.test(args, {"test", "test_onnx"})
+    assert json.loads(report.read_text())["onnx"]["test"]["faces"] == 1
+    # A tracker lays the crop as the set does: round these points, not where a whole face is.
+    scheme = Predictor(folder / "best.onnx").scheme
+    again = crop.face_boxes(points[None] + 1, prepared.crop, scheme)
+    numpy.testing.assert_allclose(again[0], prepared.lists["test"].boxes[0], atol=1e-3)
+    # A published list of such points has no set.yaml that says so.
+    (data / "set.yaml").unlink()
+    assert train(data, num_nb=4, exp="again")

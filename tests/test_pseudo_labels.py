@@ -88,6 +88,49 @@ def test_faces_on_which_teachers_differ_are_left_out(photos, drawn_set, tmp_path
               "--teacher", "0", "25"])
 
 
+def test_labelling_the_same_photos_twice_keeps_the_first_crops(photos, drawn_set, tmp_path):
+    people = photos.rename(tmp_path / "People")  # Names are told apart without letter case.
+    first = DataGenerator(people, labelled=drawn_set, teacher="0", output_dir=tmp_path / "1").run()
+    before = {path.name: path.read_bytes() for path in (first / "images").iterdir()}
+    (people / "none.png").unlink()
+    image = painted_faces.paint(painted_faces.background(9), (9, 150, 120, 90), (2, 280, 60, 40))
+    assert cv2.imwrite(str(people / "a.png"), image[..., ::-1])
+    second = DataGenerator(people, labelled=first, teacher="0", output_dir=tmp_path / "2").run()
+    assert {path.name: path.read_bytes() for path in (first / "images").iterdir()} == before
+    for name, expected in (("1", 3), ("2", 6)):
+        images = [path.name for path in PreparedSet(tmp_path / name).lists["train"].images
+                  if path.name.startswith("People")]
+        assert len(images) == len(set(images)) == expected
+    assert len(added(first, second)[0]) == 3
+
+
+@pytest.mark.parametrize("stopped", ["write_crop", "_link", "_label"])
+def test_a_set_that_was_interrupted_has_no_list_and_is_made_again(photos, drawn_set, tmp_path,
+                                                                  monkeypatch, stopped):
+    def label():
+        return DataGenerator(photos, labelled=drawn_set, teacher="0",
+                             output_dir=tmp_path / "out").run()
+
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(pseudo_labels, stopped,
+                      lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            label()
+    with pytest.raises(UserError, match="no prepared set"):
+        PreparedSet(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(pseudo_labels, "_label", lambda *_: ["no face was found"])
+        with pytest.raises(UserError, match="no face could be labelled"):
+            label()
+    with pytest.raises(UserError, match="no prepared set"):
+        PreparedSet(tmp_path / "out")
+    joined = PreparedSet(label())
+    assert len(added(drawn_set, joined.folder)[0]) == 3
+    for name, faces in PreparedSet(drawn_set).lists.items():
+        assert len(joined.lists[name]) == len(faces) + 3 * (name == "train")
+
+
 def test_mistakes_are_one_line(photos, drawn_set, tmp_path, monkeypatch):
     def label(folder=photos, **options):
         DataGenerator(folder, labelled=drawn_set, teacher=["0"], output_dir=tmp_path / "out",

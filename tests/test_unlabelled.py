@@ -148,6 +148,21 @@ def test_a_bad_table_of_boxes_is_named(tmp_path, text, message):
         unlabelled.read_boxes(tmp_path / "boxes.csv")
 
 
+def test_a_set_that_was_interrupted_is_made_again(photos, labelled, tmp_path, monkeypatch):
+    def prepare():
+        return unlabelled.prepare(photos, labelled, None, painted_faces.detector(),
+                                  tmp_path / "set")
+
+    for stopped in ("_cut_all", "_write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(unlabelled, stopped, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prepare()
+        with pytest.raises(UserError, match="damaged unlabelled set.*prepare it again"):
+            unlabelled.read(tmp_path / "set", labelled)
+        assert len(unlabelled.read(prepare(), labelled)) == 4
+
+
 def test_mistakes_about_folders(photos, labelled, drawn_set, tmp_path):
     detector = painted_faces.detector()
     with pytest.raises(UserError, match="no such folder"):

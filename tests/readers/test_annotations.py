@@ -1,12 +1,15 @@
 """Files of labelling tools."""
+import dataclasses
 import json
+import re
 
 import numpy
 import pytest
-from reader_files import image, write
+from reader_files import image, reasons, write
 
 from utils.data import readers
 from utils.data.readers import annotations
+from utils.errors import UserError
 from utils.landmarks import schemes as landmarks
 
 THREE = landmarks.Scheme("three", numpy.array([1, 0, 2]), numpy.zeros((3, 2)), None, {})
@@ -47,6 +50,7 @@ def test_each_tool(tmp_path, name, one_based):
     ("coco.json", '"image_id": 7', '"image_id": 8', "no image"),
     ("labelme.json", '"label": "2"', '"label": "nose"', "point 'nose' is no number from 0 to 2"),
     ("labelme.json", '"label": "2"', '"label": "0"', "point 0 is there twice"),
+    ("labelme.json", '"shape_type": "point"', '"shape_type": "line"', "none of its points is"),
     ("cvat.xml", 'points="5,6"', 'points="5,x"', "'x' is no number"),
     ("dlib.xml", 'name="02"', 'name="03"', "is no number from 0 to 2"),
     ("dlib.xml", "a.jpg", "b.jpg", "no image")])
@@ -66,3 +70,118 @@ def test_one_shape_of_all_points(tmp_path):
                                         'points="1,2;3,4;5,6"/></image></annotations>')
     face, = annotations.read(path, [], THREE)
     assert face.points.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("file, photo, split", [
+    ("labels.json", "a.jpg", "train"), ("labels.json", "test/a.jpg", "test"),
+    ("labels.json", "x/Valid/y/a.jpg", "val"), ("test/labels.json", "a.jpg", "test"),
+    ("marks/labels.json", "../photos/val/a.jpg", "val"),
+    ("person_keypoints_val2017.json", "a.jpg", "val"), ("TEST.json", "a.jpg", "test"),
+    ("person_keypoints_val.json", "a.jpg", "val"), ("test_labels.json", "a.jpg", "test"),
+    ("contest.json", "a.jpg", "train"), ("labels_test.json", "train/a.jpg", "train")])
+def test_lists_by_folders_else_by_the_name_of_the_file(tmp_path, file, photo, split):
+    path = write(tmp_path / file, GOOD["coco.json"].replace("a.jpg", photo))
+    image(path.parent / photo)
+    face, = annotations.read(tmp_path, [], THREE)
+    assert (face.lists, face.subset) == ((split,), split)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_lists_of_each_tool(tmp_path, name):
+    image(tmp_path / "test" / "a.jpg")
+    write(tmp_path / "test" / name, GOOD[name])
+    image(tmp_path / "a.jpg")
+    write(tmp_path / name.replace(".", "_test."), GOOD[name])
+    # A file of labelme has the name of its photo.
+    splits = ["train" if name == "labelme.json" else "test", "test"]
+    assert [face.subset for face in annotations.read(tmp_path, [], THREE)] == splits
+
+
+NAMED = dataclasses.replace(THREE, names=("right eye", "left_eye", "nose"))
+
+
+def labelled(name, labels):
+    """GOOD[name] with other labels of its points, which are 0, 1 (left out) and 2."""
+    return re.sub('("label": "|<points label="|<part name=")0?([012])"',
+                  lambda found: f'{found[1]}{labels[int(found[2])]}"', GOOD[name])
+
+
+@pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
+def test_labels_are_the_names_of_the_scheme_or_numbers(tmp_path, name):
+    image(tmp_path / "a.jpg")
+    for labels in ("012", ("right eye", "left_eye", "nose"), ("Right_Eye", "LEFT eye", "NOSE")):
+        path, problems = write(tmp_path / name, labelled(name, labels)), []
+        face, = annotations.read(path, problems, NAMED)
+        assert not problems and face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
+        assert numpy.isnan(face.points[1]).all()
+    problems = []
+    write(path, labelled(name, ("right eye", "left eye", "mouth")))
+    assert annotations.read(path, problems, NAMED) == []
+    assert [text.partition(": ")[2] for _, text in problems] == [
+        "point 'mouth' is no number from 0 to 2 and no name of a point of three"]
+
+
+@pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
+def test_labels_from_one(tmp_path, name):
+    image(tmp_path / "a.jpg")
+    path, problems = write(tmp_path / name, labelled(name, "123")), []
+    face, = annotations.read(path, problems, THREE)
+    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]] and numpy.isnan(face.points[1]).all()
+    assert [text for _, text in problems] == ["note: labels count from 1, as there is a 3 and no 0"]
+    # Where neither 0 nor 3 is anywhere, 1 and 2 may be either.
+    write(path, labelled(name, "122"))
+    with pytest.raises(UserError, match="from 1 to 2: without 0 and without 3 they may count"):
+        annotations.read(tmp_path, [], THREE)
+
+
+def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
+    image(tmp_path / "a.jpg")
+    parts = ('<points label="1" outside="0" points="1,2"/>'
+             '<points label="2" outside="0" points="3,4"/>'
+             '<points label="3" outside="1" points="9,9"/>')
+    skeleton = f'<skeleton label="face">{parts}</skeleton>'
+    path = write(tmp_path / "a.xml", f'<annotations><image name="a.jpg">{skeleton}</image>'
+                                     '</annotations>')
+    face, = annotations.read(path, [], THREE)
+    assert face.points[:2].tolist() == [[1, 2], [3, 4]] and numpy.isnan(face.points[2]).all()
+    # Beside labels from 0 they are wrong, and not one off.
+    write(tmp_path / "b.xml", GOOD["cvat.xml"])
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 1
+    (where, text), = problems
+    assert where == path and "point '3' is no number from 0 to 2" in text
+
+
+def test_damaged_files_are_named(tmp_path):
+    image(tmp_path / "a.jpg")
+    for name, text in GOOD.items():
+        write(tmp_path / "cut" / name, text[:len(text) // 2])
+    write(tmp_path / "cut" / "empty.json", "")
+    write(tmp_path / "cut" / "latin.json", b'{"shapes": ["\xff"]}')
+    write(tmp_path / "cut" / "._labels.json", b"\0\5\26\7")  # Of macOS beside a labels.json.
+    write(tmp_path / "other.json", '{"names": []}')
+    write(tmp_path / "labels.xml", GOOD["dlib.xml"])
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 1
+    assert reasons(problems).keys() == {"empty.json", "latin.json", *GOOD}
+    assert all("damaged or cut off: " in reason for reason in reasons(problems).values())
+    assert [path.name for path, text in problems if text.startswith("note: not read")] == [
+        "other.json"]
+    # Alone, they are not a folder of no known layout, nor "no such folder".
+    for source in (tmp_path / "cut", tmp_path / "cut" / "coco.json", tmp_path / "other.json"):
+        assert readers.recognise(source) is annotations
+
+
+def test_photos_that_labelme_has_no_file_for_are_named(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.png", "d.jpg", "other/e.jpg", ".f.jpg"):
+        image(tmp_path / name)
+    path = write(tmp_path / "a.json", GOOD["labelme.json"])
+    write(tmp_path / "x.json", GOOD["labelme.json"].replace("a.jpg", "b.jpg"))
+    write(tmp_path / "d.json", "{")
+    problems = []
+    assert len(annotations.read(tmp_path, problems, THREE)) == 2
+    assert reasons(problems).keys() == {"c.png", "d.json"}
+    assert reasons(problems)["c.png"] == "image without c.json"
+    # One file is asked for by its name, and the others not.
+    problems = []
+    assert len(annotations.read(path, problems, THREE)) == 1 and not problems

@@ -13,7 +13,8 @@ HEADER = "image,x1,y1,x2,y2,x3,y3"
 
 def test_custom_folder(tmp_path):
     points = numpy.array([[1, 2], [3, 4], [5, 6.5]])
-    for name in ("a.jpg", "sub/a.png", "sub/Test/b.jpg", "val/a.jpg", "bad.jpg", "alone.jpg"):
+    for name in ("a.jpg", "sub/a.png", "sub/Test/b.jpg", "val/a.jpg", "valid/a.jpg",
+                 "bad.jpg", "alone.jpg"):
         photo = image(tmp_path / name)
         write(photo.with_suffix(".pts"), pts(points))
     write(tmp_path / "bad.pts", pts(points[:2]))
@@ -22,7 +23,8 @@ def test_custom_folder(tmp_path):
     faces = custom.read(tmp_path, problems, THREE)
     assert [(f.name, f.lists, f.group) for f in faces] == [
         ("a", ("train",), "a"), ("sub_a", ("train",), "sub/a"),
-        ("sub_Test_b", ("test",), "sub/Test/b"), ("val_a", ("val",), "val/a")]
+        ("sub_Test_b", ("test",), "sub/Test/b"), ("val_a", ("val",), "val/a"),
+        ("valid_a", ("val",), "valid/a")]
     assert all(numpy.allclose(f.points, points) for f in faces)
     assert set(reasons(problems)) == {"bad.pts", "alone.jpg", "lonely.PTS"}
     assert "2 points found, 3 expected" in reasons(problems)["bad.pts"]

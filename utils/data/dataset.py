@@ -123,7 +123,9 @@ class PreparedSet:
                                 f"scheme {scheme.name} has {scheme.points}")
         if mean.is_file():
             scheme = scheme.with_mean_face(read_mean_face(mean))
-        return scheme
+        # A set has all of its scheme's points: where they are a part of another's (own photos with
+        # eyes alone), it holds no others that `indices` could mean.
+        return dataclasses.replace(scheme, base=None, indices=None)
 
     def _read_sources(self):
         path = self.folder / "sources.csv"

@@ -36,6 +36,9 @@ PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1
 OUTSIDE = 0.15
 SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
            "published_y_min", "published_x_max", "published_y_max")
+# The options that photos without landmarks have, to be trained with or to be labelled by a teacher.
+UNLABELLED = {"labelled", "boxes", "detector"}
+LABELLED_BY_TEACHER = {"labelled", "teacher", "detector", "names"}
 # A face whose points' box has a longer side of fewer pixels shows nothing.
 SMALLEST = 8
 
@@ -99,12 +102,6 @@ class Options:
             raise UserError(f"crop must be one of {', '.join(crops.RULES)}, found {self.crop!r}")
         if self.exif not in (None, "obey", "ignore"):
             raise UserError(f"exif must be obey or ignore, found {self.exif!r}")
-        if self.boxes is not None and self.labelled is None:
-            raise UserError("boxes are for photos without landmarks, which need labelled=SET: the "
-                            "prepared set they are to be trained with (--labelled SET)")
-        if self.teacher is not None and self.labelled is None:
-            raise UserError("a teacher is for photos without landmarks, which need labelled=SET: "
-                            "the prepared set they join (--labelled SET)")
         if self.teacher is not None and self.boxes is not None:
             raise UserError("boxes are for an unlabelled set; where a teacher lays the landmarks, "
                             "the detector finds the faces (leave --boxes out)")
@@ -116,15 +113,18 @@ class DataGenerator:
     """Publisher's folders to a prepared set. Call run().
 
     data_dir: a folder, or several to merge ("300W + WFLW", or a list). target_size: side of the
-    nominal crop in pixels. output_dir: default <data_dir>-<target_size>. options: see Options.
-    Raises UserError.
+    nominal crop in pixels, 256 where it is not given. output_dir: default <data_dir>-<target_size>.
+    options: see Options. Raises UserError.
     """
 
-    def __init__(self, data_dir="300W", target_size=256, output_dir=None, **options):
+    def __init__(self, data_dir="300W", target_size=None, output_dir=None, **options):
         parts = data_dir
         if not isinstance(data_dir, (list, tuple)):
             parts = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
         self.folders = [pathlib.Path(str(part).strip()) for part in parts if part != "+"]
+        given = {name for name, value in {**options, "target_size": target_size}.items()
+                 if value is not None}
+        target_size = 256 if target_size is None else target_size
         try:
             self.target_size = int(target_size)
         except (TypeError, ValueError):
@@ -132,9 +132,29 @@ class DataGenerator:
         if self.target_size < 16:
             raise UserError(f"target_size {target_size}: is out of range (16 or more)")
         self.options = Options(**options)
+        self._check_given(given)
         name = "+".join(f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
         self.output_dir = output_dir
+
+    def _check_given(self, given):
+        """Raises UserError where an option of these names, or a second folder, has no effect."""
+        options = self.options
+        if options.labelled is None:
+            useless = given & (UNLABELLED | LABELLED_BY_TEACHER)
+            why = ("for photos without landmarks, which need labelled=SET: the prepared set that "
+                   "they are trained with or join (--labelled SET)")
+        else:
+            useless = given - (UNLABELLED if options.teacher is None else LABELLED_BY_TEACHER)
+            beside = "labelled" if options.teacher is None else "labelled and teacher"
+            why = (f"without effect beside {beside}; leave it out (size and crop are those of "
+                   f"{options.labelled})")
+        if useless:
+            raise UserError(f"{', '.join(sorted(useless))}: {why}")
+        if options.labelled is not None and len(self.folders) > 1:
+            raise UserError(f"{', '.join(map(str, self.folders))}: of photos without landmarks one "
+                            f"folder is prepared at a time; give them one after the other, each "
+                            f"with its output_dir=FOLDER (--output-dir FOLDER)")
 
     def run(self):
         """Prepare the set, print the table of counts, return the set's folder."""
@@ -426,26 +446,25 @@ def _held_out(faces, share):
 def main(argv=None):
     """The command line of `python -m utils.data.generator`."""
     parser = Parser(prog="python -m utils.data.generator", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                    argument_default=argparse.SUPPRESS)  # Only what is given: see _check_given.
     parser.add_argument("data_dir", nargs="+", help="folder(s) as published; several are merged")
-    parser.add_argument("--target-size", type=int, default=256,
-                        help="side of the nominal crop [256]")
+    parser.add_argument("--target-size", type=int, help="side of the nominal crop [256]")
     parser.add_argument("--output-dir", help="where the set goes [DATA_DIR-SIZE]")
     parser.add_argument("--layout", help=f"{', '.join(readers.READERS)} [recognised]")
     parser.add_argument("--scheme", help="map to this scheme, or the .yaml of a custom one")
-    parser.add_argument("--crop", default="square", help=f"{', '.join(crops.RULES)} [square]")
-    parser.add_argument("--scale", type=float, default=1.2,
+    parser.add_argument("--crop", help=f"{', '.join(crops.RULES)} [square]")
+    parser.add_argument("--scale", type=float,
                         help="nominal crop against the face's box [1.2]")
-    parser.add_argument("--margin", type=float, default=1.6,
-                        help="image against the nominal crop [1.6]")
-    parser.add_argument("--val", type=float, default=0.05, help="share of photos for validation; "
-                        "0: none, and the last epoch is the best [0.05]")
+    parser.add_argument("--margin", type=float, help="image against the nominal crop [1.6]")
+    parser.add_argument("--val", type=float, help="share of photos for validation; 0: none, and "
+                                                  "the last epoch is the best [0.05]")
     parser.add_argument("--workers", type=int, help="processes [one a core]")
     parser.add_argument("--labelled", help="for photos without landmarks: the prepared set to "
                                            "train them with, whose size and crop they get")
     parser.add_argument("--boxes", help="face boxes of such photos, a .csv of "
                                         "image,x_min,y_min,x_max,y_max [--detector finds them]")
-    parser.add_argument("--detector", default="haar", help="haar, or a YuNet or SCRFD .onnx [haar]")
+    parser.add_argument("--detector", help="haar, or a YuNet or SCRFD .onnx [haar]")
     parser.add_argument("--exif", choices=("obey", "ignore"),
                         help="whether labels were made on photos as a person sees them, or on the "
                              "pixels as stored [published sets: ignore, else obey]")
@@ -454,8 +473,8 @@ def main(argv=None):
     parser.add_argument("--teacher", nargs="+",
                         help="weights that label photos without landmarks (several: their mean), "
                              "which join --labelled; eyes in closed/ are shut, in open/ open")
-    parser.add_argument("--names", default="none", help="which photos of closed/ and open/: a list "
-                        "of files, or LIST:PART of one with parts")
+    parser.add_argument("--names", help="which photos of closed/ and open/: a list of files, or "
+                                        "LIST:PART of one with parts")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

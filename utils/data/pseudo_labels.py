@@ -29,6 +29,7 @@ from utils.video.tracker import refine
 DOUBT = 0.1
 # How often a shut face is listed: they are few, and each is one kind of shut eye.
 REPEAT = 2
+LISTS = ("train.txt", "val.txt", "test.txt", "test_*.txt")
 
 
 class Teachers:
@@ -85,7 +86,8 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
     output = pathlib.Path(output_dir or prepared.folder.with_name(f"{name}-{prepared.size}"))
     _copy(prepared.folder, output)
     detector, problems, rows, lines = get_detector(detector).thorough(), [], [], []
-    taken = {path.stem for faces in prepared.lists.values() for path in faces.images}
+    # A name that is there may be a link to the labelled set's own crop.
+    taken = {path.stem.lower() for path in (output / "images").glob("*")}
     for path, closed in tqdm.tqdm(photos, desc="photos", unit="photo"):
         image = read_photo(path, upright=True)
         for points in (["it cannot be read"] if image is None else
@@ -109,8 +111,12 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
     with open(output / "sources.csv", "a", newline="", encoding="utf-8",
               errors="surrogateescape") as file:
         csv.writer(file).writerows(rows)
-    with open(output / "train.txt", "a", encoding="utf-8") as file:
-        file.writelines(lines)
+    texts = {path.name: path.read_text(encoding="utf-8") for name in LISTS
+             for path in prepared.folder.glob(name)}
+    texts["train.txt"] = texts.get("train.txt", "") + "".join(lines)
+    # Last, so that a set which was interrupted has no list and is not taken for whole.
+    for name, text in texts.items():
+        (output / name).write_text(text, encoding="utf-8")
     shut = sum(row[0].startswith("images/eyes_closed") for row in rows) if known else 0
     kinds = f"{len(rows)} faces" if not known else (
         f"{shut} faces with shut eyes, each listed {REPEAT} times, and {len(rows) - shut} with "
@@ -147,6 +153,7 @@ def _label(image, teachers, detector, largest):
 
 
 def _copy(folder, output):
+    """Make output, a copy of a prepared set without its lists. Raises UserError."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not (output / "set.yaml").is_file():
             raise UserError(f"{output}: exists and is no prepared set; give another "
@@ -155,8 +162,11 @@ def _copy(folder, output):
             raise UserError(f"{output}: is the set itself; give another output_dir=FOLDER "
                             f"(--output-dir FOLDER)")
         shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "set.yaml").touch()  # What is interrupted from here on is a set of ours.
     # Crops are never written to again: links save the room where the disk can have them.
-    shutil.copytree(folder, output, copy_function=_link)
+    shutil.copytree(folder, output, copy_function=_link, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns(*LISTS))
 
 
 def _link(source, target):

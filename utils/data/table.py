@@ -51,7 +51,7 @@ def notes(done, scheme):
 def print_counts(sources, done, unusable, output):
     """Print, for each source and subset, what was found, expected, skipped and why."""
     usable = {id(face) for face, *_ in done}
-    print(f"{'layout':<9}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
+    print(f"{'layout':<12}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
     for source in sources:
         read = collections.Counter(face.subset for face in source.faces)
         prepared = collections.Counter(f.subset for f in source.faces if id(f) in usable)
@@ -59,7 +59,7 @@ def print_counts(sources, done, unusable, output):
                                      in source.problems if not reason.startswith("note:"))
         for subset in dict.fromkeys([*source.expected, *read, *unread]):
             found = read[subset] + unread[subset]
-            print(f"{source.layout:<9}{subset:<18}{found:>9}{source.expected.get(subset, '-'):>9}"
+            print(f"{source.layout:<12}{subset:<18}{found:>9}{source.expected.get(subset, '-'):>9}"
                   f"{found - prepared[subset]:>9}{prepared[subset]:>9}")
     problems = [problem for source in sources for problem in source.problems] + unusable
     for path, reason in problems[:20]:

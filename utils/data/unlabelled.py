@@ -123,6 +123,8 @@ def prepare(data_dir, labelled, boxes=None, detector="haar", output_dir=None):
                             f"or empty it")
         shutil.rmtree(output)
     (output / "images").mkdir(parents=True, exist_ok=True)
+    # It marks the folder as ours, and is filled last: one that was interrupted is made again.
+    (output / LIST).touch()
     done, problems = _cut_all(jobs, rule, folder, output, prepared)
     if not done:
         reasons = "; ".join(f"{image}: {reason}" for image, reason in problems[:3])
@@ -242,7 +244,6 @@ def _cut(job, path, rule, folder, prepared):
 
 
 def _write(output, done, problems, prepared, rule):
-    (output / LIST).write_text("".join(f"{d[0]}\n" for d in done), encoding="utf-8")
     with open(output / "sources.csv", "w", newline="", encoding="utf-8",
               errors="surrogateescape") as file:
         writer = csv.writer(file)
@@ -255,6 +256,7 @@ def _write(output, done, problems, prepared, rule):
     if problems:
         text = "".join(f"{image}: {reason}\n" for image, reason in problems)
         (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
+    (output / LIST).write_text("".join(f"{d[0]}\n" for d in done), encoding="utf-8")
 
 
 def check(data_dir):

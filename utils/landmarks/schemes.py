@@ -78,6 +78,8 @@ class Scheme:
     of its area, or "diagonal" for its diagonal. regions: name to point indices, for drawing. base:
     the scheme this one is a subset of, with `indices` its points there; None for a whole scheme.
     mirrors: whether a mirrored face is one of the scheme; flip is the identity where it is not.
+    names: of the K points as a scheme file has them, for readers of annotations; `state` leaves
+    them out.
     """
     name: str
     flip: numpy.ndarray
@@ -87,6 +89,7 @@ class Scheme:
     base: str | None = None
     indices: tuple | None = None
     mirrors: bool = True
+    names: tuple | None = None
 
     @property
     def points(self):
@@ -128,7 +131,7 @@ class Scheme:
         return Scheme(name or f"{self.name}[{','.join(map(str, indices))}]",
                       numpy.array([place[int(self.flip[i])] for i in indices]),
                       self.mean_face[indices], divisor, regions, self.name, tuple(indices),
-                      self.mirrors)
+                      self.mirrors, self.names and tuple(self.names[i] for i in indices))
 
     def part(self, name):
         """The scheme of one of PARTS. Raises UserError where this scheme has no such region."""
@@ -323,7 +326,8 @@ def read_scheme(path):
         mean = _read_mean(spec.get("mean_face"), points)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return Scheme(str(spec.get("name") or "custom"), flip, mean, divisor, regions, mirrors=mirrors)
+    return Scheme(str(spec.get("name") or "custom"), flip, mean, divisor, regions, mirrors=mirrors,
+                  names=names and tuple(names))
 
 
 def _read_names(spec):

@@ -1,20 +1,23 @@
 """Files of the common labelling tools: COCO keypoints (.json), labelme (.json beside each photo),
 CVAT for images and dlib/iBUG (.xml), told apart by what is in them.
 
-Pixels count from 0, from 1 with --one-based. A point that a tool left out (COCO's visibility 0, a
-label that is absent, outside in CVAT) is NaN; one that is covered (COCO's visibility 1, occluded in
-CVAT) is marked as hidden.
+A photo's list is that of a folder test/, val/ (or valid/) or train/ in its path, else the one that
+a word of the file's name says (person_keypoints_val.json), else train. Pixels count from 0, from 1
+with --one-based. A point that a tool left out (COCO's visibility 0, a label that is absent, outside
+in CVAT) is NaN; one that is covered (COCO's visibility 1, occluded in CVAT) is marked as hidden.
 """
 import collections
 import json
 import os
+import re
 from xml.etree import ElementTree
 
 import numpy
 
-from utils.data.readers.face import Face
+from utils.data.readers.face import Face, split_of
 from utils.data.readers.pts import numbers, short, unique_name, walk
 from utils.errors import UserError
+from utils.video.sources import IMAGES
 
 NAME = "annotations"
 SCHEME = None
@@ -23,8 +26,16 @@ EXPECTED = {}
 
 
 def matches(folder):
-    """Whether the path (pathlib.Path) is such a file or a folder that holds some."""
-    return any(_kind(path) for path in _files(folder))
+    """Whether the path (pathlib.Path) is a .json or .xml file, or a folder that holds one of these
+    tools or a damaged one, of which read() says what is wrong."""
+    return any(folder.is_file() or _is_annotation(path) for path in _files(folder))
+
+
+def _is_annotation(path):
+    try:
+        return _kind(_parse(path)) is not None
+    except ValueError:
+        return True
 
 
 def read(folder, problems, scheme=None, one_based=False):
@@ -35,50 +46,85 @@ def read(folder, problems, scheme=None, one_based=False):
     if scheme is None:
         raise UserError(f"{folder}: your own data needs a landmark scheme: 300W, WFLW, COFW, AFLW, "
                         f"LaPa or a .yaml file")
-    faces, taken, count = [], set(), collections.Counter()
+    root = folder.parent if folder.is_file() else folder
+    entries, beside = [], set()
     for path in _files(folder):
-        kind = _kind(path)
-        if kind is None:
+        try:
+            content = _parse(path)
+        except ValueError as error:
+            problems.append((path, str(error)))
             continue
-        for where, image, make in kind(_parse(path), scheme):
-            try:
-                points, box, *hidden = make()
-                photo = path.parent / str(image).replace("\\", "/")
-                if not os.path.isfile(photo):
-                    raise ValueError(f"no image {short(str(photo), 200)}")
-                if numpy.isnan(points).all():
-                    raise ValueError("none of its points is labelled")
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-                problems.append((path, f"{where}: {error}"))
-                continue
-            group = os.path.normpath(photo)
-            count[group] += 1
-            name = unique_name(f"{photo.stem}-{count[group]}", taken)
-            shift = float(one_based)
-            faces.append(Face(photo, points - shift, ("train",), "train", group, name,
-                              None if box is None else box - shift,
-                              hidden=hidden[0] if hidden else None))
+        kind = _kind(content)
+        if kind is None:
+            problems.append((path, "note: not read: it is of none of the tools that are known"))
+            continue
+        # The file of labelme is one photo's, and so is its name.
+        words = () if kind is _labelme else re.split("[^a-z]+", path.stem.lower())
+        for where, image, *rest in kind(content, scheme):
+            photo = path.parent / str(image).replace("\\", "/")
+            entries.append((path, words, photo, where, *rest))
+            if kind is _labelme and folder.is_dir():
+                beside.add(photo.parent)
+    point_of = _labels({str(label) for *_, labels, _ in entries for label in labels}, scheme,
+                       folder, problems)
+    faces, taken, count = [], set(), collections.Counter()
+    for path, words, photo, where, _, make in entries:
+        try:
+            points, box, *hidden = make(point_of)
+            if not os.path.isfile(photo):
+                raise ValueError(f"no image {short(str(photo), 200)}")
+            if numpy.isnan(points).all():
+                raise ValueError("none of its points is labelled")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            problems.append((path, f"{where}: {error}"))
+            continue
+        group = os.path.normpath(photo)
+        count[group] += 1
+        name = unique_name(f"{photo.stem}-{count[group]}", taken)
+        shift = float(one_based)
+        folders = os.path.relpath(photo.parent, root).split(os.sep)
+        split = split_of(folders) or split_of(words) or "train"
+        faces.append(Face(photo, points - shift, (split,), split, group, name,
+                          None if box is None else box - shift,
+                          hidden=hidden[0] if hidden else None))
+    named = {os.path.normpath(photo) for _, _, photo, *_ in entries}
+    problems += _forgotten(beside, named, {path.stem for path in _files(folder)})
     return faces
+
+
+def _forgotten(folders, named, stems):
+    """(photo, reason) of the photos in these folders that are not among the named ones and for
+    which there is no file of these stems."""
+    for folder in sorted(path for path in folders if path.is_dir()):
+        for photo in sorted(folder.iterdir()):
+            if not (photo.suffix.lower() not in IMAGES or photo.name.startswith(".")
+                    or photo.stem in stems or os.path.normpath(photo) in named):
+                yield photo, f"image without {photo.stem}.json"
 
 
 def _files(folder):
     paths = [folder] if folder.is_file() else walk(folder)
-    return [p for p in paths if p.suffix.lower() in (".json", ".xml") and p.is_file()]
+    return [p for p in paths if p.suffix.lower() in (".json", ".xml") and p.is_file()
+            and not p.name.startswith(".")]
 
 
 def _parse(path):
-    """The content of a file: what JSON holds, or the root of an XML tree; None where neither."""
+    """The content of a file: what JSON holds, or the root of an XML tree. Raises ValueError."""
     try:
         if path.suffix.lower() == ".json":
             return json.loads(path.read_bytes().decode("utf-8-sig"))
         return ElementTree.parse(path).getroot()
-    except (OSError, ValueError, RecursionError, ElementTree.ParseError):
-        return None
+    except (OSError, ValueError, RecursionError, ElementTree.ParseError) as error:
+        raise ValueError(f"it cannot be read, for it is damaged or cut off: {error}") from None
 
 
-def _kind(path):
-    """The function that reads the file, by its content; None where it is none of the four."""
-    content = _parse(path)
+def _kind(content):
+    """The function that reads such content; None where it is of none of the four.
+
+    It yields (which item, image, labels of its points, make) of each face; make(point_of), with the
+    function of _labels, gives points (K, 2), box (4,) or None and perhaps hidden (K,), or raises
+    what a wrong item raises.
+    """
     if isinstance(content, dict):
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
             return _coco
@@ -88,11 +134,49 @@ def _kind(path):
     return None
 
 
+def _labels(labels, scheme, folder, problems):
+    """The function from a label to its point: a name of the scheme's, letter case, blanks, - and _
+    aside, or a number.
+
+    Numbers count from 0, and from 1 where among all labels (strings) is K and no 0, which gets a
+    note. Raises UserError where neither is, for then nobody can tell.
+    """
+    found, last = {_number(label) for label in labels} - {None}, scheme.points
+    first = int(0 not in found and last in found)
+    if first:
+        problems.append((folder, f"note: labels count from 1, as there is a {last} and no 0"))
+    elif found and 0 not in found:
+        raise UserError(f"{folder}: labels are numbers from {min(found)} to {max(found)}: without "
+                        f"0 and without {last} they may count from 0 or from 1; label the first or "
+                        f"the last point in one photo, or label by the names of the scheme's file")
+    names = {_plain(name): point for point, name in enumerate(scheme.names or ())}
+    names.update({name: point for point, name in enumerate(scheme.names or ())})
+
+    def point_of(label):
+        text, number = str(label), _number(str(label))
+        point = names.get(text, names.get(_plain(text), -1 if number is None else number - first))
+        if not 0 <= point < last:
+            raise ValueError(f"point {short(label)} is no number from {first} to {first + last - 1}"
+                             f" and no name of a point of {scheme.name}")
+        return point
+
+    return point_of
+
+
+def _number(label):
+    # What is longer numbers no point, and int() refuses it where it is very long.
+    return int(label) if label.isdecimal() and len(label) < 10 else None
+
+
+def _plain(name):
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
 def _coco(content, scheme):
     images = {image.get("id"): image.get("file_name") for image in content["images"]
               if isinstance(image, dict)}
     for number, entry in enumerate(content["annotations"]):
-        def make(entry=entry):
+        def make(_, entry=entry):
             rows = numpy.array(entry["keypoints"], numpy.float64).reshape(-1, 3)
             _check_count(len(rows), scheme)
             box = entry.get("bbox")
@@ -100,66 +184,71 @@ def _coco(content, scheme):
                                                    numpy.float64)
             return numpy.where(rows[:, 2:] > 0, rows[:, :2], numpy.nan), box, rows[:, 2] == 1
         image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
-        yield f"annotation {number}", image, make
+        yield f"annotation {number}", image, (), make
 
 
 def _labelme(content, scheme):
-    """Labels are the points' numbers from 0; a group_id tells faces of one photo apart."""
+    """A group_id tells faces of one photo apart."""
     groups = collections.defaultdict(list)
     for shape in content["shapes"]:
         if isinstance(shape, dict) and shape.get("shape_type") == "point":
             groups[shape.get("group_id")].append((shape.get("label"), shape.get("points")))
+    if content["shapes"] and not groups:
+        groups[None] = []  # Lines or areas alone: that no point is labelled will be said of it.
     for group, found in groups.items():
-        def make(found=found):
-            return _by_label([(label, place[0]) for label, place in found], scheme), None
-        yield f"group {group}", content.get("imagePath"), make
+        def make(point_of, found=found):
+            return _by_label([(label, place[0]) for label, place in found], point_of, scheme), None
+        yield f"group {group}", content.get("imagePath"), [label for label, _ in found], make
 
 
 def _cvat(content, scheme):
     """A skeleton's labelled points, or one shape of all of them in the scheme's order."""
-    for image in content.iter("image"):
-        for number, shape in enumerate([*image.iter("points"), *image.iter("skeleton")]):
-            if shape.tag == "points" and shape.get("label", "").isdecimal():
-                continue  # Of a skeleton.
+    for image in content.findall("image"):
+        for number, shape in enumerate([*image.findall("points"), *image.findall("skeleton")]):
+            parts = shape.findall("points")
 
-            def make(shape=shape):
+            def make(point_of, shape=shape, parts=parts):
                 covered = shape.get("occluded") == "1"
                 if shape.tag == "skeleton":
-                    labelled = [p for p in shape.iter("points") if p.get("outside") != "1"]
-                    points = _by_label([(p.get("label"), numbers(p.get("points").split(",")))
-                                        for p in labelled], scheme)
+                    for part in parts:
+                        point_of(part.get("label"))  # One that is outside may be wrong as well.
+                    labelled = [part for part in parts if part.get("outside") != "1"]
+                    points = _by_label([(part.get("label"), numbers(part.get("points").split(",")))
+                                        for part in labelled], point_of, scheme)
                     hidden = numpy.full(scheme.points, covered)
-                    hidden[[int(p.get("label")) for p in labelled
-                            if p.get("occluded") == "1"]] = True
+                    hidden[[point_of(part.get("label")) for part in labelled
+                            if part.get("occluded") == "1"]] = True
                     return points, None, hidden
                 rows = [numbers(place.split(",")) for place in shape.get("points").split(";")]
                 _check_count(len(rows), scheme)
                 return numpy.array(rows), None, numpy.full(len(rows), covered)
-            yield f"image {short(image.get('name'))} shape {number}", image.get("name"), make
+            yield (f"image {short(image.get('name'))} shape {number}", image.get("name"),
+                   [part.get("label") for part in parts], make)
 
 
 def _dlib(content, scheme):
     for image in content.iter("image"):
         for number, face in enumerate(image.iter("box")):
-            def make(face=face):
+            parts = list(face.iter("part"))
+
+            def make(point_of, face=face, parts=parts):
                 points = _by_label([(part.get("name"), numbers([part.get("x"), part.get("y")]))
-                                    for part in face.iter("part")], scheme)
+                                    for part in parts], point_of, scheme)
                 left, top, width, height = numbers([face.get(key) for key in
                                                     ("left", "top", "width", "height")])
                 return points, numpy.array([left, top, left + width, top + height])
-            yield f"image {short(image.get('file'))} box {number}", image.get("file"), make
+            yield (f"image {short(image.get('file'))} box {number}", image.get("file"),
+                   [part.get("name") for part in parts], make)
 
 
-def _by_label(found, scheme):
-    """Points (K, 2) of (number from 0, place) pairs; NaN for absent ones. Raises ValueError."""
+def _by_label(found, point_of, scheme):
+    """Points (K, 2) of (label, place) pairs; NaN for absent ones. Raises ValueError."""
     points = numpy.full((scheme.points, 2), numpy.nan)
     for label, place in found:
-        if not str(label).isdecimal() or int(label) >= scheme.points:
-            raise ValueError(f"point {short(label)} is no number from 0 to {scheme.points - 1} "
-                             f"(the points of {scheme.name})")
-        if numpy.isfinite(points[int(label)]).any():
+        point = point_of(label)
+        if numpy.isfinite(points[point]).any():
             raise ValueError(f"point {label} is there twice")
-        points[int(label)] = place
+        points[point] = place
     return points
 
 

@@ -1,16 +1,16 @@
 """Your own data: images with .pts files (pixels count from 1) beside them in a folder and its
-subfolders, of which test/ and val/ give those lists; or one CSV file image,x1,y1,x2,y2,...
-(pixels count from 0, from 1 with --one-based; optional columns split, x_min, y_min, x_max,
-y_max). Semicolons or tabs may part the columns, then numbers may have decimal commas; a file
-without a header has the columns image,x1,y1,x2,y2,... A point that was not
-labelled is -1 -1, 0 0, nan or left empty: it is not trained, not scored and not part of the box.
+subfolders, of which test/ and val/ (or valid/) give those lists; or one CSV file
+image,x1,y1,x2,y2,... (pixels count from 0, from 1 with --one-based; optional columns split, x_min,
+y_min, x_max, y_max). Semicolons or tabs may part the columns, then numbers may have decimal commas;
+a file without a header has the columns image,x1,y1,x2,y2,... A point that was not labelled is
+-1 -1, 0 0, nan or left empty: it is not trained, not scored and not part of the box.
 """
 import collections
 import csv
 import os
 import re
 
-from utils.data.readers.face import Face
+from utils.data.readers.face import Face, split_of
 from utils.data.readers.pts import mark_missing, numbers, pair, read_pts, short, unique_name, walk
 from utils.errors import UserError
 
@@ -72,8 +72,7 @@ def _read_folder(folder, problems, scheme):
     faces, taken = [], set()
     for parent in sorted(files):
         place = parent.relative_to(folder)
-        split = next((part.lower() for part in place.parts if part.lower() in ("test", "val")),
-                     "train")
+        split = split_of(place.parts) or "train"
         for photo, landmarks in pair(files[parent], ".pts", problems):
             try:
                 points = read_pts(landmarks, scheme.points, missing=True)

@@ -1,4 +1,4 @@
-"""One annotated face, as every reader returns it."""
+"""One annotated face, as every reader returns it, and the list it belongs to."""
 import dataclasses
 import pathlib
 
@@ -32,3 +32,10 @@ class Face:
     def side(self):
         """The longer side of the box round its points, in pixels."""
         return float((numpy.nanmax(self.points, 0) - numpy.nanmin(self.points, 0)).max())
+
+
+def split_of(words):
+    """The first of the lists "test", "val" (or "valid") and "train" that is among the names of a
+    photo's folders, or the words of a file's name, letter case aside; None where none is."""
+    words = {"val" if word.lower() == "valid" else word.lower() for word in words}
+    return next((split for split in ("test", "val", "train") if split in words), None)
