@@ -1,4 +1,5 @@
 """Crops laid by the training rule, tracks through frames, and the filter."""
+import dataclasses
 import time
 
 import numpy
@@ -53,10 +54,10 @@ def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
 
 def test_refine_lays_the_crop_again():
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
-    rough = [[105, 90, 180, 165], [35, 30, 95, 90]]
+    rough = [[105, 90, 180, 165], [35, 34, 85, 86]]
     predictor = painted_faces.Painted()
     points, confidence, boxes = tracker.refine(predictor, image, rough)
-    assert predictor.batches == [2, 2]
+    assert predictor.batches == [2, 2, 1], "only what was moved far is looked at once more"
     assert points.shape == (2, 68, 2) and confidence.shape == (2, 68)
     assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
     assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
@@ -304,6 +305,20 @@ def test_no_track_survives_a_cut_to_a_faceless_shot():
     assert len(made.update(image, 0)) == 1
     assert made.update(painted_faces.background(1), 1 / RATE) == []
     assert made.update(painted_faces.background(1), 2 / RATE) == []
+
+
+def test_the_detector_looks_at_once_after_any_cut():
+    """Also where a look of the old shot was under way, be it the last quick one before a thorough
+    one."""
+    for cut in range(46, 58):
+        made = make(every=10)
+        made.detector = dataclasses.replace(made.detector, find_quick=made.detector.find)
+        old = painted_faces.paint(painted_faces.background(0), (1, 80, 120, 60))
+        for i in range(cut):
+            made.update(old, i / RATE)
+        shot = painted_faces.paint(painted_faces.background(1), (1, 240, 120, 40))
+        tracks = made.update(shot, cut / RATE)
+        assert len(tracks) == 1 and abs(middle(tracks[0])[0] - 240) < 1.5, cut
 
 
 def test_ids_are_new_after_a_cut():
