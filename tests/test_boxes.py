@@ -1,7 +1,9 @@
 """The test from detected boxes."""
 import numpy
+import own_sets
 import pytest
 
+from utils.data import unlabelled
 from utils.data.dataset import PreparedSet
 from utils.errors import UserError
 from utils.landmarks import crop
@@ -56,6 +58,18 @@ def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
     # Two passes of the mean face inside the face's own box: about where the face is.
     assert nme[0] < 0.5 and numbers["test"]["nme"] == pytest.approx(100 * numpy.nanmean(nme))
     assert abs(predicted[0].mean(0) - photo_set.scheme.mean_face.mean(0)).max() < 0.1
+
+
+def test_points_that_fill_part_of_a_face_are_matched(tmp_path):
+    faces = [(split, own_sets.FACE) for split in ("train", "train", "test")]
+    prepared = PreparedSet(own_sets.prepare(tmp_path, own_sets.FIVE, faces, val=0))
+    # As eyes, nose and mouth lie in a face: an overlap of 0.23.
+    find = Detector("test", lambda image: [[0, 0, 12, 12, 0.9], [0, 0, 80, 88, 0.5]], (0, 0, 1))
+    numbers, _ = boxes.score(Oracle(prepared.scheme), find, prepared)
+    assert numbers["test"]["found"] == 100
+    rule = unlabelled.labelled_rule(find, prepared)
+    side = (80 * 88) ** 0.5
+    assert rule.shift == pytest.approx([0, -4 / side]) and rule.size * side == pytest.approx(48)
 
 
 def test_no_face_at_all_is_an_error(photo_set):

@@ -135,6 +135,18 @@ def test_overlap():
     assert numpy.allclose(table, [[1 / 3, 1], [0, 0]])
 
 
+def test_landmarks_go_with_the_crop_that_their_middle_lies_in():
+    crops = [[0, 0, 8, 8], [4, 0, 12, 8], [20, 0, 28, 8]]
+    # Points of a small part of a face; just beside it; of all of it.
+    table = detector.matches([[5, 2, 7, 4], [12, 2, 14, 4], [19, 0, 27, 8]], crops)
+    assert numpy.allclose(table, [[4 / 64, 4 / 64, 0], [0, 0, 0], [0, 0, 7 / 9]])
+    found = detector.Detector("test", lambda image: [], (0, 0, 1 / 1.2))
+    boxes = numpy.array([[0, 0, 9, 9, 0.9], [0, 0, 8, 8, 0.8], [20, 0, 28, 8, 0.7]])
+    assert found.same_face(boxes, numpy.array([1, 1, 7, 7])).tolist() == [0, 0, 8, 8]
+    assert found.same_face(boxes, numpy.array([9, 9, 19, 19])) is None
+    assert found.same_face(boxes[:0], numpy.array([1, 1, 7, 7])) is None
+
+
 def test_what_is_no_detector(tmp_path, shared):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")

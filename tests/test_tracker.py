@@ -63,6 +63,14 @@ def test_refine_lays_the_crop_again():
     assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
 
 
+def test_a_crop_much_too_large_gets_a_third_pass():
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
+    predictor = painted_faces.Painted()
+    _, _, boxes = tracker.refine(predictor, image, [[78, 48, 222, 192], [35, 34, 85, 86]])
+    assert predictor.batches == [2, 2, 1]
+    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
+
+
 def test_no_boxes_no_call():
     predictor = painted_faces.Painted()
     points, confidence, boxes = tracker.refine(predictor, painted_faces.background(), [])
@@ -94,6 +102,19 @@ def numbered(number, *faces):
     image = painted_faces.paint(painted_faces.background(), *faces)
     image[0, 0] = number
     return image
+
+
+def test_points_that_fill_part_of_a_detectors_box():
+    predictor = painted_faces.Painted()
+    made = make(predictor, every=3, min_confidence=0.4)
+    made.detector = Detector("wide", painted_faces.find, (0, 0.1, 2.0))
+    # As sure as this, a face that no look sees would be given up.
+    predictor.confidence = 0.45
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    for i in range(12):
+        assert [track.id for track in made.update(image, i / RATE)] == [1]
+    # Three passes for the first frame, then one a frame: no look finds the face anew.
+    assert predictor.batches == [1] * 14
 
 
 def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():

@@ -21,15 +21,13 @@ from utils.data.photo import read_photo, write_crop
 from utils.data.readers.pts import unique_name, walk
 from utils.errors import UserError
 from utils.landmarks import crop as crops
-from utils.video.detector import get_detector, overlap
+from utils.video.detector import get_detector
 from utils.video.sources import IMAGES
 
 LIST = "unlabelled.txt"
 COLUMNS = ("image", "x_min", "y_min", "x_max", "y_max")
 # Photos on which a rule is fitted; its medians do not move by 0.5 % beyond this many.
 FITTED = 300
-# Two boxes are of the same face at this intersection over union.
-SAME_FACE = 0.3
 # A box smaller than this many pixels, or with less than this share of it in the photo, is left out.
 SMALLEST, INSIDE = 24, 0.8
 
@@ -145,16 +143,14 @@ def labelled_rule(detector, prepared):
         raise UserError(f"{prepared.folder}: needs a train.txt and a sources.csv that names the "
                         f"photos, to fit the crop on")
     wanted = faces.take(_spread(len(faces)))
-    # The detector's box is of the bare face, which the nominal crop surrounds.
-    inner = crops.grow(wanted.boxes, 1 / prepared.crop["scale"])
     pairs, unread = [], None
-    for photo, nominal, face in zip(tqdm.tqdm(wanted.photos, desc="fitting the crop", leave=False),
-                                    wanted.boxes, inner):
+    for photo, nominal in zip(tqdm.tqdm(wanted.photos, desc="fitting the crop", leave=False),
+                              wanted.boxes):
         image = read_photo(photo, prepared.upright) if photo.is_file() else None
         if image is None:
             unread = photo
             continue
-        box = _same(detector(image), face)
+        box = detector.same_face(detector(image), nominal)
         if box is not None:
             pairs.append((box, nominal))
     return _fit(pairs, f"{detector.name} found no face of the labelled photos of {prepared.folder}"
@@ -167,7 +163,7 @@ def _rule_of_other_boxes(detector, rule, jobs, folder):
     for i in tqdm.tqdm(_spread(len(jobs)), desc="comparing the boxes", leave=False):
         name, box = jobs[i]
         image = read_photo(folder / name, upright=True)
-        found = None if image is None else _same(detector(image), box)
+        found = None if image is None else detector.same_face(detector(image), box)
         if found is not None:
             pairs.append((box, rule(found)))
     return _fit(pairs, f"{detector.name} finds no face in the boxes of {folder}: do the boxes "
@@ -178,12 +174,6 @@ def _fit(pairs, nothing):
     if not pairs:
         raise UserError(f"{nothing}; the crop cannot be fitted, try another detector")
     return fit_rule(*map(numpy.array, zip(*pairs)))
-
-
-def _same(found, box):
-    """The detected box (4,) that is of the same face as box, or None."""
-    shares = overlap(found, box[None])[:, 0] if len(found) else numpy.zeros(1)
-    return found[shares.argmax(), :4] if shares.max() >= SAME_FACE else None
 
 
 def _spread(count):

@@ -6,11 +6,7 @@ from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.landmarks import crop
 from utils.testing import predict
-from utils.video.detector import overlap
 from utils.video.tracker import refine
-
-# A box counts as the face's when it overlaps the landmarks' box by this intersection over union.
-SAME_FACE = 0.3
 
 
 def score(predictor, detector, prepared):
@@ -51,12 +47,11 @@ def _predict(predictor, detector, faces, photos, upright):
                             f"when the set was prepared")
         if photo not in photos:
             photos[photo] = detector(image)
-        boxes = photos[photo]
         truth = numpy.concatenate([numpy.nanmin(points_px[i], 0), numpy.nanmax(points_px[i], 0)])
-        shares = overlap(boxes[:, :4], truth[None])[:, 0] if len(boxes) else numpy.zeros(0)
-        if not len(boxes) or shares.max() < SAME_FACE:
+        box = detector.same_face(photos[photo], truth)
+        if box is None:
             continue
-        start = detector.to_crop(boxes[[shares.argmax()]], predictor.crop["scale"])
+        start = detector.to_crop(box, predictor.crop["scale"])
         predicted[i] = crop.to_crop(refine(predictor, image, start)[0], faces.boxes[[i]])[0]
         found[i] = True
     return predicted, found

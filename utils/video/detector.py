@@ -71,6 +71,12 @@ class Detector:
         half = side * ratio * scale / 2
         return numpy.concatenate([centre - half, centre + half], 1)
 
+    def same_face(self, boxes, face):
+        """The one (4,) of this detector's boxes (n, 5) that is of the face with a box (4,) round
+        its landmarks, or None."""
+        found = matches(face[None], self.to_crop(boxes))[0]
+        return boxes[found.argmax(), :4] if found.any() else None
+
 
 def _look_twice(detector, image):
     boxes = detector(image)
@@ -123,6 +129,18 @@ def overlap(boxes, other):
               - numpy.maximum(boxes[..., :2], other[..., :2])).clip(0).prod(-1)
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1)
     return shared / numpy.maximum(area - shared, 1e-9)
+
+
+def matches(faces, crops):
+    """Which boxes (n, 4) round landmarks and crops (m, 4) of a detector may be of one face: their
+    overlap (n, m) where the middle of the landmarks lies in the crop, else 0.
+
+    However small that is: points from eyes to mouth fill a quarter of such a crop.
+    """
+    faces, crops = (numpy.asarray(boxes, numpy.float64) for boxes in (faces, crops))
+    middle = (faces[:, None, :2] + faces[:, None, 2:4]) / 2
+    inside = (middle > crops[:, :2]) & (middle < crops[:, 2:4])
+    return overlap(faces, crops) * inside.all(-1)
 
 
 def _haar():
