@@ -10,7 +10,8 @@ import torch
 
 import main
 from utils import checkpoint
-from utils.deploy.export import export, is_stale, licence
+from utils.args import load_args
+from utils.deploy.export import export, export_weights, is_stale, licence
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -76,6 +77,17 @@ def test_predictor_is_the_same_from_either_file(exported, tiny_weights):
         numpy.testing.assert_allclose(a, b, atol=1e-4)
     assert one.input_size == other.input_size == 64 and one.crop == other.crop
     assert one.scheme.state() == other.scheme.state()
+
+
+def test_a_regression_says_that_it_has_no_scores(exported, tmp_path):
+    trained, path = exported
+    assert Predictor(path).scored
+    args = load_args({"backbone": "test_resnet", "input_size": 64, "head": "regression"})
+    model = checkpoint.build_model(args, trained.scheme)
+    checkpoint.save({**checkpoint.describe(args, trained.scheme, trained.crop),
+                     "weights": model.state_dict()}, tmp_path / "best.pt")
+    for file in (tmp_path / "best.pt", export_weights(tmp_path / "best.pt")):
+        assert not Predictor(file).scored
 
 
 def test_files_that_are_no_models(exported, tmp_path):

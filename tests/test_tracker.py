@@ -319,6 +319,23 @@ def test_what_the_detector_misses_must_be_more_certain():
     assert len(last(0.6)) == 1 and last(0.45) == []
 
 
+def test_without_scores_the_looks_decide():
+    def ids(find_quick, gone):
+        predictor = painted_faces.Painted(blind=1.0)
+        predictor.confidence, predictor.scored = 1.0, False
+        made, film = make(predictor), []
+        made.detector = counting([], find_quick=find_quick)
+        for i in range(100):
+            faces = [(1, 80, 120, 60)] * (i < gone) + [(2, 240, 120, 30)]
+            film.append([track.id for track in made.update(numbered(i, *faces), i / RATE)])
+        return film
+
+    film = ids(painted_faces.find, 20)
+    assert film[19] == [1, 2] and film[20 + 10 * tracker.MISSED:] == [[2]] * 60
+    # A small face, which no quick look sees, stays.
+    assert ids(large, 100) == [[1, 2]] * 100
+
+
 def test_no_track_survives_a_cut_to_a_faceless_shot():
     # This network believes in a face wherever it looks.
     made = make(painted_faces.Painted(blind=0.9), every=100)

@@ -14,7 +14,8 @@ class Predictor:
 
     device: auto, cpu or cuda. threads: of the CPU, else all. lids: False leaves out what the lid
     head of a .pt says of shut eyes. `input_size`, `scheme` (a Scheme), `crop` ({"rule", "scale"})
-    and `eyes` (lids.Limits) come from the file; `model` is the LandmarkNet of a .pt, else None.
+    and `eyes` (lids.Limits) come from the file; `scored`: whether confidence means anything, as a
+    regression's is 1 of all it sees; `model` is the LandmarkNet of a .pt, else None.
     Raises UserError for a file that is neither.
     """
 
@@ -77,13 +78,15 @@ class Predictor:
         self._run = lambda images: session.run(None, {name: images})
         size, points = self.input_size, self.scheme.points
         try:
-            found = [o.shape for o in self._run(numpy.zeros((1, 3, size, size), numpy.uint8))]
+            found = self._run(numpy.zeros((1, 3, size, size), numpy.uint8))
         except Exception:
             # ONNX Runtime's own kinds again.
-            found = None
-        if found != [(1, points, 2), (1, points)]:
+            found = []
+        if [o.shape for o in found] != [(1, points, 2), (1, points)]:
             raise UserError(f"{self.path}: does not give {points} landmarks of a {size} px crop, "
                             f"as its metadata says; export it again with main.py --export")
+        # Of a black image: files do not name their head.
+        self.scored = bool((found[1] < 1).any())
 
     def _load_torch(self, device, threads, lids):
         import torch
@@ -95,7 +98,7 @@ class Predictor:
         device = choose_device(device)
         self.model = model = load_model(self.path, device, lids)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
-        self.eyes = model.eyes
+        self.eyes, self.scored = model.eyes, model.args.head == "pip"
 
         def predict(images):
             with torch.inference_mode():

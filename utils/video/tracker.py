@@ -22,6 +22,7 @@ SAME_SHOT = 0.45
 # --fit-eyes), or so many times what they ask of eyes: where both were fitted, 1.1 to 1.6 times.
 MIN_CONFIDENCE, OF_EYES = 0.15, 1.4
 UNSEEN = 1.25  # Times min_confidence that a face needs which the detector does not see.
+MISSED = 2  # Looks in a row that do not see a face, where confidence says nothing: it is lost.
 SAME_FACE = 0.5  # Overlap above which two crops are of one face.
 MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
 # While faces are followed, the detector looks for others on a thread of its own, and what it sees
@@ -133,7 +134,8 @@ class FaceFilter:
 @dataclasses.dataclass(eq=False)
 class Track:
     """A face followed through frames. points_px (K, 2) steadied, raw_px (K, 2) as predicted,
-    confidence (K,), box: its nominal crop (4,); all in pixels of the frame; time in seconds."""
+    confidence (K,), box: its nominal crop (4,); all in pixels of the frame; time in seconds;
+    missed: how many of the detector's last looks did not see it."""
     id: int
     points_px: numpy.ndarray
     raw_px: numpy.ndarray
@@ -142,6 +144,7 @@ class Track:
     time: float
     steady: FaceFilter | None
     velocity: tuple = (0.0, 0.0)
+    missed: int = 0
 
     def __post_init__(self):
         self._steady()
@@ -194,6 +197,7 @@ class Tracker:
                  filter_beta=5.0):
         self.predictor, self.detector = predictor, detector
         limits = getattr(predictor, "eyes", Limits())
+        self.scored = getattr(predictor, "scored", True)
         self.every = every
         # A face that appears just after a look is seen by the next one, and is there LAG later.
         self.lag = min(LAG, (every - 1) // 2)
@@ -324,13 +328,17 @@ class Tracker:
 
     def _compare(self, known, boxes):
         """Which of boxes are none of known {track id: box}, and the tracks among these that have no
-        box and are not certain enough without one."""
+        box and are not certain enough without one, or had none the last time either."""
         ids = list(known)
         pairs = _pairs(list(known.values()), boxes, matches, 0)
         seen = {ids[i] for i in pairs}
+        looked_for = [track for track in self.tracks if track.id in known]
+        for track in looked_for:
+            track.missed = 0 if track.id in seen else track.missed + 1
         # A hand may pass for a face in one frame: what the detector misses must look better.
-        doubtful = [track for track in self.tracks if track.id in known and track.id not in seen
-                    and track.confidence.mean() < UNSEEN * self.min_confidence]
+        doubtful = [track for track in looked_for if track.missed and (
+            track.confidence.mean() < UNSEEN * self.min_confidence if self.scored
+            else track.missed >= MISSED)]
         return [j for j in range(len(boxes)) if j not in pairs.values()], doubtful
 
     def _drop(self, doubtful):
