@@ -13,35 +13,62 @@ import onnxruntime
 # Where the square around a face's landmarks lies in the detector's: shift down, and side. Measured
 # on 68-point faces, see utils/video/detector.py.
 HAAR, YUNET = (0.147, 0.871), (0.123, 0.779)
+# The longer side at which detectors look: YuNet is made for faces of up to some 300 px, and Haar
+# finds ever more false ones in a larger photo.
+SIDE = 640
+# Mean confidence below which there is no face, where the file does not say.
+MIN_CONFIDENCE = 0.15
 
 
 def find_faces(image, detector="haar"):
     """Centres and sides (n, 3) of the squares around faces' landmarks, in pixels of BGR image."""
+    zoom = min(1, SIDE / max(image.shape[:2]))
+    small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
     if detector == "haar":
         file = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
-        grey, (down, ratio) = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), HAAR
+        grey, (down, ratio) = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), HAAR
         boxes = cv2.CascadeClassifier(file).detectMultiScale(grey, 1.1, 3, minSize=(32, 32))
     else:
         down, ratio = YUNET
-        net = cv2.FaceDetectorYN.create(detector, "", image.shape[1::-1], 0.6)
-        boxes = net.detect(image)[1]
+        net = cv2.FaceDetectorYN.create(detector, "", small.shape[1::-1], 0.6)
+        boxes = net.detect(small)[1]
     boxes = numpy.array([box[:4] for box in (() if boxes is None else boxes)], float).reshape(-1, 4)
     side = boxes[:, 2:].max(1, keepdims=True)
     centre = boxes[:, :2] + boxes[:, 2:] / 2 + side * (0, down)
-    return numpy.hstack([centre, side * ratio])
+    return numpy.hstack([(centre + 0.5) / zoom - 0.5, side * ratio / zoom])
 
 
-def landmarks(session, image, square):
-    """Landmarks (K, 2) in pixels of BGR image and confidence (K,); square: (x, y, side)."""
+def read_metadata(session):
+    """What the file says of itself: crop rule, scheme, and the least mean confidence of a face."""
     meta = session.get_modelmeta().custom_metadata_map
-    size, scale = int(meta["input_size"]), json.loads(meta["crop"])["scale"]
-    x, y, side = square
-    side *= scale
-    zoom, left, top = size / side, x - side / 2, y - side / 2
-    warp = numpy.array([[zoom, 0, -left * zoom - 0.5], [0, zoom, -top * zoom - 0.5]])
-    face = cv2.cvtColor(cv2.warpAffine(image, warp, (size, size)), cv2.COLOR_BGR2RGB)
+    least = json.loads(meta.get("eyes", "{}")).get("face") or MIN_CONFIDENCE
+    return json.loads(meta["crop"]), json.loads(meta["scheme"]), least
+
+
+def landmarks(session, image, centre, size):
+    """Landmarks (K, 2) in pixels of BGR image and confidence (K,), from the crop with this centre
+    (2,) and this size, a number or (2,)."""
+    pixels = session.get_inputs()[0].shape[2]
+    corner, zoom = centre - numpy.divide(size, 2), numpy.full(2, pixels) / size
+    warp = numpy.column_stack([numpy.diag(zoom), -corner * zoom - 0.5])
+    face = cv2.cvtColor(cv2.warpAffine(image, warp, (pixels, pixels)), cv2.COLOR_BGR2RGB)
     points, confidence = session.run(None, {"images": face.transpose(2, 0, 1)[None]})
-    return points[0] * side + (left, top), confidence[0]
+    return points[0] * size + corner, confidence[0]
+
+
+def lay_crop(points, crop, scheme):
+    """Centre and size of the crop that training lays around landmarks (K, 2)."""
+    if scheme["base"] is None and crop["rule"] != "box":
+        low, high = points.min(0), points.max(0)
+        size = (high - low) * crop["scale"]
+        return (low + high) / 2, size.max() if crop["rule"] == "square" else size
+    # Points of a part of the face: the crop is the unit square in which the mean face, turned and
+    # scaled, fits them best. x and y are one complex number.
+    mean, found = numpy.array(scheme["mean_face"]) @ (1, 1j), points @ (1, 1j)
+    source = mean - mean.mean()
+    turn = numpy.vdot(source, found - found.mean()) / numpy.vdot(source, source)
+    middle = found.mean() + turn * (0.5 + 0.5j - mean.mean())
+    return numpy.array([middle.real, middle.imag]), abs(turn)
 
 
 def main():
@@ -57,18 +84,21 @@ def main():
     image = cv2.imread(given.photo)
     if image is None:
         parser.error(f"{given.photo}: is no image that OpenCV can read")
-    faces = find_faces(image, given.detector)
-    for square in faces:
-        points, _ = landmarks(session, image, square)
+    crop, scheme, least = read_metadata(session)
+    drawn, count = image.copy(), 0
+    for x, y, side in find_faces(image, given.detector):
+        points, _ = landmarks(session, image, numpy.array([x, y]), side * crop["scale"])
         # Again from where the landmarks are, which is how training cuts its faces.
-        low, high = points.min(0), points.max(0)
-        points, confidence = landmarks(session, image, (*(low + high) / 2, (high - low).max()))
+        points, confidence = landmarks(session, image, *lay_crop(points, crop, scheme))
+        if confidence.mean() < least:
+            continue
+        count += 1
         print(f"face at {points.mean(0).round(1).tolist()}, confidence {confidence.mean():.2f}")
-        for x, y in points:
-            cv2.circle(image, (round(float(x)), round(float(y))), 2, (0, 255, 0), -1)
-    if not cv2.imwrite(given.output, image):
+        for px, py in points:
+            cv2.circle(drawn, (round(float(px)), round(float(py))), 2, (0, 255, 0), -1)
+    if not cv2.imwrite(given.output, drawn):
         parser.error(f"{given.output}: cannot be written")
-    print(f"{len(faces)} faces: {given.output}")
+    print(f"{count} faces: {given.output}")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ import pytest
 
 from assets import run_onnx
 from utils.args import ROOT
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
 from utils.video import tracker
 from utils.video.detector import get_detector
 
-WEIGHTS = ROOT / "weights/fast.onnx"
+WEIGHTS, EYES = ROOT / "weights/fast.onnx", ROOT / "weights/eyes.onnx"
 PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 
 
@@ -26,24 +28,39 @@ def test_imports_nothing_of_the_repository():
         "argparse", "json", "cv2", "numpy", "onnxruntime"}
 
 
+def find(session, image, square):
+    """Landmarks (K, 2) and confidence (K,) from a square of find_faces, in two passes."""
+    crop, scheme, _ = run_onnx.read_metadata(session)
+    points, _ = run_onnx.landmarks(session, image, square[:2], square[2] * crop["scale"])
+    return run_onnx.landmarks(session, image, *run_onnx.lay_crop(points, crop, scheme))
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, EYES], ids=["fast", "eyes"])
 @pytest.mark.parametrize("detector", ["haar", "yunet"])
-def test_landmarks_are_those_of_the_pipeline(detector, request):
+def test_landmarks_are_those_of_the_pipeline(detector, weights, request):
     if detector == "yunet":
         detector = str(request.getfixturevalue("shared") / "models/yunet_n_640_640.onnx")
     image = cv2.imread(str(PORTRAIT))
-    ours, predictor = get_detector(detector), Predictor(WEIGHTS)
+    ours, predictor = get_detector(detector), Predictor(weights)
     rgb = image[..., ::-1].copy()
-    expected, _, _ = tracker.refine(predictor, rgb, ours.to_crop(ours(rgb)[:1], 1.2))
-    session = onnxruntime.InferenceSession(str(WEIGHTS), providers=["CPUExecutionProvider"])
+    expected, _, boxes = tracker.refine(predictor, rgb, ours.to_crop(ours(rgb)[:1], 1.2))
+    session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
     faces = run_onnx.find_faces(image, detector)
     assert len(faces) >= 1
-    points, _ = run_onnx.landmarks(session, image, faces[0])
-    low, high = points.min(0), points.max(0)
-    points, confidence = run_onnx.landmarks(session, image,
-                                            (*(low + high) / 2, (high - low).max()))
+    points, confidence = find(session, image, faces[0])
     # Their detectors look at other sizes of the photo, so the crops differ a little.
-    side = (high - low).max()
+    side = (boxes[0, 2:] - boxes[0, :2]).max()
     assert numpy.abs(points - expected[0]).mean() < 0.01 * side and confidence.mean() > 0.4
+
+
+@pytest.mark.parametrize("scheme, rule", [("300W", "square"), ("300W", "stretch"), ("300W", "box"),
+                                          ("eyes", "square")])
+def test_crops_are_laid_as_in_training(scheme, rule):
+    scheme, described = SCHEMES[scheme], {"rule": rule, "scale": 1.2}
+    points = numpy.random.default_rng(0).normal(scheme.mean_face, 0.05) * 90 + (30, 50)
+    centre, size = run_onnx.lay_crop(points, described, scheme.state())
+    expected, = crop.face_boxes(points[None], described, scheme)
+    assert numpy.concatenate([centre - size / 2, centre + size / 2]) == pytest.approx(expected)
 
 
 def test_the_command(tmp_path):
@@ -64,3 +81,21 @@ def test_the_command(tmp_path):
 def test_a_photo_without_a_face():
     black = numpy.zeros((200, 200, 3), numpy.uint8)
     assert run_onnx.find_faces(black).shape == (0, 3)
+
+
+def test_a_large_photo_has_the_face_of_the_small_one():
+    image = cv2.imread(str(PORTRAIT))
+    small, large = (run_onnx.find_faces(photo) for photo in (image, cv2.resize(
+        image, None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC)))
+    assert len(small) == len(large) == 1
+    # Pixel centres: x lies 6 * (x + 0.5) - 0.5 in the larger photo.
+    assert numpy.abs((large[0] + (0.5, 0.5, 0)) / 6 - small[0] - (0.5, 0.5, 0)).max() < 15
+
+
+def test_what_is_no_face_is_not_drawn(tmp_path, monkeypatch, capsys):
+    square = run_onnx.find_faces(cv2.imread(str(PORTRAIT)))
+    monkeypatch.setattr(run_onnx, "find_faces", lambda *_: [*square, [60, 500, 80]])
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(WEIGHTS), str(PORTRAIT),
+                                      str(tmp_path / "out.png")])
+    run_onnx.main()
+    assert "1 faces: " in capsys.readouterr().out
