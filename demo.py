@@ -185,8 +185,8 @@ class Demo:
         looks, states = [None] * len(tracks), {}
         if self.given.eyes:
             # As predicted: the filter's lag would hide short blinks.
-            looks = [eyes.look(track.raw_px, track.confidence, self.predictor.scheme, self.limits)
-                     for track in tracks]
+            looks = [eyes.look(track.raw_px, track.confidence, self.predictor.scheme, self.limits,
+                               image.shape) for track in tracks]
             if self.people:
                 states, events = self.people.watch(tracks, looks, image.shape, seconds)
                 self._tell(states, events, seconds)

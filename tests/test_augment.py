@@ -42,6 +42,18 @@ def test_a_dot_lies_where_to_crop_says(side, size, corner):
     numpy.testing.assert_allclose(found, units * size - 0.5, atol=0.15)
 
 
+@pytest.mark.parametrize("side, size", [(100, 64), (300, 128), (700, 64)])
+@pytest.mark.parametrize("roll", [0.2, -0.7, 2.0])
+def test_a_dot_lies_where_it_should_in_a_turned_crop(side, size, roll):
+    box = numpy.array([150.3, 181.8, 150.3 + side, 181.8 + 1.1 * side])
+    units = numpy.array([[0.31, 0.42], [0.75, 0.33], [0.52, 0.81]])
+    centre = (box[None, :2] + box[None, 2:]) / 2
+    points, = crop.turn(crop.to_photo(units, box)[None], centre, numpy.array([roll]))
+    photo = paint((1200, 1200), points, max(2.5, 2.5 * side / size))
+    found = centres(crop.cut(photo, box, size, roll))
+    numpy.testing.assert_allclose(found, units * size - 0.5, atol=0.15)
+
+
 def test_a_box_off_the_photo_is_black():
     photo = numpy.full((50, 50, 3), 200, numpy.uint8)
     assert not crop.cut(photo, [100, 100, 200, 200], 32).any()

@@ -69,6 +69,13 @@ def test_an_eye_that_cannot_be_judged_is_none():
     assert small.openness == (None, None) and small.closed is None
     assert look((0.3, 0.3), size=4.5).closed is False
     assert look((0.3, 0.3), min_confidence=0.4).closed is None
+    # Half of the face is outside of the picture.
+    scheme = SCHEMES["300W"]
+    points = face(scheme, 0.02) + 10
+    for shape, judged in (((50, 300, 3), (True, True)), ((50, 280, 3), (True, False)),
+                          ((50, 80, 3), (False, False)), ((9, 300, 3), (False, False))):
+        found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.Limits(), shape)
+        assert tuple(value is not None for value in found.openness) == judged
     # A face turned away shows one eye.
     scheme = SCHEMES["300W"]
     points = face(scheme, 0.3)

@@ -52,6 +52,35 @@ def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
     assert numpy.allclose(crop.face_boxes(turned[None], predictor.crop, predictor.scheme)[0], box)
 
 
+@pytest.mark.parametrize("scheme", ["300W", "eyes"])
+@pytest.mark.parametrize("roll", [-0.9, 0.05, 0.7])
+def test_crops_are_turned_with_a_tilted_head(scheme, roll):
+    predictor = painted_faces.Painted(SCHEMES[scheme])
+    box = numpy.array([[20.0, 30.0, 120.0, 130.0]])
+    centre, turned = numpy.array([[70.0, 80.0]]), numpy.array([roll])
+    mean = crop.to_photo(predictor.scheme.mean_face, box[0])[None]
+    tilted = crop.turn(mean, centre, turned)
+    assert crop.rolls(tilted, predictor.scheme) == pytest.approx(turned)
+    boxes, rolls = tracker.lay(predictor, tilted)
+    assert rolls == pytest.approx(max(abs(roll) - tracker.TILTED, 0) * numpy.sign(roll))
+    # As an upright face's crop, but for the rest of the tilt; what is seen there is turned back.
+    expected = tracker.lay(predictor, crop.turn(tilted, centre, -rolls))[0]
+    numpy.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], expected[:, 2:] - expected[:, :2])
+    middle = (expected[:, None, :2] + expected[:, None, 2:]) / 2
+    numpy.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2,
+                                  crop.turn(middle, centre, rolls)[:, 0])
+    image = painted_faces.background()
+    straight, _ = tracker.landmarks(predictor, image, box)
+    assert numpy.allclose(tracker.landmarks(predictor, image, box, turned)[0],
+                          crop.turn(straight, centre, turned))
+
+
+def test_schemes_without_eyes_are_not_turned():
+    scheme = SCHEMES["300W"].subset(range(17))
+    points = crop.turn(scheme.mean_face[None] * 100, numpy.full((1, 2), 50.0), numpy.array([0.7]))
+    assert not tracker.upright(points, scheme).any()
+
+
 def test_refine_lays_the_crop_again():
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
     rough = [[105, 90, 180, 165], [35, 34, 85, 86]]

@@ -49,7 +49,8 @@ def watch(predictor, detector, film):
     tracker, drowsiness, events = Tracker(predictor, detector), Drowsiness(), []
     for time, frame in film:
         face = largest(tracker.update(frame, time))
-        look = face and eyes.look(face.raw_px, face.confidence, predictor.scheme, predictor.eyes)
+        look = face and eyes.look(face.raw_px, face.confidence, predictor.scheme, predictor.eyes,
+                                  frame.shape)
         seen = (look.openness, look.closed) if look else ((None, None), None)
         events += drowsiness.update(*seen, time)
     return events + drowsiness.finish()

@@ -1,4 +1,6 @@
 """How a crop is laid around landmarks: the same for prepared sets, test, ONNX and demo."""
+import math
+
 import cv2
 import numpy
 
@@ -104,16 +106,31 @@ def crop_matrix(box, size):
                         [0, scale_y, -box[1] * scale_y - 0.5]])
 
 
-def cut(photo, box, size):
+def rolls(points_px, scheme):
+    """How far faces with landmarks (n, K, 2) are turned in the picture against the mean face, (n,)
+    in radians, clockwise as the picture shows it."""
+    source = (scheme.mean_face - scheme.mean_face.mean(0)) @ (1, 1j)
+    return numpy.angle((points_px @ (1, 1j)) @ source.conj())
+
+
+def turn(points_px, centre, roll):
+    """Points (n, K, 2) turned clockwise by roll (n,) in radians about their centre (n, 2)."""
+    found = (points_px - centre[:, None]) @ (1, 1j) * numpy.exp(1j * roll)[:, None]
+    return numpy.stack([found.real, found.imag], -1) + centre[:, None]
+
+
+def cut(photo, box, size, roll=0.0):
     """The size x size crop of box from a photo (H, W, 3) uint8; black outside the photo.
 
-    One resampling; where the crop is less than half as large as the box the photo is averaged down
-    first (pixel area) by a whole number, so that large faces do not alias.
+    roll: how far the box is turned clockwise about its centre, in radians. One resampling; where
+    the crop is less than half as large as the box the photo is averaged down first (pixel area) by
+    a whole number, so that large faces do not alias.
     """
     shrink = int(min((box[2] - box[0]), (box[3] - box[1])) / size)
     if shrink >= 2:
-        x_min, y_min = (max(int(v), 0) for v in numpy.floor(box[:2]))
-        x_max, y_max = int(numpy.ceil(box[2])) + shrink, int(numpy.ceil(box[3])) + shrink
+        around = grow(box, abs(math.cos(roll)) + abs(math.sin(roll)))
+        x_min, y_min = (max(int(v), 0) for v in numpy.floor(around[:2]))
+        x_max, y_max = int(numpy.ceil(around[2])) + shrink, int(numpy.ceil(around[3])) + shrink
         part = photo[y_min:y_max, x_min:x_max]
         height, width = (length // shrink for length in part.shape[:2])
         if height and width:
@@ -123,7 +140,12 @@ def cut(photo, box, size):
                                interpolation=cv2.INTER_AREA)
             # Pixel centres: x lies (x - x_min + 0.5) / shrink - 0.5 in the smaller image.
             box = (numpy.asarray(box) - (x_min, y_min, x_min, y_min) + 0.5) / shrink - 0.5
-    return cv2.warpAffine(photo, crop_matrix(box, size), (size, size), flags=cv2.INTER_LINEAR)
+    matrix = crop_matrix(box, size)
+    if roll:
+        centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        upright = cv2.getRotationMatrix2D(centre, math.degrees(roll), 1)
+        matrix = matrix @ numpy.vstack([upright, (0, 0, 1)])
+    return cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
 def prepare_fork():

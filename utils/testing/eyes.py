@@ -56,7 +56,7 @@ def read_eyes(predictor, detector, photos):
             readings.append(Reading(path, closed, None, None, None))
             continue
         readings.append(Reading(path, closed, face.raw_px, face.confidence, eyes.look(
-            face.raw_px, face.confidence, predictor.scheme, predictor.eyes)))
+            face.raw_px, face.confidence, predictor.scheme, predictor.eyes, image.shape)))
     return readings
 
 

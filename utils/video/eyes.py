@@ -26,10 +26,11 @@ class Eyes:
     ratios: tuple
 
 
-def look(points_px, confidence, scheme, limits):
+def look(points_px, confidence, scheme, limits, shape=None):
     """The Eyes of a face: landmarks (K, 2) as predicted, in pixels, and their confidence (K,).
 
-    Raises UserError where the scheme has no eye contours.
+    shape (H, W, ...): of the picture, outside of which no eye is judged; None where that is not
+    known. Raises UserError where the scheme has no eye contours.
     """
     ratios = tuple(float(ratio) for ratio in aspect_ratios(points_px, scheme))
     ends = [[contour[0], contour[len(contour) // 2]] for contour in scheme.eyes]
@@ -37,8 +38,13 @@ def look(points_px, confidence, scheme, limits):
     least = max(SMALLEST, NARROWEST * max(widths))
     openness = tuple(
         float(limits.openness(ratio))
-        if width >= least and confidence[contour].mean() >= limits.min_confidence else None
+        if width >= least and confidence[contour].mean() >= limits.min_confidence
+        and (shape is None or _is_inside(points_px[contour], shape)) else None
         for ratio, width, contour in zip(ratios, widths, scheme.eyes))
     judged = [value for value in openness if value is not None]
     closed = bool(sum(judged) / len(judged) <= limits.closed_below) if judged else None
     return Eyes(openness, closed, ratios)
+
+
+def _is_inside(points_px, shape):
+    return bool((points_px >= 0).all() and (points_px <= (shape[1] - 1, shape[0] - 1)).all())
