@@ -170,7 +170,7 @@ def test_a_strange_onnx_file_is_refused(tmp_path):
 
 
 def test_int8_asks_for_an_export():
-    assert {"int8", "export"} <= args.parse(["--int8"]).actions
+    assert {"int8", "export"} <= args.parse(["--int8", "--exp", "one"]).actions
 
 
 def test_prelu_is_exported_as_an_equal_sum_of_convolutions():
