@@ -310,7 +310,9 @@ def run_video(demo, source, output, window):
     speed = None
     ended = False
     video = None if output is None else outputs.VideoFile(output, source.rate)
-    bar = tqdm(total=source.count, desc="frames", unit="frame", disable=output is None)
+    # What --alarm line writes there is for programs.
+    bar = tqdm(total=source.count, desc="frames", unit="frame",
+               disable=output is None or demo.given.alarm == "line")
     try:
         while True:
             taken = source.read()

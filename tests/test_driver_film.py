@@ -114,6 +114,7 @@ def test_a_driver_is_watched(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert printed.count("driver microsleep") >= 2 and printed.count("driver asleep") >= 17
     assert "driver drowsy" in printed and "passenger" not in printed
+    assert all(" s: driver " in line for line in printed.splitlines()), "no bar beside the lines"
 
 
 def test_a_film_of_variable_rate_is_timed_by_its_own_stamps(tmp_path, monkeypatch):

@@ -108,6 +108,10 @@ def test_ced(tmp_path):
     values = numpy.random.default_rng(0).gamma(4, 0.01, 200)
     experiment.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")
     assert cv2.imread(str(tmp_path / "ced.png")).std() > 5
+    # Faces that no detector found are left out.
+    missed = numpy.concatenate([values, [numpy.nan]])
+    experiment.plot_ced({"test": missed, "common": missed / 2}, tmp_path / "found.png")
+    assert (cv2.imread(str(tmp_path / "found.png")) == cv2.imread(str(tmp_path / "ced.png"))).all()
 
 
 def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):

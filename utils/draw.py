@@ -174,7 +174,7 @@ def save(path, image):
     """Write an RGB image (H, W, 3) to a .png or .jpg file. Raises UserError."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = [cv2.IMWRITE_PNG_COMPRESSION, 9] if path.suffix.lower() == ".png" else []
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 3] if path.suffix.lower() == ".png" else []
     try:
         written, content = cv2.imencode(path.suffix or ".", image[..., ::-1], settings)
     except cv2.error:

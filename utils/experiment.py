@@ -241,12 +241,13 @@ def plot_curves(folder):
 
 
 def plot_ced(errors, path):
-    """Draw cumulative error distributions. errors: label to NMEs (N,) as fractions."""
+    """Draw cumulative error distributions. errors: label to NMEs (N,) as fractions, NaN where a
+    face was not found."""
     import numpy
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)
     for label, values in errors.items():
-        values = 100 * numpy.sort(values)
+        values = 100 * numpy.sort(values[numpy.isfinite(values)])
         share = numpy.arange(1, len(values) + 1) / len(values)
         axis.step([0, *values], [0, *share], where="post", label=f"{label}: {values.mean():.2f}")
     axis.set(xlim=(0, 10), ylim=(0, 1), xlabel="NME, %", ylabel="share of faces",
