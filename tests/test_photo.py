@@ -211,7 +211,10 @@ class Lying:
         return numpy.array([[3, 3, 13, 15, 1.0]])
 
     def to_crop(self, boxes, scale):
-        return boxes[:, :4]
+        return numpy.reshape(boxes, (-1, boxes.shape[-1]))[:, :4]
+
+    def same_face(self, boxes, face):
+        return boxes[0, :4]
 
 
 class MeanFace:
