@@ -83,23 +83,21 @@ def train(request):
 def export(args, actions):
     """Write the .onnx beside the weights, and the others that were asked for."""
     from utils.deploy import export, quantize, raw
-    if not actions & {"train", "export"}:
-        path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
-        if path.suffix == ".onnx":
-            path = path.with_suffix(".pt")
+    asked = actions & {"train", "export"}
+    path = experiment.find_weights(args.exp, ".pt" if asked or "test" in actions else ".onnx")
+    if not asked:
+        path = path.with_suffix(".pt")
         if not path.is_file() or not export.is_stale(path):
             return
-    else:
-        path = experiment.find_weights(args.exp)
     path = export.export_weights(path)
     if "int8" in actions:
         quantize.export_int8(path, args)
     if "raw" in actions:
         raw.export_weights(path.with_suffix(".pt"), args.opset)
-    for kind in {"int8", "raw"} - actions:
-        if path.with_suffix(f".{kind}.onnx").is_file():
-            print(f"note: {path.with_suffix(f'.{kind}.onnx')} is as it was; --export --{kind} "
-                  f"writes it anew")
+    for kind in ("int8", "raw"):
+        other = path.with_suffix(f".{kind}.onnx")
+        if kind not in actions and other.is_file():
+            print(f"note: {other} is as it was; --export --{kind} writes it anew")
 
 
 def fit_shape(args, actions):

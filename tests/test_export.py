@@ -159,3 +159,9 @@ def test_the_data_of_what_weights_began_with_is_theirs_too(tiny_weights, tmp_pat
     assert checkpoint.data_sets({**own, "pretrained": "none", "teacher": str(begun)}) == [
         "phone", "300W", "lfw"]
     assert "research only" in licence(checkpoint.data_sets(own))
+    # A file of before, which lacks a setting, says what it can.
+    state = checkpoint.read(tiny_weights)
+    for missing in ("gssl", "data"):
+        older = {k: v for k, v in state["args"].items() if k != missing}
+        checkpoint.save({**state, "args": older, "sets": None}, begun)
+        assert checkpoint.load_model(begun).sets

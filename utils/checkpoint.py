@@ -104,27 +104,34 @@ def describe(args, scheme, crop, neighbour_face=None, **more):
             [[float(x), float(y)] for x, y in neighbour_face], **more}
 
 
+def set_name(folder, args):
+    """The name of a prepared set's folder without its size, as its user calls it."""
+    return pathlib.Path(folder).name.removesuffix(f"-{args['input_size']}")
+
+
 def data_sets(args):
     """Names of the sets whose faces made weights of these settings (a dict), each once: its own,
     and those of the .pt files that it began with and was taught by, where they are at hand."""
-    if args["data"] != "none":
-        names = [args["data"]]
-    else:
-        folders = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"])]
-        # A set that is merged of others is named A+B.
-        names = [name for folder in folders for name in pathlib.Path(folder).name.removesuffix(
-            f"-{args['input_size']}").split("+")]
-    for path in (args.get("pretrained", "none"), args.get("teacher", "none")):
+    names = _own_sets(args)
+    for path in (args["pretrained"], args["teacher"]):
         if path.endswith(".pt") and pathlib.Path(path).is_file():
-            with contextlib.suppress(UserError):  # Of others, and of no set of ours.
+            # What others made is of no set of ours, and what is damaged is told where it is used.
+            with contextlib.suppress(UserError, KeyError, TypeError):
                 names += sets_of(read(path))
     return list(dict.fromkeys(names))
 
 
 def sets_of(state):
     """The names of data_sets of a checkpoint (a dict), or as far as its settings tell them."""
-    return state.get("sets") or data_sets({**state["args"], "pretrained": "none",
-                                           "teacher": "none"})
+    return state.get("sets") or _own_sets({**vars(load_args()), **state["args"]})
+
+
+def _own_sets(args):
+    if args["data"] != "none":
+        return [args["data"]]
+    folders = [args["data_dir"], *[args["unlabelled_dir"]] * bool(args["gssl"])]
+    # A set that is merged of others is named A+B.
+    return [name for folder in folders for name in set_name(folder, args).split("+")]
 
 
 def build_model(args, scheme, neighbour_face=None, timm_weights=False):
@@ -159,7 +166,7 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         args = load_args({**known, **overrides})
         scheme = Scheme.from_state(state["scheme"])
         crop = {"rule": str(state["crop"]["rule"]), "scale": float(state["crop"]["scale"])}
-        eyes = Limits.from_state(state.get("eyes"))
+        eyes, sets = Limits.from_state(state.get("eyes")), sets_of(state)
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}
@@ -183,7 +190,7 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         raise UserError(f"{path}: holds weights that are not finite numbers")
     model = reparameterise(model.eval()).to(device)
     model.args, model.crop, model.input_size, model.eyes = args, crop, args.input_size, eyes
-    model.sets = sets_of(state)
+    model.sets = sets
     return model
 
 

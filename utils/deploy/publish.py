@@ -116,8 +116,7 @@ def command(source):
 def _named(args):
     """Settings with sets and weights named as the repository's user would, without the machine's
     paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
-    sets = {setting: pathlib.Path(args[setting]).name.removesuffix(f"-{args['input_size']}")
-            for setting in SET_ARGS}
+    sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
     return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_ARGS}}
 
 

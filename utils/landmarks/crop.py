@@ -63,16 +63,21 @@ def face_boxes(points_px, crop, scheme):
         half = numpy.maximum(side, least * side.max(1, keepdims=True)) * (scale / 2)
         middle = (low + high) / 2
         return numpy.concatenate([middle - half, middle + half], 1)
-    mean = scheme.mean_face
-    centre = points_px.mean(1)
-    # Complex numbers: least squares of z * mean + centre = points; |z| is pixels per crop unit.
-    source = (mean - mean.mean(0)) @ (1, 1j)
-    target = (points_px - centre[:, None]) @ (1, 1j)
-    turn = target @ source.conj() / max((abs(source) ** 2).sum(), 1e-12)
-    middle = turn * ((0.5 - mean.mean(0)) @ (1, 1j))
-    centre = centre + numpy.stack([middle.real, middle.imag], 1)
+    turn = _fit(points_px, scheme)
+    middle = turn * ((0.5 - scheme.mean_face.mean(0)) @ (1, 1j))
+    centre = points_px.mean(1) + numpy.stack([middle.real, middle.imag], 1)
     half = numpy.maximum(abs(turn), 1.0)[:, None] / 2
     return numpy.concatenate([centre - half, centre + half], 1)
+
+
+def _fit(points_px, scheme):
+    """The turn and the size of the similarity that best lays the mean face on landmarks (n, K, 2):
+    complex numbers z (n,), least squares of z * mean + centre = points; |z| is pixels per crop
+    unit."""
+    mean = scheme.mean_face
+    source = (mean - mean.mean(0)) @ (1, 1j)
+    target = (points_px - points_px.mean(1)[:, None]) @ (1, 1j)
+    return target @ source.conj() / max((abs(source) ** 2).sum(), 1e-12)
 
 
 def grow(box, factor):
@@ -109,8 +114,7 @@ def crop_matrix(box, size):
 def rolls(points_px, scheme):
     """How far faces with landmarks (n, K, 2) are turned in the picture against the mean face, (n,)
     in radians, clockwise as the picture shows it."""
-    source = (scheme.mean_face - scheme.mean_face.mean(0)) @ (1, 1j)
-    return numpy.angle((points_px @ (1, 1j)) @ source.conj())
+    return numpy.angle(_fit(points_px, scheme))
 
 
 def turn(points_px, centre, roll):

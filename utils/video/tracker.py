@@ -101,8 +101,8 @@ def refine(predictor, image, boxes, passes=4):
 
 def _moved(box, other):
     """Whether a face of box (4,) should be looked at again in the crop other (4,)."""
-    side = max(_side(box), 1e-9)
-    return max(abs(a - b) for a, b in zip(box.tolist(), other.tolist())) > TOLERANCE * side
+    farthest = max(abs(a - b) for a, b in zip(box.tolist(), other.tolist()))
+    return farthest > TOLERANCE * _side(box)
 
 
 class OneEuro:
