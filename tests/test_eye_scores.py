@@ -16,7 +16,7 @@ from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
 from utils.testing import eyes as scores
 from utils.video import eyes
-from utils.video.tracker import refine
+from utils.video.passes import refine
 
 SCHEME = SCHEMES["300W"]
 

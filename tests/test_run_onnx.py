@@ -15,7 +15,7 @@ from utils.args import ROOT
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
-from utils.video import tracker
+from utils.video import passes
 from utils.video.detector import get_detector
 
 WEIGHTS, EYES = ROOT / "weights/fast.onnx", ROOT / "weights/eyes.onnx"
@@ -43,7 +43,7 @@ def test_landmarks_are_those_of_the_pipeline(detector, weights, request):
     image = cv2.imread(str(PORTRAIT))
     ours, predictor = get_detector(detector), Predictor(weights)
     rgb = image[..., ::-1].copy()
-    expected, _, boxes = tracker.refine(predictor, rgb, ours.to_crop(ours(rgb)[:1], 1.2))
+    expected, _, boxes = passes.refine(predictor, rgb, ours.to_crop(ours(rgb)[:1], 1.2))
     session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
     faces = run_onnx.find_faces(image, detector)
     assert len(faces) >= 1

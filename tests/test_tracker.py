@@ -1,4 +1,4 @@
-"""Crops laid by the training rule, tracks through frames, and the filter."""
+"""Tracks of faces through frames."""
 import dataclasses
 import time
 
@@ -6,14 +6,11 @@ import numpy
 import painted_faces
 import pytest
 
-from utils.landmarks import crop
 from utils.landmarks.lids import Limits
-from utils.landmarks.schemes import SCHEMES
 from utils.video import tracker
 from utils.video.detector import Detector
 
 RATE = 30
-MEAN = SCHEMES["300W"].mean_face
 
 
 def make(predictor=None, **settings):
@@ -30,81 +27,6 @@ def play(faces_of, frames, **settings):
 
 def middle(track):
     return (track.box[:2] + track.box[2:]) / 2
-
-
-@pytest.mark.parametrize("rule", ["square", "stretch"])
-def test_crops_follow_the_training_rule(rule):
-    faces = numpy.random.default_rng(0).uniform(10, 200, (5, 68, 2)) * [1, 0.7]
-    found = crop.face_boxes(faces, {"rule": rule, "scale": 1.2}, SCHEMES["300W"])
-    expected = [crop.face_box(face, rule, 1.2) for face in faces]
-    assert numpy.allclose(found, expected)
-
-
-@pytest.mark.parametrize("predictor", [painted_faces.Painted(SCHEMES["eyes"]),
-                                       painted_faces.Painted(rule="box")])
-def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
-    box = numpy.array([20.0, 30.0, 120.0, 130.0])
-    points = crop.to_photo(predictor.scheme.mean_face, box)
-    assert numpy.allclose(crop.face_boxes(points[None], predictor.crop, predictor.scheme)[0], box)
-    # Turned about the crop's centre by 30 degrees the crop stays where it is.
-    turn = numpy.array([[0.75 ** 0.5, 0.5], [-0.5, 0.75 ** 0.5]])
-    turned = (points - [70, 80]) @ turn + [70, 80]
-    assert numpy.allclose(crop.face_boxes(turned[None], predictor.crop, predictor.scheme)[0], box)
-
-
-@pytest.mark.parametrize("scheme", ["300W", "eyes"])
-@pytest.mark.parametrize("roll", [-0.9, 0.05, 0.7])
-def test_crops_are_turned_with_a_tilted_head(scheme, roll):
-    predictor = painted_faces.Painted(SCHEMES[scheme])
-    box = numpy.array([[20.0, 30.0, 120.0, 130.0]])
-    centre, turned = numpy.array([[70.0, 80.0]]), numpy.array([roll])
-    mean = crop.to_photo(predictor.scheme.mean_face, box[0])[None]
-    tilted = crop.turn(mean, centre, turned)
-    assert crop.rolls(tilted, predictor.scheme) == pytest.approx(turned)
-    boxes, rolls = tracker.lay(predictor, tilted)
-    assert rolls == pytest.approx(max(abs(roll) - tracker.TILTED, 0) * numpy.sign(roll))
-    # As an upright face's crop, but for the rest of the tilt; what is seen there is turned back.
-    expected = tracker.lay(predictor, crop.turn(tilted, centre, -rolls))[0]
-    numpy.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], expected[:, 2:] - expected[:, :2])
-    middle = (expected[:, None, :2] + expected[:, None, 2:]) / 2
-    numpy.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2,
-                                  crop.turn(middle, centre, rolls)[:, 0])
-    image = painted_faces.background()
-    straight, _ = tracker.landmarks(predictor, image, box)
-    assert numpy.allclose(tracker.landmarks(predictor, image, box, turned)[0],
-                          crop.turn(straight, centre, turned))
-
-
-def test_schemes_without_eyes_are_not_turned():
-    scheme = SCHEMES["300W"].subset(range(17))
-    points = crop.turn(scheme.mean_face[None] * 100, numpy.full((1, 2), 50.0), numpy.array([0.7]))
-    assert not tracker.upright(points, scheme).any()
-
-
-def test_refine_lays_the_crop_again():
-    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
-    rough = [[105, 90, 180, 165], [35, 34, 85, 86]]
-    predictor = painted_faces.Painted()
-    points, confidence, boxes = tracker.refine(predictor, image, rough)
-    assert predictor.batches == [2, 2, 1], "only what was moved far is looked at once more"
-    assert points.shape == (2, 68, 2) and confidence.shape == (2, 68)
-    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
-    assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
-
-
-def test_a_crop_much_too_large_gets_a_third_pass():
-    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
-    predictor = painted_faces.Painted()
-    _, _, boxes = tracker.refine(predictor, image, [[78, 48, 222, 192], [35, 34, 85, 86]])
-    assert predictor.batches == [2, 2, 1]
-    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
-
-
-def test_no_boxes_no_call():
-    predictor = painted_faces.Painted()
-    points, confidence, boxes = tracker.refine(predictor, painted_faces.background(), [])
-    assert points.shape == (0, 68, 2) and confidence.shape == (0, 68) and boxes.shape == (0, 4)
-    assert predictor.batches == []
 
 
 def test_a_steady_face_costs_one_pass_and_a_leap_two():
@@ -405,51 +327,3 @@ def test_a_flash_is_no_cut():
 def test_a_face_that_walks_out_of_the_frame_is_gone():
     films = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
     assert len(films[5]) == 1 and films[-1] == []
-
-
-def noisy(velocity, frames=300, side=200.0):
-    """True and measured landmarks of a face that moves at velocity (face sides a second)."""
-    random, seconds = numpy.random.default_rng(0), numpy.arange(frames)[:, None, None] / RATE
-    true = (MEAN - 0.5) * side / 1.2 + seconds * side * numpy.array([velocity, 0.3 * velocity])
-    # Each point on its own, and the face as a whole, in sides of the face.
-    return true, true + random.normal(0, 0.004, true.shape) * side \
-        + random.normal(0, 0.0015, (frames, 1, 2)) * side
-
-
-def jitter(points):
-    return numpy.linalg.norm(numpy.diff(points, axis=0), axis=-1).mean()
-
-
-@pytest.mark.parametrize("velocity", [0, 0.1, 0.3, 1, 3])
-def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
-    true, measured = noisy(velocity)
-    settings = make(filter_min_cutoff=1.2).filter_settings
-    steady = tracker.FaceFilter(*settings)
-    found = numpy.stack([steady(points, 200.0, 1 / RATE) for points in measured])
-    error, before = (found - true)[30:], (measured - true)[30:]
-    assert jitter(error) <= 0.4 * jitter(before)
-    if velocity:
-        step = (true[1] - true[0]).mean(0)
-        assert -(error.mean((0, 1)) @ step) / (step @ step) < 1
-
-
-def test_filter_does_not_depend_on_the_size_of_the_frame():
-    _, measured = noisy(0.5, 40)
-    small, large = tracker.FaceFilter(1, 5), tracker.FaceFilter(1, 5)
-    for points in measured:
-        assert numpy.allclose(2 * small(points, 200, 1 / RATE), large(2 * points, 400, 1 / RATE))
-
-
-def test_tracks_are_steadied_and_raw_points_kept():
-    predictor = painted_faces.Painted()
-    predictor.noise = 0.004
-    made = make(predictor, filter_min_cutoff=1.2)
-    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
-    films = [made.update(image, i / RATE)[0] for i in range(3)]
-    points, raw = [], []
-    for i in range(3, 60):
-        track = made.update(image, i / RATE)[0]
-        points.append(track.points_px)
-        raw.append(track.raw_px)
-    assert films[0].id == track.id
-    assert jitter(numpy.array(points)) < 0.4 * jitter(numpy.array(raw))

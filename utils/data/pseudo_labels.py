@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks import lids, metrics, schemes
 from utils.video.detector import get_detector
-from utils.video.tracker import refine
+from utils.video.passes import refine
 
 # A face is left out where landmarks of the mirrored photo, or of another teacher, lie further off,
 # as NME: on faces of 300W it is at 0.01 to 0.03, above this limit on the wrong one or on none.

@@ -6,7 +6,7 @@ from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.landmarks import crop
 from utils.testing import predict
-from utils.video.tracker import refine
+from utils.video.passes import refine
 
 
 def score(predictor, detector, prepared):

@@ -19,7 +19,8 @@ from utils.landmarks import crop, lids
 from utils.predictor import Predictor
 from utils.video import eyes
 from utils.video.detector import get_detector
-from utils.video.tracker import Tracker, landmarks, largest
+from utils.video.passes import landmarks
+from utils.video.tracker import Tracker, largest
 
 # Least faces of each state from which limits are fitted.
 FEWEST = 20

@@ -1,4 +1,4 @@
-"""From face boxes to steady faces: crops laid by the training rule, tracks, One Euro filter."""
+"""Faces followed through the frames of a video."""
 import concurrent.futures
 import copy
 import dataclasses
@@ -7,18 +7,11 @@ import math
 import cv2
 import numpy
 
-from utils.landmarks import crop
 from utils.landmarks.lids import Limits
 from utils.video.detector import matches, overlap
+from utils.video.passes import landmarks, lay, moved, refine, upright
+from utils.video.steady import FaceFilter
 
-# Training shifts and scales crops by about a tenth: a crop off by more gets another pass. With two
-# passes at most, `fast` loses a face of LFPW from its Haar box and has 3.15 there instead of 3.06,
-# and a net for five points, whose first crop is twice too large, has 5.8 instead of 5.6.
-TOLERANCE = 0.12
-# Crops are turned with a head that is tilted by more than this, in radians. Networks know tilted
-# heads, but what tells shut eyes was fitted to upright ones: of 75 open-eyed LFPW faces, turned by
-# 30 and 45 degrees, `fast` took 9 and 68 for shut in crops that were not turned.
-TILTED = math.radians(8)
 # Nothing else shows a shot cut as well: on 275 frames of video with three cuts the correlation of
 # thumbnails fell to 0.24 or less at the cuts and never below 0.64 within a shot.
 SAME_SHOT = 0.45
@@ -35,131 +28,6 @@ MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
 LAG = 2
 # After so many quick looks comes one at the whole size, for the small faces that they miss.
 THOROUGH = 6
-
-
-def landmarks(predictor, image, boxes, rolls=None):
-    """One batch through the network: image RGB uint8 (H, W, 3), nominal crops (n, 4) in pixels,
-    turned about their centres by rolls (n,) in radians, None for none.
-
-    Returns points (n, K, 2) in pixels of image and confidence (n, K).
-    """
-    boxes = numpy.asarray(boxes, numpy.float64).reshape(-1, 4)
-    if not len(boxes):
-        points = predictor.scheme.points
-        return numpy.zeros((0, points, 2)), numpy.zeros((0, points))
-    rolls = numpy.zeros(len(boxes)) if rolls is None else rolls
-    crops = numpy.array([crop.cut(image, box, predictor.input_size, roll)
-                         for box, roll in zip(boxes, rolls)])
-    points, confidence = predictor(crops)
-    points = crop.to_photo(points.astype(numpy.float64), boxes)
-    if rolls.any():
-        points = crop.turn(points, (boxes[:, :2] + boxes[:, 2:]) / 2, rolls)
-    return points, confidence
-
-
-def upright(points, scheme):
-    """How far the crops of faces with landmarks (n, K, 2) are turned, (n,) in radians: by as much
-    as a head is tilted beyond TILTED. Of a scheme without eyes none is."""
-    if scheme.eyes is None:
-        return numpy.zeros(len(points))
-    rolls = crop.rolls(points, scheme)
-    return numpy.sign(rolls) * numpy.maximum(abs(rolls) - TILTED, 0)
-
-
-def lay(predictor, points):
-    """Nominal crops (n, 4) around landmarks (n, K, 2) in pixels, and how far they are turned."""
-    rolls = upright(points, predictor.scheme)
-    if not rolls.any():
-        return crop.face_boxes(points, predictor.crop, predictor.scheme), rolls
-    middle = points.mean(1)
-    boxes = crop.face_boxes(crop.turn(points, middle, -rolls), predictor.crop, predictor.scheme)
-    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    shift = (crop.turn(centre, middle, rolls) - centre)[:, 0]
-    return boxes + numpy.concatenate([shift, shift], 1), rolls
-
-
-def refine(predictor, image, boxes, passes=4):
-    """Landmarks from rough nominal crops (n, 4) in pixels, as `Detector.to_crop` gives.
-
-    Each pass after the first lays the crop again around the landmarks by the training rule, from
-    the third one on only where that has just moved it by more than TOLERANCE. Returns points
-    (n, K, 2) in pixels, confidence (n, K) and the crops (n, 4) of the last pass.
-    """
-    boxes = numpy.array(boxes, numpy.float64).reshape(-1, 4)
-    points, confidence = landmarks(predictor, image, boxes)
-    again = numpy.arange(len(boxes))
-    for _ in range(passes - 1):
-        if not len(again):
-            break
-        laid, rolls = lay(predictor, points[again])
-        moved = [_moved(*pair) for pair in zip(boxes[again], laid)]
-        boxes[again] = laid
-        points[again], confidence[again] = landmarks(predictor, image, laid, rolls)
-        again = again[moved]
-    return points, confidence, boxes
-
-
-def _moved(box, other):
-    """Whether a face of box (4,) should be looked at again in the crop other (4,)."""
-    farthest = max(abs(a - b) for a, b in zip(box.tolist(), other.tolist()))
-    return farthest > TOLERANCE * _side(box)
-
-
-class OneEuro:
-    """The One Euro filter (Casiez et al., CHI 2012) over points (K, 2), one cut-off a point.
-
-    min_cutoff in Hz, a number or (K, 1): how steady a still point is; beta in Hz per face side a
-    second: how much speed opens the filter; speed_cutoff in Hz smooths the speed. Speed counts in
-    sides of the face, so that the size of the face and of the frame do not matter.
-    """
-
-    def __init__(self, min_cutoff, beta, speed_cutoff=2.0):
-        self.min_cutoff, self.beta, self.speed_cutoff = min_cutoff, beta, speed_cutoff
-        self.value = self.speed = None
-
-    def __call__(self, value, side, step):
-        """value (K, 2) measured `step` seconds after the last, on a face of `side`; filtered."""
-        if self.value is None:
-            self.value, self.speed = value, numpy.zeros_like(value)
-            return value
-        change = value - self.value
-        self.speed = self.speed + _weight(self.speed_cutoff, step) * (change / step - self.speed)
-        speed = numpy.hypot(self.speed[:, :1], self.speed[:, 1:]) * (self.beta / side)
-        self.value = self.value + _weight(self.min_cutoff + speed, step) * change
-        return self.value
-
-
-def _weight(cutoff, step):
-    """Share of a new value in a low-pass of `cutoff` Hz, `step` seconds after the last value."""
-    return 1 / (1 + 1 / (2 * math.pi * cutoff * step))
-
-
-class FaceFilter:
-    """A face's points (K, 2) in pixels, steadied.
-
-    The face's centre and the points around it are filtered apart: the mean of K points is hardly
-    noisy, so its filter opens early and motion is followed at once, while the points stay still.
-    """
-
-    def __init__(self, min_cutoff, beta):
-        # The factor 4, cut-off 1.2 Hz and beta 5 were chosen at 30 Hz. On five LFPW photos with
-        # noise, re-encoded, in a network of 6 epochs: jitter falls by 70 % or more at rest and by
-        # 69, 67 and 59 % (mean) at 1, 2 and 5 pixels a frame, which lags 0.85, 0.75 and 0.57 of a
-        # frame at most. On a mean face with 0.4 % noise a point and 0.15 % in common: 77 and 66 %.
-        self.min_cutoff, self.beta, self.steady = min_cutoff, beta, None
-
-    def __call__(self, points_px, side, step):
-        """points_px measured `step` seconds after the last; side of the face in pixels."""
-        # The centre is one more point: numpy takes as long over one as over seventy.
-        parts = numpy.empty((len(points_px) + 1, 2))
-        parts[0] = points_px.sum(0) / len(points_px)
-        numpy.subtract(points_px, parts[0], out=parts[1:])
-        if self.steady is None:
-            cutoffs = numpy.full((len(parts), 1), self.min_cutoff)
-            cutoffs[0] *= 4
-            self.steady = OneEuro(cutoffs, self.beta)
-        parts = self.steady(parts, side, step)
-        return parts[1:] + parts[0]
 
 
 @dataclasses.dataclass(eq=False)
@@ -279,7 +147,7 @@ class Tracker:
         rolls = upright(numpy.array([track.raw_px for track in self.tracks]), self.predictor.scheme)
         points, confidence = landmarks(self.predictor, image, boxes, rolls)
         wanted, rolls = lay(self.predictor, points)
-        again = [i for i in range(len(boxes)) if _moved(boxes[i], wanted[i])]
+        again = [i for i in range(len(boxes)) if moved(boxes[i], wanted[i])]
         if again:
             points[again], confidence[again] = landmarks(self.predictor, image, wanted[again],
                                                          rolls[again])

@@ -1,0 +1,83 @@
+"""Crops of faces in a photo: laid by the training rule, turned, laid again."""
+import numpy
+import painted_faces
+import pytest
+
+from utils.landmarks import crop
+from utils.landmarks.schemes import SCHEMES
+from utils.video import passes
+
+
+@pytest.mark.parametrize("rule", ["square", "stretch"])
+def test_crops_follow_the_training_rule(rule):
+    faces = numpy.random.default_rng(0).uniform(10, 200, (5, 68, 2)) * [1, 0.7]
+    found = crop.face_boxes(faces, {"rule": rule, "scale": 1.2}, SCHEMES["300W"])
+    expected = [crop.face_box(face, rule, 1.2) for face in faces]
+    assert numpy.allclose(found, expected)
+
+
+@pytest.mark.parametrize("predictor", [painted_faces.Painted(SCHEMES["eyes"]),
+                                       painted_faces.Painted(rule="box")])
+def test_crops_of_subsets_and_boxes_fit_the_mean_face(predictor):
+    box = numpy.array([20.0, 30.0, 120.0, 130.0])
+    points = crop.to_photo(predictor.scheme.mean_face, box)
+    assert numpy.allclose(crop.face_boxes(points[None], predictor.crop, predictor.scheme)[0], box)
+    # Turned about the crop's centre by 30 degrees the crop stays where it is.
+    turn = numpy.array([[0.75 ** 0.5, 0.5], [-0.5, 0.75 ** 0.5]])
+    turned = (points - [70, 80]) @ turn + [70, 80]
+    assert numpy.allclose(crop.face_boxes(turned[None], predictor.crop, predictor.scheme)[0], box)
+
+
+@pytest.mark.parametrize("scheme", ["300W", "eyes"])
+@pytest.mark.parametrize("roll", [-0.9, 0.05, 0.7])
+def test_crops_are_turned_with_a_tilted_head(scheme, roll):
+    predictor = painted_faces.Painted(SCHEMES[scheme])
+    box = numpy.array([[20.0, 30.0, 120.0, 130.0]])
+    centre, turned = numpy.array([[70.0, 80.0]]), numpy.array([roll])
+    mean = crop.to_photo(predictor.scheme.mean_face, box[0])[None]
+    tilted = crop.turn(mean, centre, turned)
+    assert crop.rolls(tilted, predictor.scheme) == pytest.approx(turned)
+    boxes, rolls = passes.lay(predictor, tilted)
+    assert rolls == pytest.approx(max(abs(roll) - passes.TILTED, 0) * numpy.sign(roll))
+    # As an upright face's crop, but for the rest of the tilt; what is seen there is turned back.
+    expected = passes.lay(predictor, crop.turn(tilted, centre, -rolls))[0]
+    numpy.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], expected[:, 2:] - expected[:, :2])
+    middle = (expected[:, None, :2] + expected[:, None, 2:]) / 2
+    numpy.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2,
+                                  crop.turn(middle, centre, rolls)[:, 0])
+    image = painted_faces.background()
+    straight, _ = passes.landmarks(predictor, image, box)
+    assert numpy.allclose(passes.landmarks(predictor, image, box, turned)[0],
+                          crop.turn(straight, centre, turned))
+
+
+def test_schemes_without_eyes_are_not_turned():
+    scheme = SCHEMES["300W"].subset(range(17))
+    points = crop.turn(scheme.mean_face[None] * 100, numpy.full((1, 2), 50.0), numpy.array([0.7]))
+    assert not passes.upright(points, scheme).any()
+
+
+def test_refine_lays_the_crop_again():
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
+    rough = [[105, 90, 180, 165], [35, 34, 85, 86]]
+    predictor = painted_faces.Painted()
+    points, confidence, boxes = passes.refine(predictor, image, rough)
+    assert predictor.batches == [2, 2, 1], "only what was moved far is looked at once more"
+    assert points.shape == (2, 68, 2) and confidence.shape == (2, 68)
+    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
+    assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
+
+
+def test_a_crop_much_too_large_gets_a_third_pass():
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
+    predictor = painted_faces.Painted()
+    _, _, boxes = passes.refine(predictor, image, [[78, 48, 222, 192], [35, 34, 85, 86]])
+    assert predictor.batches == [2, 2, 1]
+    assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
+
+
+def test_no_boxes_no_call():
+    predictor = painted_faces.Painted()
+    points, confidence, boxes = passes.refine(predictor, painted_faces.background(), [])
+    assert points.shape == (0, 68, 2) and confidence.shape == (0, 68) and boxes.shape == (0, 4)
+    assert predictor.batches == []

@@ -1,0 +1,58 @@
+"""The filter that steadies points, and the tracks that use it."""
+import numpy
+import painted_faces
+import pytest
+
+from utils.landmarks.schemes import SCHEMES
+from utils.video.steady import FaceFilter
+from utils.video.tracker import Tracker
+
+RATE = 30
+MEAN = SCHEMES["300W"].mean_face
+
+
+def noisy(velocity, frames=300, side=200.0):
+    """True and measured landmarks of a face that moves at velocity (face sides a second)."""
+    random, seconds = numpy.random.default_rng(0), numpy.arange(frames)[:, None, None] / RATE
+    true = (MEAN - 0.5) * side / 1.2 + seconds * side * numpy.array([velocity, 0.3 * velocity])
+    # Each point on its own, and the face as a whole, in sides of the face.
+    return true, true + random.normal(0, 0.004, true.shape) * side \
+        + random.normal(0, 0.0015, (frames, 1, 2)) * side
+
+
+def jitter(points):
+    return numpy.linalg.norm(numpy.diff(points, axis=0), axis=-1).mean()
+
+
+@pytest.mark.parametrize("velocity", [0, 0.1, 0.3, 1, 3])
+def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
+    true, measured = noisy(velocity)
+    steady = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings)
+    found = numpy.stack([steady(points, 200.0, 1 / RATE) for points in measured])
+    error, before = (found - true)[30:], (measured - true)[30:]
+    assert jitter(error) <= 0.4 * jitter(before)
+    if velocity:
+        step = (true[1] - true[0]).mean(0)
+        assert -(error.mean((0, 1)) @ step) / (step @ step) < 1
+
+
+def test_filter_does_not_depend_on_the_size_of_the_frame():
+    _, measured = noisy(0.5, 40)
+    small, large = FaceFilter(1, 5), FaceFilter(1, 5)
+    for points in measured:
+        assert numpy.allclose(2 * small(points, 200, 1 / RATE), large(2 * points, 400, 1 / RATE))
+
+
+def test_tracks_are_steadied_and_raw_points_kept():
+    predictor = painted_faces.Painted()
+    predictor.noise = 0.004
+    made = Tracker(predictor, painted_faces.detector())
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    films = [made.update(image, i / RATE)[0] for i in range(3)]
+    points, raw = [], []
+    for i in range(3, 60):
+        track = made.update(image, i / RATE)[0]
+        points.append(track.points_px)
+        raw.append(track.raw_px)
+    assert films[0].id == track.id
+    assert jitter(numpy.array(points)) < 0.4 * jitter(numpy.array(raw))
