@@ -1,4 +1,6 @@
 """The test from detected boxes."""
+import pathlib
+
 import numpy
 import own_sets
 import pytest
@@ -8,7 +10,7 @@ from utils.data.dataset import PreparedSet
 from utils.errors import UserError
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
-from utils.testing import boxes
+from utils.testing import boxes, score
 from utils.video.detector import Detector
 
 
@@ -82,3 +84,10 @@ def test_a_set_without_photos_is_an_error(drawn_set):
     with pytest.raises(UserError, match="photos"):
         boxes.score(Oracle(SCHEMES["300W"]), Detector("d", lambda i: [], (0, 0, 1)),
                     PreparedSet(drawn_set))
+
+
+def test_pictures_of_detected_boxes_stand_beside_the_others():
+    assert [score._prefix(pathlib.Path(path), detector) for path, detector in (
+        ("weights/a/best.pt", "none"), ("weights/a/best.pt", "haar"), ("weights/tiny.pt", "none"),
+        ("weights/tiny.pt", "haar"))] == ["weights/a/", "weights/a/boxes-", "weights/tiny-",
+                                          "weights/tiny-boxes-"]

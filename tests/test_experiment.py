@@ -66,6 +66,10 @@ def test_weights_when_none_are_named(tmp_path):
         (tmp_path / name).touch()
         assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / name
     assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "tiny.pt"
+    assert experiment.find_weights("tiny", ".onnx", tmp_path) == tmp_path / "tiny.onnx"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/best.pt").touch()
+    assert experiment.find_weights("tiny", ".pt", tmp_path) == tmp_path / "tiny/best.pt"
 
 
 def test_epochs_are_written_and_rewritten(tmp_path):

@@ -103,8 +103,8 @@ def newest_experiment(pattern="best.*", folder=WEIGHTS):
 
 
 def find_weights(name, suffix=".pt", folder=WEIGHTS):
-    """The file that --exp or --weights means: a path, the best of an experiment, or (none) the
-    shipped one, else the newest experiment's.
+    """The file that --exp or --weights means: a path, the best of an experiment, a file of this
+    name at the top of weights/, or (none) the shipped one, else the newest experiment's.
 
     suffix: the kind that is wanted first, .pt or .onnx. Raises UserError.
     """
@@ -126,6 +126,10 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
             raise UserError(f"{name}: found {path.suffix or 'no suffix'}; weights are a .pt or "
                             f".onnx file of main.py, or an experiment's name")
         return path
+    if name and not (folder / name).exists():
+        for path in (folder / f"{name}{kind}" for kind in kinds):
+            if path.is_file():
+                return path
     found = find_experiment(name, folder)
     for path in (found / f"best{suffix}", found / "best.pt"):
         if path.is_file():

@@ -121,6 +121,34 @@ def test_labels_are_the_names_of_the_scheme_or_numbers(tmp_path, name):
         "point 'mouth' is no number from 0 to 2 and no name of a point of three"]
 
 
+def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
+    image(tmp_path / "a.jpg")
+    scheme = dataclasses.replace(THREE, names=("left eye", "right eye", "nose"))
+
+    def read(names, keypoints):
+        content = json.loads(GOOD["coco.json"])
+        content["categories"] = [{"id": 1, "name": "face", "keypoints": names}]
+        content["annotations"][0].update(category_id=1, keypoints=keypoints)
+        problems = []
+        faces = annotations.read(write(tmp_path / "coco.json", json.dumps(content)), problems,
+                                 scheme)
+        return [face.points.tolist() for face in faces], [text for _, text in problems]
+
+    six = [1, 2, 2, 3, 4, 2, 5, 6, 1]
+    assert read(["nose", "Left_Eye", "right-eye"], six) == ([[[3, 4], [5, 6], [1, 2]]], [])
+    (points,), problems = read(["nose", "left eye"], six[:6])
+    assert points[0] == [3, 4] and points[2] == [1, 2] and not problems
+    assert numpy.isnan(points[1]).all()
+    # Names of another tongue say nothing of the order.
+    assert read(["a", "b", "c"], six) == ([[[1, 2], [3, 4], [5, 6]]], [])
+    for names, keypoints, reason in (
+            (["nose", "mouth", "left eye"], six, "point 'mouth' is no number from 0 to 2"),
+            (["nose", "left eye"], six, "3 points found, its category names 2"),
+            (["nose", "nose", "left eye"], six, "point nose is there twice")):
+        faces, (text,) = read(names, keypoints)
+        assert faces == [] and reason in text
+
+
 @pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
 def test_labels_from_one(tmp_path, name):
     image(tmp_path / "a.jpg")

@@ -76,8 +76,9 @@ def test(args, actions):
     if len(ways) == 2:
         report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
-    draw_errors(next(iter(found.values())), model.scheme, prepared, path)
-    write_faces(next(iter(found.values())), prepared, path)
+    prefix = _prefix(path, args.boxes)
+    draw_errors(next(iter(found.values())), model.scheme, prepared, prefix)
+    write_faces(next(iter(found.values())), prepared, prefix)
     if args.boxes == "none" and tested:
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
@@ -179,13 +180,11 @@ def largest_difference(first, second, prepared):
                for name, faces in prepared.tests.items())
 
 
-def draw_errors(found, scheme, prepared, weights):
-    """Write ced.png and worst.png (the 16 worst faces of the first list, truth in green) beside the
-    weights. Weights at the top of weights/ share their folder: there the names begin with theirs.
+def draw_errors(found, scheme, prepared, prefix):
+    """Write ced.png and worst.png (the 16 worst faces of the first list, truth in green); prefix:
+    of their paths.
     """
-    prefix = _prefix(weights)
-    experiment.plot_ced({name: nme for name, (_, nme) in found.items()},
-                        weights.with_name(f"{prefix}ced.png"))
+    experiment.plot_ced({name: nme for name, (_, nme) in found.items()}, f"{prefix}ced.png")
     name, faces = next(iter(prepared.tests.items()))
     predicted, nme = found[name]
     size = prepared.size or 256
@@ -198,16 +197,16 @@ def draw_errors(found, scheme, prepared, weights):
         image = draw.points(crops[int(i)][0].numpy(), truth[i] * size - 0.5, TRUTH)
         images.append(draw.landmarks(image, predicted[i] * size - 0.5, scheme))
     captions = [f"{100 * nme[i]:.1f} % {faces.images[i].stem}" for i in worst]
-    draw.save(weights.with_name(f"{prefix}worst.png"), draw.sheet(images, 4, 320, captions))
+    draw.save(f"{prefix}worst.png", draw.sheet(images, 4, 320, captions))
 
 
-def write_faces(found, prepared, weights):
-    """Write faces.csv beside the weights: list, image, photo and NME in % of every test face.
+def write_faces(found, prepared, prefix):
+    """Write faces.csv: list, image, photo and NME in % of every test face; prefix: of its path.
 
     found: as of score(). The NME is empty for a face that was not found or cannot be scored.
     """
-    path = weights.with_name(f"{_prefix(weights)}faces.csv")
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(f"{prefix}faces.csv", "w", newline="", encoding="utf-8",
+              errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["list", "image", "photo", "nme"])
         for name, (_, nme) in found.items():
@@ -218,5 +217,8 @@ def write_faces(found, prepared, weights):
                                  f"{100 * value:.4f}" if numpy.isfinite(value) else ""])
 
 
-def _prefix(weights):
-    return "" if weights.stem == "best" else f"{weights.stem}-"
+def _prefix(weights, detector):
+    """How the paths of pictures and tables begin: beside the weights, and of weights at the top of
+    weights/, which share their folder, with their name. detector: of --boxes, or none."""
+    name = "" if weights.stem == "best" else f"{weights.stem}-"
+    return f"{weights.parent.as_posix()}/{name}{'' if detector == 'none' else 'boxes-'}"

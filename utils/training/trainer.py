@@ -152,6 +152,9 @@ class Trainer:
         self.model.to(ranks.device, memory_format=torch.channels_last)
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
+        if self.teacher and self.teacher.model.crop != self.set.crop:
+            self.log(f"note: the teacher was trained on crops {self.teacher.model.crop}, the set "
+                     f"has {self.set.crop}")
         faces = self.set.lists["train"]
         if not args.hidden and faces.hidden is not None:
             self.log(f"{int(faces.hidden.sum())} hidden points are not trained")

@@ -175,16 +175,32 @@ def _plain(name):
 def _coco(content, scheme):
     images = {image.get("id"): image.get("file_name") for image in content["images"]
               if isinstance(image, dict)}
+    named = {category.get("id"): category.get("keypoints") for category
+             in content.get("categories") or () if isinstance(category, dict)}
     for number, entry in enumerate(content["annotations"]):
-        def make(_, entry=entry):
+        def make(point_of, entry=entry):
             rows = numpy.array(entry["keypoints"], numpy.float64).reshape(-1, 3)
-            _check_count(len(rows), scheme)
+            rows = _in_order(rows, named.get(entry.get("category_id")), point_of, scheme)
             box = entry.get("bbox")
             box = None if not box else numpy.array([*box[:2], box[0] + box[2], box[1] + box[3]],
                                                    numpy.float64)
             return numpy.where(rows[:, 2:] > 0, rows[:, :2], numpy.nan), box, rows[:, 2] == 1
         image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
         yield f"annotation {number}", image, (), make
+
+
+def _in_order(rows, names, point_of, scheme):
+    """COCO's rows (n, 3) as the scheme's K: by the names (n) that their category gives them, in
+    their own order where the scheme has no names or none of these."""
+    known = {_plain(name) for name in scheme.names or ()}
+    if not isinstance(names, list) or known.isdisjoint(_plain(str(name)) for name in names):
+        _check_count(len(rows), scheme)
+        return rows
+    if len(rows) != len(names):
+        raise ValueError(f"{len(rows)} points found, its category names {len(names)}")
+    found = _by_label(zip(names, rows), point_of, scheme, 3)
+    found[:, 2] = numpy.nan_to_num(found[:, 2])
+    return found
 
 
 def _labelme(content, scheme):
@@ -241,9 +257,9 @@ def _dlib(content, scheme):
                    [part.get("name") for part in parts], make)
 
 
-def _by_label(found, point_of, scheme):
-    """Points (K, 2) of (label, place) pairs; NaN for absent ones. Raises ValueError."""
-    points = numpy.full((scheme.points, 2), numpy.nan)
+def _by_label(found, point_of, scheme, size=2):
+    """Points (K, size) of (label, place) pairs; NaN for absent ones. Raises ValueError."""
+    points = numpy.full((scheme.points, size), numpy.nan)
     for label, place in found:
         point = point_of(label)
         if numpy.isfinite(points[point]).any():
