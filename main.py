@@ -87,9 +87,9 @@ def export(args, actions):
     path = experiment.find_weights(args.exp, ".pt" if asked or "test" in actions else ".onnx")
     if not asked:
         path = path.with_suffix(".pt")
-        if not path.is_file() or not export.is_stale(path):
+        if not path.is_file() or not export.is_stale(path, args.flip_test):
             return
-    path = export.export_weights(path)
+    path = export.export_weights(path, args.flip_test)
     if "int8" in actions:
         quantize.export_int8(path, args)
     if "raw" in actions:

@@ -33,6 +33,9 @@ class LandmarkNet(torch.nn.Module):
         # Heads fitted after training, where they were: nets.shape.ShapeHead (main.py --fit-shape)
         # and nets.lids.LidHead (--fit-eyes).
         self.shape = self.lids = None
+        # Whether predict() averages with what it sees in the mirrored face.
+        self.flip_test = False
+        self.register_buffer("flip", torch.from_numpy(scheme.flip), persistent=False)
         # The constants of ImageNet, which timm's weights expect, for pixels of 0..255.
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -50,7 +53,18 @@ class LandmarkNet(torch.nn.Module):
 
     def predict(self, images):
         """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
-        features = self.backbone(self.normalise(images))
+        images = self.normalise(images)
+        if not self.flip_test:
+            return self._see(images)
+        both = self._see(torch.cat([images, images.flip(3)]))
+        (landmarks, mirrored), (confidence, other) = (v.unflatten(0, (2, -1)) for v in both)
+        x, y = mirrored.index_select(1, self.flip).unbind(2)
+        return ((landmarks + torch.stack([1 - x, y], 2)) / 2,
+                (confidence + other.index_select(1, self.flip)) / 2)
+
+    def _see(self, images):
+        """What normalise() gives to landmarks and confidence."""
+        features = self.backbone(images)
         landmarks, confidence = self.locate(features)
         if self.lids is None:
             return landmarks, confidence

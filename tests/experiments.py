@@ -64,9 +64,10 @@ def validate(path, merge="plain", flip_test=False, change=lambda model: None):
     """
     model = checkpoint.load_model(path, merge=merge)
     change(model)
+    model.flip_test = flip_test
     prepared = dataset.PreparedSet(checkpoint.read(path)["args"]["data_dir"])
     val = prepared.lists["val"]
-    found = predict.predict_list(predict.torch_predict(model, "cpu", flip_test), val,
+    found = predict.predict_list(predict.torch_predict(model, "cpu"), val,
                                     prepared.margin, model.input_size)
     return 100 * numpy.mean(predict.errors(found, val, model.scheme, prepared.scheme)[0])
 

@@ -102,7 +102,7 @@ def run_main(*argv):
 def run_main_without_export(*argv):
     """The same, without the export after training: it takes longer than the training."""
     from utils.deploy import export
-    export.export_weights = lambda path: path
+    export.export_weights = lambda path, flip_test=False: path
     run_main(*argv)
 
 

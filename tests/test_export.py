@@ -126,10 +126,34 @@ def test_an_onnx_file_of_other_weights_is_stale(tiny_weights, tmp_path):
     assert is_stale(path), "its weights are others"
 
 
+def test_the_flip_test_is_exported(tiny_weights, tmp_path):
+    path, state = tmp_path / "net.pt", checkpoint.read(tiny_weights)
+    checkpoint.save(state, path)
+    images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
+    plain = Predictor(path)
+    seen, mirrored = plain(images), plain(images[:, :, ::-1])
+    flip = plain.scheme.flip
+    landmarks = (seen[0] + mirrored[0][:, flip] * [-1, 1] + [1, 0]) / 2
+    confidence = (seen[1] + mirrored[1][:, flip]) / 2
+    export_weights(path)
+    with pytest.raises(UserError, match="does not average with the mirrored face; export it so"):
+        Predictor(path.with_suffix(".onnx"), flip_test=True)
+    assert is_stale(path, flip_test=True) and not is_stale(path)
+    export_weights(path, flip_test=True)
+    assert is_stale(path) and not is_stale(path, flip_test=True)
+    # Shipped so, nothing has to be asked for.
+    checkpoint.save({**state, "flip_test": True}, path)
+    assert not is_stale(path)
+    for predictor in (Predictor(path), Predictor(path.with_suffix(".onnx"), flip_test=True)):
+        numpy.testing.assert_allclose(predictor(images)[0], landmarks, atol=1e-5)
+        numpy.testing.assert_allclose(predictor(images)[1], confidence, atol=1e-5)
+        assert predictor(images[:1])[0].shape == (1, *landmarks.shape[1:])
+
+
 def test_a_test_exports_anew_what_is_stale(tiny_weights, tmp_path, capsys):
     path = tmp_path / "net.pt"
     checkpoint.save(checkpoint.read(tiny_weights), path)
-    settings = argparse.Namespace(exp=str(path))
+    settings = argparse.Namespace(exp=str(path), flip_test=False)
     for _ in range(2):
         main.export(settings, {"test", "test_onnx"})
     assert capsys.readouterr().out.count("exporting") == 1

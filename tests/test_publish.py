@@ -27,6 +27,14 @@ def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weig
     assert (onnx.scheme.flip == ours.scheme.flip).all()
 
 
+def test_a_model_is_shipped_with_its_flip_test(tiny_weights, tmp_path):
+    first, second = tmp_path / "one.pt", tmp_path / "two.pt"
+    publish.publish(tiny_weights, first, with_onnx=False, flip_test=True)
+    publish.publish(first, second, with_onnx=False)
+    assert checkpoint.load_model(second).flip_test
+    assert not checkpoint.load_model(tiny_weights).flip_test
+
+
 def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     second = tmp_path / "weights" / "second"
     second.mkdir(parents=True)
@@ -97,7 +105,7 @@ def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, t
     commands, seconds = publish.recipe(chain)
     assert [command.split()[5] for command in commands] == ["one", "two", "later"]
     assert "--pretrained weights/two/best.pt" in commands[-1] and seconds == 32 * 60
-    text = publish.card(chain, {"pytorch": {}}, "fast", (commands, seconds), "mean of two")
+    text = publish.card(chain, {"pytorch": {}}, "fast", (commands, seconds), ["mean of two"])
     assert "trained from dust" in text and "32 minutes" in text and "* mean of two" in text
 
 

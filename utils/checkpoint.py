@@ -152,13 +152,14 @@ def without(weights, *heads):
     return {k: v for k, v in weights.items() if k.split(".")[0] not in heads}
 
 
-def load_model(path, device="cpu", lids=True, shape=True, **overrides):
+def load_model(path, device="cpu", lids=True, shape=True, flip_test=False, **overrides):
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
     `input_size`, `eyes` (lids.Limits) and `sets` (see data_sets). lids, shape: whether the heads
-    that were fitted to it, if they were, draw shut lids together and correct shapes. overrides:
-    settings of the model to change, such as merge. Raises UserError.
+    that were fitted to it, if they were, draw shut lids together and correct shapes. flip_test:
+    whether it averages with the mirrored face, even if it was not published so. overrides: settings
+    of the model to change, such as merge. Raises UserError.
     """
     state = read(path)
     try:
@@ -190,7 +191,10 @@ def load_model(path, device="cpu", lids=True, shape=True, **overrides):
         raise UserError(f"{path}: holds weights that are not finite numbers")
     model = reparameterise(model.eval()).to(device)
     model.args, model.crop, model.input_size, model.eyes = args, crop, args.input_size, eyes
-    model.sets = sets
+    model.sets, model.flip_test = sets, bool(flip_test or state.get("flip_test"))
+    if model.flip_test and not scheme.mirrors:
+        raise UserError(f"{path}: --flip-test: scheme {scheme.name} has flip: none, so that "
+                        f"mirrored faces say nothing of it")
     return model
 
 

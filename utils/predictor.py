@@ -13,21 +13,22 @@ class Predictor:
     """Landmarks of crops, from a checkpoint or an ONNX file of this repository.
 
     device: auto, cpu or cuda. threads: of the CPU, else all. lids: False leaves out what the lid
-    head of a .pt says of shut eyes. `input_size`, `scheme` (a Scheme), `crop` ({"rule", "scale"})
-    and `eyes` (lids.Limits) come from the file; `scored`: whether confidence means anything, as a
-    regression's is 1 of all it sees; `model` is the LandmarkNet of a .pt, else None.
+    head of a .pt says of shut eyes. flip_test: it must average with the mirrored face; a .pt does
+    so then, an .onnx was exported so or not. `input_size`, `scheme` (a Scheme), `crop` ({"rule",
+    "scale"}) and `eyes` (lids.Limits) come from the file; `scored`: whether confidence means
+    anything, as a regression's is 1 of all it sees; `model` is the LandmarkNet of a .pt, else None.
     Raises UserError for a file that is neither.
     """
 
-    def __init__(self, path, device="cpu", threads=None, lids=True):
+    def __init__(self, path, device="cpu", threads=None, lids=True, flip_test=False):
         self.path, self.model = pathlib.Path(path), None
         if not self.path.is_file():
             raise UserError(f"{path}: no such file" if not self.path.exists() else
                             f"{path}: is no file")
         if self.path.suffix == ".onnx":
-            self._load_onnx(device, threads)
+            self._load_onnx(device, threads, flip_test)
         else:
-            self._load_torch(device, threads, lids)
+            self._load_torch(device, threads, lids, flip_test)
 
     def __call__(self, images):
         """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
@@ -36,7 +37,7 @@ class Predictor:
             return empty, empty[..., 0]
         return self._run(numpy.ascontiguousarray(numpy.asarray(images).transpose(0, 3, 1, 2)))
 
-    def _load_onnx(self, device, threads):
+    def _load_onnx(self, device, threads, flip_test):
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -70,6 +71,9 @@ class Predictor:
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: an ONNX model, but not of this repository (metadata: "
                             f"{error!r}); export it with main.py --export") from None
+        if flip_test and described.get("flip_test") != "true":
+            raise UserError(f"{self.path}: does not average with the mirrored face; export it so: "
+                            f"main.py --export --flip-test")
         images, outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
         if images.type != "tensor(uint8)" or outputs != ["landmarks", "confidence"]:
             raise UserError(f"{self.path}: takes {images.type} and gives {', '.join(outputs)}; "
@@ -88,7 +92,7 @@ class Predictor:
         # Of a black image: files do not name their head.
         self.scored = bool((found[1] < 1).any())
 
-    def _load_torch(self, device, threads, lids):
+    def _load_torch(self, device, threads, lids, flip_test):
         import torch
 
         from utils.checkpoint import load_model
@@ -96,7 +100,7 @@ class Predictor:
         if threads:
             torch.set_num_threads(threads)
         device = choose_device(device)
-        self.model = model = load_model(self.path, device, lids)
+        self.model = model = load_model(self.path, device, lids, flip_test=flip_test)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
         self.eyes, self.scored = model.eyes, model.args.head == "pip"
 

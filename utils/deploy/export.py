@@ -15,7 +15,7 @@ OPSET = 18
 SMALL = 1024  # Numbers in a tensor that is not worth storing otherwise.
 EPSILON = 1e-30
 # Values of metadata() that are plain text; the others are JSON.
-PLAIN = ("format", "backbone", "licence", "weights")
+PLAIN = ("format", "backbone", "licence", "weights", "flip_test")
 # As the publishers state them; README and cards say the same.
 DATA_LICENCES = {"samples": "faces drawn by the repository: MIT",
                  "300W": "research only, non-commercial",
@@ -132,11 +132,12 @@ def write(graph, path, described):
     return path
 
 
-def export_weights(path):
-    """Write the .onnx beside a .pt (pathlib.Path); returns its path. Raises UserError."""
+def export_weights(path, flip_test=False):
+    """Write the .onnx beside a .pt (pathlib.Path); returns its path. flip_test: it averages with
+    the mirrored face, in twice the time. Raises UserError."""
     target = path.with_suffix(".onnx")
     print(f"exporting {target}")
-    return export(checkpoint.load_model(path), target)
+    return export(checkpoint.load_model(path, flip_test=flip_test), target)
 
 
 def metadata(model):
@@ -144,25 +145,28 @@ def metadata(model):
 
     scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
     (square, stretch or box) and `scale`: how the landmarks' box becomes the crop; eyes, where the
-    scheme has any, are the fields of lids.Limits; weights is their digest.
+    scheme has any, are the fields of lids.Limits; weights is their digest; flip_test, true
+    or false, whether the graph averages with the mirrored face.
     """
     eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
     return {"format": "pipnet-1", "input_size": str(model.input_size),
             "scheme": json.dumps(model.scheme.state()), "crop": json.dumps(model.crop),
             "backbone": model.args.backbone, "licence": licence(model.sets),
-            "weights": digest(model), **eyes}
+            "weights": digest(model), "flip_test": str(model.flip_test).lower(), **eyes}
 
 
 def digest(model):
     """What tells the weights of a model of checkpoint.load_model, and its limits, from others."""
     made = hashlib.sha256(json.dumps(model.eyes.state()).encode())
+    made.update(b"flip_test" * model.flip_test)
     for name, values in sorted(model.state_dict().items()):
         made.update(name.encode() + values.cpu().numpy().tobytes())
     return made.hexdigest()[:16]
 
 
-def is_stale(path):
-    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these."""
+def is_stale(path, flip_test=False):
+    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these, or
+    does not average with the mirrored face though it is to, or the reverse."""
     import onnx
     target = path.with_suffix(".onnx")
     if not target.is_file():
@@ -171,7 +175,8 @@ def is_stale(path):
         said = {p.key: p.value for p in onnx.load(target).metadata_props}
     except Exception:  # What is no ONNX file raises protobuf's own kinds.
         return True
-    return said.get("weights", "") != digest(checkpoint.load_model(path))
+    return said.get("weights", "") != digest(
+        checkpoint.load_model(path, flip_test=flip_test))
 
 
 def licence(sets):

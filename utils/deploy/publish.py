@@ -24,10 +24,11 @@ WEIGHTS_ARGS = ("pretrained", "teacher")
 SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
-def publish(source, target, with_onnx=True, other=None, share=0.0, sets=()):
+def publish(source, target, with_onnx=True, other=None, share=0.0, sets=(), flip_test=False):
     """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
 
-    sets: names of those that it was trained on which it does not say itself.
+    sets: names of those that it was trained on which it does not say itself. flip_test: it is to
+    average with the mirrored face, in twice the time.
     other: a checkpoint that it was trained on from, of which the published weights hold `share`: a
     mean of both keeps more of what the first one knew (Wortsman et al., CVPR 2022). The ONNX file
     comes from the rounded weights, so both score the same. Paths of the machine that trained are
@@ -44,7 +45,9 @@ def publish(source, target, with_onnx=True, other=None, share=0.0, sets=()):
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
                                        "val_nme", "eyes")}
     sets = dict.fromkeys([*checkpoint.sets_of(state), *sets])
-    checkpoint.save({**shown, "sets": list(sets), "args": args, "weights": weights}, target)
+    flip_test = flip_test or state.get("flip_test", False)
+    checkpoint.save({**shown, "sets": list(sets), "flip_test": flip_test, "args": args,
+                     "weights": weights}, target)
     if with_onnx:
         export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
 
@@ -130,11 +133,11 @@ def _weights_name(path):
     return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
 
 
-def card(sources, report, title, recipe, mean=""):
+def card(sources, report, title, recipe, notes=()):
     """A model card as Markdown.
 
     sources: the chain of a checkpoint. report: of `main.py --test --report`. recipe: what recipe()
-    gives for it. mean: a sentence on weights averaged with others.
+    gives for it. notes: more lines, such as on weights averaged with others.
     """
     commands, seconds = recipe
     state = checkpoint.read(sources[-1])
@@ -158,7 +161,7 @@ def card(sources, report, title, recipe, mean=""):
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: {export.licence(sets)}",
-        *([f"* {mean}"] if mean else []), "", "```", *commands, "```", "",
+        *[f"* {note}" for note in notes], "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, n in report["pytorch"].items():
@@ -180,6 +183,8 @@ def main(argv=None):
     parser.add_argument("name", help="its name in weights/, such as fast")
     parser.add_argument("--data-dir", default="300W", help="set to score on [300W]")
     parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
+    parser.add_argument("--flip-test", action="store_true",
+                        help="ship a model that averages with the mirrored face")
     parser.add_argument("--average", metavar="PT",
                         help="weights it was trained on from, of which to keep a share")
     parser.add_argument("--share", type=float, default=0.3, help="that share, 0 to 1 [0.3]")
@@ -192,12 +197,15 @@ def main(argv=None):
         raise UserError(f"{target}: is what it would be made from")
     # Before anything is overwritten: shipped weights that it began with may be the target.
     sources = chain(source)
-    how, mean = recipe(sources), ""
+    how, notes = recipe(sources), []
     if given.average is not None:
-        mean = (f"mean of the last command's weights and {given.share:g} of "
-                f"{_weights_name(given.average)} (--average)")
-    text = functools.partial(card, sources, title=given.name, recipe=how, mean=mean)
-    publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]))
+        notes.append(f"mean of the last command's weights and {given.share:g} of "
+                     f"{_weights_name(given.average)} (--average)")
+    if given.flip_test:
+        notes.append("averages with the mirrored face (--flip-test), which is in its GMACs and ms")
+    text = functools.partial(card, sources, title=given.name, recipe=how, notes=notes)
+    publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]),
+            given.flip_test)
     report = target.with_suffix(".json")
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     score.test(load_args({"exp": str(target), "data_dir": given.data_dir,

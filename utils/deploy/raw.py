@@ -68,7 +68,8 @@ def export_weights(path, opset):
     print(f"exporting {target} and {target.with_suffix('.json').name}"
           + (" (the lid head is no part of the maps: shut eyes keep open lids)"
              if model.lids is not None else "")
-          + (" (the shape head is no part of the maps)" if model.shape is not None else ""))
+          + (" (the shape head is no part of the maps)" if model.shape is not None else "")
+          + (" (the mirrored face is no part of the maps)" if model.flip_test else ""))
     return export_raw(model, target, opset)
 
 

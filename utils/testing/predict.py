@@ -44,25 +44,11 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     return out
 
 
-def torch_predict(model, device, flip_test=False):
-    """A function for predict_list from a LandmarkNet; flip_test averages with the mirrored face.
-
-    Raises UserError where the model's scheme has no mirrored faces.
-    """
-    if flip_test and not model.scheme.mirrors:
-        raise UserError(f"--flip-test: scheme {model.scheme.name} has flip: none, so that mirrored "
-                        f"faces say nothing of it")
-    flip = torch.from_numpy(model.scheme.flip).to(device)
-
+def torch_predict(model, device):
+    """A function for predict_list from a LandmarkNet."""
     @torch.inference_mode()
     def predict(images):
-        images = images.to(device)
-        landmarks, _ = model.predict(images)
-        if flip_test:
-            mirrored, _ = model.predict(images.flip(3))
-            mirrored = mirrored[:, flip]
-            mirrored[..., 0] = 1 - mirrored[..., 0]
-            landmarks = (landmarks + mirrored) / 2
+        landmarks, _ = model.predict(images.to(device))
         return landmarks.float().cpu().numpy()
 
     return predict

@@ -27,8 +27,6 @@ def test(args, actions):
     """
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
-    if args.flip_test and args.boxes != "none":
-        raise UserError("--flip-test works on annotated boxes; leave it or --boxes out")
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     weights = path.with_suffix(".pt")
     if "test" in actions and not weights.is_file():
@@ -47,12 +45,12 @@ def test(args, actions):
     if "test" in actions:
         if args.boxes == "none":
             device = machine.choose_device(args.device)
-            model = checkpoint.load_model(weights, device)
-            ways["pytorch"] = model, predict.torch_predict(model, device, args.flip_test)
+            model = checkpoint.load_model(weights, device, flip_test=args.flip_test)
+            ways["pytorch"] = model, predict.torch_predict(model, device)
         else:
-            ways["pytorch"] = Predictor(weights, args.device), None
+            ways["pytorch"] = Predictor(weights, args.device, flip_test=args.flip_test), None
     if "test_onnx" in actions:
-        predictor = Predictor(path.with_suffix(".onnx"), args.device)
+        predictor = Predictor(path.with_suffix(".onnx"), args.device, flip_test=args.flip_test)
         ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
     yaws = true_yaws(prepared) if args.by_pose else {}
     report, found = {}, {}

@@ -29,6 +29,7 @@ def fit_weights(args):
     path = experiment.find_weights(args.exp).with_suffix(".pt")
     prepared = PreparedSet(set_folder(args))
     model = checkpoint.load_model(path, machine.choose_device(args.device), lids=False, shape=False)
+    model.flip_test = False  # The head corrects what is seen in one image.
     schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
     lists = [prepared.lists.get(name) for name in ("train", "val")]
     if not all(lists):
