@@ -155,11 +155,13 @@ def refuse(kind, what, output, given):
 class Demo:
     """What the sources share: find faces in a frame, read their eyes, draw and write them.
 
-    given: the namespace of `parse`. `close` finishes the landmark and event files.
+    given: the namespace of `parse`. draws: whether anybody sees the frames. `close` finishes the
+    landmark and event files.
     """
 
-    def __init__(self, predictor, detector, given):
+    def __init__(self, predictor, detector, given, draws=True):
         self.predictor, self.detector, self.given = predictor, detector, given
+        self.draws = draws
         self.settings = tracker_settings(given)
         # Limits of shut and open eyes that came with the weights, where they have some.
         self.limits = getattr(predictor, "eyes", eyes.Limits())
@@ -180,7 +182,8 @@ class Demo:
         self.people = Driver() if self.given.driver else None if still else Everyone()
 
     def __call__(self, image, seconds, name, rate=None):
-        """A drawn copy of the frame, RGB uint8 (H, W, 3), at `seconds`; rate: frames a second."""
+        """A drawn copy of the frame, RGB uint8 (H, W, 3), at `seconds`, or None where nobody sees
+        it; rate: frames a second."""
         tracks = self.tracker.update(image, seconds)
         looks, states = [None] * len(tracks), {}
         if self.given.eyes:
@@ -197,6 +200,8 @@ class Demo:
         if self.landmark_file:
             self.landmark_file.write((self.frames, seconds, name), tracks, told, driver)
         self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
+        if not self.draws:
+            return None
         drawn = self._draw(image, tracks, told, driver)
         lines = [f"{rate:.0f} FPS"] if rate else []
         if self.given.eyes:
@@ -281,11 +286,11 @@ def show(image, wait):
 
 
 def run_images(demo, kind, what, output):
-    """Draw one image or those of a folder; write them to output (None: show them in a window)."""
+    """Draw one image or those of a folder; write them to output, or show them, or neither."""
     from tqdm import tqdm
     paths = what if kind == "folder" else [what]
     names = outputs.picture_names(paths)
-    for path in tqdm(paths, "images", disable=kind == "image" or output is None):
+    for path in tqdm(paths, "images", disable=kind == "image" or (demo.draws and output is None)):
         try:
             image = read_image(path)
         except UserError as error:
@@ -295,6 +300,8 @@ def run_images(demo, kind, what, output):
             continue
         demo.restart(still=True)
         drawn = demo(image, 0.0, path.name)
+        if drawn is None:
+            continue
         if output is None:
             if show(drawn, 0):
                 break
@@ -304,7 +311,8 @@ def run_images(demo, kind, what, output):
 
 
 def run_video(demo, source, output, window):
-    """Draw the frames of a sources.Recording or Live; write them to output, show them, or both."""
+    """Draw the frames of a sources.Recording or Live; write them to output, show them, or both, or
+    neither."""
     from tqdm import tqdm
     last = time.monotonic()
     speed = None
@@ -312,7 +320,7 @@ def run_video(demo, source, output, window):
     video = None if output is None else outputs.VideoFile(output, source.rate)
     # What --alarm line writes there is for programs.
     bar = tqdm(total=source.count, desc="frames", unit="frame",
-               disable=output is None or demo.given.alarm == "line")
+               disable=(window and output is None) or demo.given.alarm == "line")
     try:
         while True:
             taken = source.read()
@@ -354,14 +362,17 @@ def main(argv=None):
     if kind != "camera" and (given.camera_size or given.camera_rate):
         raise UserError("--camera-size and --camera-rate are asked of a camera, which this source "
                         "is not")
-    write = bool(given.output) or not has_display()
+    # Who asked for files or an alarm did not ask for hours of film.
+    told = given.landmarks or given.events or given.alarm
+    write = bool(given.output) or not (has_display() or told)
     output = output_path(given.output, kind, what) if write else None
     refuse(kind, what, output, given)
     # Before the seconds that weights take to load.
     source = None if still else sources.open_source(kind, what, given.camera_size,
                                                     given.camera_rate)
     detector = get_detector(given.detector)
-    demo = Demo(get_predictor(given.weights, given.device), detector, given)
+    demo = Demo(get_predictor(given.weights, given.device), detector, given,
+                draws=write or has_display())
     try:
         if still:
             run_images(demo, kind, what, output)

@@ -60,7 +60,7 @@ def count_frames(path):
 
 def test_image(painted, capsys):
     write_image("two.png", frame())
-    demo.main(["--source", "two.png", "--landmarks", "two.json"])
+    demo.main(["--source", "two.png", "--output", "demo_two.png", "--landmarks", "two.json"])
     assert "1 frames, 2 faces: demo_two.png, two.json" in capsys.readouterr().out
     drawn = cv2.imread("demo_two.png")[..., ::-1]
     assert drawn.shape == (240, 320, 3) and (drawn != frame()).any()
@@ -70,6 +70,17 @@ def test_image(painted, capsys):
     assert set(face) == {"id", "box", "points", "confidence"} and len(face["points"]) == 68
     assert face["box"] == pytest.approx([44, 84, 116, 156], abs=3)
     assert face["confidence"] == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize("asked", [["--landmarks", "told.csv"], ["--events", "told.csv"]])
+def test_nothing_is_drawn_that_nobody_asked_for(painted, asked, capsys):
+    write_video("two.avi", [frame(i) for i in range(5)])
+    demo.main(["--source", "two.avi", *asked])
+    assert "5 frames, 10 faces: told.csv" in capsys.readouterr().out
+    told = pathlib.Path("told.csv").read_text()
+    assert {path.name for path in pathlib.Path().iterdir()} == {"two.avi", "told.csv"}
+    demo.main(["--source", "two.avi", "--output", "seen.avi", *asked])
+    assert count_frames("seen.avi") == 5 and pathlib.Path("told.csv").read_text() == told
 
 
 def test_video(painted, capsys):
@@ -213,7 +224,7 @@ def test_clip_with_shipped_weights(shared):
     """Every frame is processed, the singer has one id, and the shot without a frontal face next to
     no track: `tiny` takes the profile for a face in three frames."""
     demo.main(["--source", str(shared / "data/video/clip.mp4"), "--landmarks", "clip.json",
-               "--weights", str(SHIPPED),
+               "--output", "demo_clip.mp4", "--weights", str(SHIPPED),
                "--detector", str(shared / "models/yunet_n_640_640.onnx")])
     frames = json.loads(pathlib.Path("clip.json").read_text())["frames"]
     assert len(frames) == 275 and count_frames("demo_clip.mp4") == 275

@@ -160,7 +160,8 @@ def test_a_video_behind_an_address_is_read_whole():
 def test_the_demo_draws_a_stream(brief, monkeypatch, capsys):
     image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
     with served(lambda handler, n: send(handler, [image] * 10 * (n == 1), 0.04)) as url:
-        demo.main(["--source", url.replace("//", "//me:secret@"), "--landmarks", "live.csv"])
+        demo.main(["--source", url.replace("//", "//me:secret@"), "--landmarks", "live.csv",
+                   "--output", "demo_stream.mp4"])
     printed = capsys.readouterr()
     rows = list(csv.DictReader(open("live.csv", encoding="utf-8")))
     assert 0 < len(rows) <= 10 and rows[0]["source"] == url
@@ -251,7 +252,7 @@ def test_a_video_of_a_turned_camera_is_upright(degrees):
     pathlib.Path("phone.mp4").write_bytes(mp4.turn(content, degrees))
     frame, _ = sources.open_source("video", pathlib.Path("phone.mp4")).read()
     assert frame.shape == image.shape and abs(frame.astype(int) - image).mean() < 12
-    demo.main(["--source", "phone.mp4", "--landmarks", "phone.csv"])
+    demo.main(["--source", "phone.mp4", "--landmarks", "phone.csv", "--output", "demo_phone.mp4"])
     row = next(csv.DictReader(open("phone.csv", encoding="utf-8")))
     assert float(row["x_min"]) == pytest.approx(44, abs=4)
     assert float(row["y_min"]) == pytest.approx(84, abs=4)
