@@ -5,6 +5,7 @@
 #   two CPU processes:   bash main.sh 2 --train --device cpu
 #   two machines: the same line on each, with its own NODE_RANK (0, 1) and the first one's address:
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash main.sh 4 --train --exp NAME
+# Paths are relative to this file's folder, wherever the line is typed.
 # Ctrl-C, SIGTERM or a closed terminal: the step is finished and saved; twice: ends at once. A killed process: all are
 # started again, up to MAX_RESTARTS (3) times, and resume by themselves.
 set -u

@@ -259,8 +259,9 @@ def fits(scheme, whole):
 def fit_scheme(scheme, set_scheme, what):
     """Check that a model of `scheme` can be trained or scored on a set; raises UserError."""
     if not fits(scheme, set_scheme):
-        raise UserError(f"{what}: the model has the {scheme.name} scheme ({scheme.points} points), "
-                        f"the set {set_scheme.name} ({set_scheme.points} points)")
+        whole = "" if scheme.base is None else f" of {scheme.base}'s"
+        raise UserError(f"{what}: the model has the {scheme.name} scheme ({scheme.points}{whole} "
+                        f"points), the set {set_scheme.name} ({set_scheme.points} points)")
 
 
 def parse_indices(text):

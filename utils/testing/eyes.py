@@ -15,11 +15,11 @@ from utils import checkpoint, draw, experiment
 from utils.data.eye_states import STATES, list_photos
 from utils.data.photo import read_photo
 from utils.errors import UserError
-from utils.landmarks import crop, lids
+from utils.landmarks import lids
 from utils.predictor import Predictor
 from utils.video import eyes
 from utils.video.detector import get_detector
-from utils.video.passes import landmarks
+from utils.video.passes import landmarks, lay
 from utils.video.tracker import Tracker, largest
 
 # Least faces of each state from which limits are fitted.
@@ -130,11 +130,11 @@ def fit_face(predictor, readings):
     sure, both = [], sum(predictor.scheme.eyes, [])
     for reading in _found(readings):
         image = read_photo(reading.photo, upright=True)
-        box = crop.face_boxes(reading.points_px[None], predictor.crop, predictor.scheme)
+        box, roll = lay(predictor, reading.points_px[None])
         contours = reading.points_px[both]
         begins = contours[:, 1].max() + COVERED * numpy.ptp(contours[:, 0])
         image[max(0, round(begins)):] = image.mean((0, 1))
-        sure.append(landmarks(predictor, image, box)[1].mean())
+        sure.append(landmarks(predictor, image, box, roll)[1].mean())
     return OF_COVERED * float(numpy.percentile(sure, 1))
 
 
