@@ -259,3 +259,16 @@ if __name__ == "__main__":
     begin = clock.perf_counter()
     watch(lambda t: 0.0 if t % 4 > 3.8 else 1.0, 600, person=people)
     print(f"{(clock.perf_counter() - begin) / (600 * RATE) * 1e6:.1f} us a frame")
+
+
+def test_a_trip_without_anybody_is_told():
+    person, stamps = Drowsiness(), numpy.arange(0, 4, 1 / RATE)
+    assert [event for t in stamps for event in person.update((None, None), None, t)] == []
+    gone, = person.finish()
+    assert (gone.kind, gone.start, gone.end) == ("not visible", 0.0, stamps[-1])
+    gone, = person.update((0.9, 0.9), False, 4.0)
+    assert (gone.kind, gone.start, gone.end) == ("not visible", 0.0, 4.0)
+    # Who is there after half a second was never away.
+    late = Drowsiness()
+    assert late.update((None, None), None, 7.0) == late.update((0.9, 0.9), False, 7.5) == []
+    assert Drowsiness().finish() == []

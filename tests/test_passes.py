@@ -76,6 +76,26 @@ def test_a_crop_much_too_large_gets_a_third_pass():
     assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
 
 
+@pytest.mark.parametrize("quarter", [0, 1, 2, 3])
+def test_a_head_on_its_side_is_seen_upright(quarter):
+    class Sees(painted_faces.Painted):
+        """Is sure of the mean face where the top of the crop is bright."""
+        def __call__(self, images):
+            self.batches.append(len(images))
+            sure = [0.7 if image[:SIZE // 4].mean() > 150 else 0.3 for image in images]
+            return (numpy.tile(self.scheme.mean_face, (len(images), 1, 1)),
+                    numpy.tile(numpy.array(sure)[:, None], 68))
+
+    SIZE, predictor = painted_faces.SIZE, Sees()
+    upright = numpy.zeros((200, 200, 3), numpy.uint8)
+    upright[:100] = 255
+    image = numpy.ascontiguousarray(numpy.rot90(upright, -quarter))
+    points, confidence, _ = passes.refine(predictor, image, [[40, 40, 160, 160]])
+    assert predictor.batches[:2] == [1, 3] and confidence.mean() == pytest.approx(0.7)
+    found, = crop.rolls(points, predictor.scheme)
+    assert abs(numpy.angle(numpy.exp(1j * (found - quarter * numpy.pi / 2)))) < passes.TILTED + 1e-6
+
+
 def test_no_boxes_no_call():
     predictor = painted_faces.Painted()
     points, confidence, boxes = passes.refine(predictor, painted_faces.background(), [])

@@ -112,7 +112,8 @@ class Drowsiness:
         self._shut, self._half, self._held = Stretch(), Stretch(), Stretch()
         self._wide = None  # Since when lids are not even nearly shut.
         self._blinks = collections.deque()  # When each of the last minute ended.
-        self._time = self._seen = None  # Of the last frame, and of the last that showed the eyes.
+        # Of the first frame, the last one, and the last that showed the eyes.
+        self._begun = self._time = self._seen = None
         self._was_seen = self._slept = self._drowsy = False
         self._sleepy_until = float("-inf")
         self._open, self._levels, self._next_look = WIDEST, collections.deque(), None
@@ -125,11 +126,11 @@ class Drowsiness:
         step = 0.0 if self._time is None else max(time - self._time, 0.0)
         known = seen and self._was_seen and step <= UNSEEN + _TOLERANCE
         events = []
-        away = None if self._seen is None else time - self._seen
-        if away is not None and away > UNSEEN + _TOLERANCE:
-            events += self._end_lids(self._seen)
+        self._begun = time if self._begun is None else self._begun
+        if time - self._last_seen() > UNSEEN + _TOLERANCE:
+            events += self._end_lids(self._last_seen())
             if seen:
-                events.append(Event("not visible", self._seen, time))
+                events.append(Event("not visible", self._last_seen(), time))
         if seen:
             level = sum(judged) / len(judged)
             over, closed = self._watch_lids(level, closed, time)
@@ -143,16 +144,21 @@ class Drowsiness:
 
     def finish(self):
         """The Events that were still going on at the last frame."""
-        if self._seen is None:
+        if self._time is None:
             return []
-        events = self._end_lids(self._seen if self._is_away(self._time) else self._time)
-        if self._is_away(self._time):
-            events.append(Event("not visible", self._seen, self._time))
+        away = self._time - self._last_seen() > UNSEEN + _TOLERANCE
+        events = self._end_lids(self._last_seen() if away else self._time)
+        if away:
+            events.append(Event("not visible", self._last_seen(), self._time))
         self._count(events, self._time)
         return events
 
     def _is_away(self, time):
         return self._seen is None or time - self._seen > UNSEEN + _TOLERANCE
+
+    def _last_seen(self):
+        """When the eyes were last seen, and before that the first frame."""
+        return self._begun if self._seen is None else self._seen
 
     def _watch_lids(self, level, closed, time):
         """The Events that are over, and whether the lids are shut: those held so long are."""
