@@ -5,6 +5,7 @@ python run_onnx.py weights/fast.onnx photo.jpg landmarks.png --detector yunet.on
 """
 import argparse
 import json
+import pathlib
 
 import cv2
 import numpy
@@ -80,6 +81,9 @@ def main():
     parser.add_argument("output", help="the picture to write")
     parser.add_argument("--detector", default="haar", help="haar, or the path of a YuNet .onnx")
     given = parser.parse_args()
+    for path in (given.weights, given.detector):
+        if path != "haar" and not pathlib.Path(path).is_file():
+            parser.error(f"{path}: no such file")
     session = onnxruntime.InferenceSession(given.weights, providers=["CPUExecutionProvider"])
     image = cv2.imread(given.photo)
     if image is None:
@@ -96,8 +100,12 @@ def main():
         print(f"face at {points.mean(0).round(1).tolist()}, confidence {confidence.mean():.2f}")
         for px, py in points:
             cv2.circle(drawn, (round(float(px)), round(float(py))), 2, (0, 255, 0), -1)
-    if not cv2.imwrite(given.output, drawn):
-        parser.error(f"{given.output}: cannot be written")
+    try:
+        written = cv2.imwrite(given.output, drawn)
+    except cv2.error:
+        written = False
+    if not written:
+        parser.error(f"{given.output}: cannot be written; give a .png or .jpg")
     print(f"{count} faces: {given.output}")
 
 

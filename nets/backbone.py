@@ -10,7 +10,9 @@ from nets import packaged
 from nets.irnet import IRNet
 from utils.errors import UserError
 
-IRNETS = {"irnet18": 18, "irnet50": 50, "irnet100": 100}
+# Trunks that timm does not have, made of the activation's name: modules with `channels` and
+# `strides` that give as many feature maps.
+OWN = {f"irnet{depth}": functools.partial(IRNet, depth) for depth in (18, 50, 100)}
 NECK_CHANNELS = 256
 
 
@@ -70,11 +72,11 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
     """
     if stride not in (16, 32):
         raise UserError(f"stride must be 16 or 32, found {stride}")
-    if name in IRNETS:
+    if name in OWN:
         if timm_weights:
             raise UserError(f"pretrained: timm: there are none for {name}; use none or the path of "
                             f"a released IRNet file or of a .pt of this repository")
-        trunk = IRNet(IRNETS[name], activation)
+        trunk = OWN[name](activation)
         channels, strides = trunk.channels, trunk.strides
     else:
         trunk = _timm_trunk(name, timm_weights)
@@ -89,11 +91,11 @@ def build_backbone(name, stride=32, activation="prelu", timm_weights=False):
 
 def check_backbone(name):
     """Raises UserError, with the names near to it, where there is no such backbone."""
-    if name not in IRNETS and not timm.is_model(name):
-        known = [*IRNETS, *timm.list_models()]
+    if name not in OWN and not timm.is_model(name):
+        known = [*OWN, *timm.list_models()]
         near = difflib.get_close_matches(name, known, 4, 0.5)
         raise UserError(f"unknown backbone {name!r}; near: {', '.join(near) or 'none'}; known: "
-                        f"{', '.join(IRNETS)} and timm's models (timm.list_models())")
+                        f"{', '.join(OWN)} and timm's models (timm.list_models())")
 
 
 def _timm_trunk(name, pretrained):

@@ -233,10 +233,29 @@ def test_changes_are_listed_or_refused(warm):
     assert "resume: rotation changed from 40.0 to 10.0" in child.text
     # At the same place of the schedule, four times as high (but for the floor).
     assert float(table(folder)[1]["lr"]) == pytest.approx(4 * 2.58e-4, rel=0.05)
-    child = warm.run("--resume", "--exp", "change")
-    assert child.code == 0 and "all epochs are done" in child.text
+    # Nothing is trained with it, so nothing is told to have been.
+    kept = [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
+    child = warm.run("--resume", "--exp", "change", "--lr", 0.01)
+    assert child.code == 0 and "resume: lr stays 0.004, as all epochs are done" in child.text
+    assert kept == [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
     child = warm.run("--resume", "--exp", "chance")
     assert child.code == 2 and "no such experiment" in child.text and "change" in child.text
+
+
+def test_the_faces_may_move_but_not_change(warm, tmp_path):
+    import shutil
+    assert warm.run("--train", "--exp", "moved", *warm.flags, hook="step:7:TERM").code == 0
+    shutil.copytree(warm.faces, tmp_path / "elsewhere")
+    child = warm.run("--resume", "--exp", "moved", "--data-dir", tmp_path / "elsewhere")
+    assert child.code == 0, child.text
+    assert f"resume: data_dir changed from {warm.faces} to {tmp_path / 'elsewhere'}" in child.text
+    assert warm.run("--train", "--exp", "other", *warm.flags, hook="step:7:TERM").code == 0
+    listed = tmp_path / "elsewhere" / "train.txt"
+    lines = listed.read_text().splitlines()
+    lines[0], lines[1] = lines[1], lines[0]
+    listed.write_text("\n".join(lines) + "\n")
+    child = warm.run("--resume", "--exp", "other", "--data-dir", tmp_path / "elsewhere")
+    assert child.code == 2 and "holds other training faces" in child.text, child.text
 
 
 def test_a_shorter_training_list_is_refused(warm, tmp_path):

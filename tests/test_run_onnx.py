@@ -25,7 +25,7 @@ PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jp
 def test_imports_nothing_of_the_repository():
     text = (ROOT / "assets/run_onnx.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) == {
-        "argparse", "json", "cv2", "numpy", "onnxruntime"}
+        "argparse", "json", "pathlib", "cv2", "numpy", "onnxruntime"}
 
 
 def find(session, image, square):

@@ -18,8 +18,9 @@ from utils.landmarks.lids import Limits
 from utils.landmarks.schemes import Scheme
 
 FORMAT = "pipnet-1"
-# What a run cannot change and still be the same run; the rest may change on --resume.
-FIXED = ("data", "data_dir", "scheme", "mean_face", "backbone", "activation", "head", "num_nb",
+# What a run cannot change and still be the same run; the rest may change on --resume,
+# data_dir to where the same faces lie now (see Trainer.restore).
+FIXED = ("data", "scheme", "mean_face", "backbone", "activation", "head", "num_nb",
          "stride", "input_size", "epochs", "effective_batch", "batch_size", "seed", "ema",
          "gssl", "unlabelled_dir", "gssl_preset", "gssl_rounds", "gssl_epochs", "gssl_keep",
          "teacher", "teacher_share")

@@ -13,7 +13,7 @@ WEIGHTS = ROOT / "weights"
 SHIPPED = "tiny"  # Of the models there, what is used where none is named.
 EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
-              "gmacs", "nme", "onnx_nme")
+              "gmacs", "val_nme", "nme", "onnx_nme")
 
 LOCK = "lock"
 

@@ -47,7 +47,8 @@ def test_each_tool(tmp_path, name, one_based):
 
 @pytest.mark.parametrize("name, old, new, reason", [
     ("coco.json", "[1, 2, 2, ", "[", "2 points found, 3 expected"),
-    ("coco.json", '"image_id": 7', '"image_id": 8', "no image"),
+    ("coco.json", '"image_id": 7', '"image_id": 8', "of one that is unknown"),
+    ("coco.json", '"keypoints"', '"points"', "it has no 'keypoints'"),
     ("labelme.json", '"label": "2"', '"label": "nose"', "point 'nose' is no number from 0 to 2"),
     ("labelme.json", '"label": "2"', '"label": "0"', "point 0 is there twice"),
     ("labelme.json", '"shape_type": "point"', '"shape_type": "line"', "none of its points is"),
@@ -147,6 +148,18 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
             (["nose", "nose", "left eye"], six, "point nose is there twice")):
         faces, (text,) = read(names, keypoints)
         assert faces == [] and reason in text
+
+
+@pytest.mark.parametrize("file, photo", [
+    ("annotations/train.json", "images/a.jpg"), ("annotations/val.json", "images/val/a.jpg"),
+    ("coco.json", "images/a.jpg")])
+def test_coco_images_in_a_folder_of_their_own(tmp_path, file, photo):
+    image(tmp_path / photo)
+    write(tmp_path / file, GOOD["coco.json"])
+    problems = []
+    face, = annotations.read(tmp_path, problems, THREE)
+    assert face.photo == tmp_path / photo and not problems
+    assert face.lists == (("val",) if "val" in file else ("train",))
 
 
 @pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])

@@ -61,7 +61,8 @@ def aspect_ratios(points, scheme):
     """
     if scheme.eyes is None:
         raise UserError(f"the eyes need contours, which scheme {scheme.name} has not; use weights "
-                        f"of 68, 98, 106 or 12 (eyes) points")
+                        f"of 68, 98, 106 or 12 (eyes) points, or a scheme file with regions right "
+                        f"eye and left eye")
     points = numpy.asarray(points, numpy.float64)
     return tuple(aspect_ratio(points, contour) for contour in scheme.eyes)
 

@@ -66,8 +66,11 @@ def name_newest(request):
 
 
 def resumed(request):
-    """The settings that the experiment of a request was started with; those typed now win."""
-    path = experiment.WEIGHTS / request.args.exp / "args.yaml"
+    """The settings that the experiment of a request, or of the file that it names, was started
+    with; those typed now win."""
+    exp = pathlib.Path(request.args.exp)
+    folder = exp.parent if exp.suffix in (".pt", ".onnx") else experiment.WEIGHTS / exp
+    path = folder / "args.yaml"
     return load_args(request.typed, path) if path.is_file() else request.args
 
 

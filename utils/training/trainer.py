@@ -1,5 +1,6 @@
 """A training from its first step to its last: the Trainer, and `train`, which runs its rounds."""
 import contextlib
+import hashlib
 import math
 import pathlib
 import time
@@ -58,8 +59,14 @@ def _train_rounds(args, folder, ranks, resume, stop):
                         if resume and (folder / "last.pt").exists() else None)
     trainer = Trainer(args, folder, ranks, stop)
     if state is not None:
-        for name, old, new in checkpoint.changed(state.get("args"), args):
-            trainer.log(f"resume: {name} changed from {old} to {new}")
+        changed = checkpoint.changed(state.get("args"), args)
+        last = gssl.plan(args)[-1]
+        done = (state.get("round", 0), state.get("epoch")) == (last.number, last.epochs)
+        for name, old, new in changed:
+            # What was trained so must not be recorded as something else.
+            trainer.log(f"resume: {name} stays {old}, as all epochs are done" if done else
+                        f"resume: {name} changed from {old} to {new}")
+            setattr(args, name, old if done else new)
     rounds = gssl.plan(args)
     if resume and state is None:
         trainer.log(f"resume: {folder.name}: nothing is saved yet, it begins anew")
@@ -119,6 +126,18 @@ class Trainer:
         """Optimiser steps in an epoch and faces in a step: a change would shift the schedule."""
         sampler = self.sampler
         return [sampler.steps, sampler.batch * sampler.accumulate * sampler.world]
+
+    @property
+    def faces(self):
+        """A digest of the set's training list: names and landmarks, wherever the folder lies."""
+        listed = self.set.lists["train"]
+        made = hashlib.sha256(numpy.ascontiguousarray(listed.points).tobytes())
+        made.update("\n".join(path.name for path in listed.images).encode("utf-8", "replace"))
+        return made.hexdigest()[:16]
+
+    def moved_from(self, state):
+        """Whether a state of save() was trained in another folder of faces."""
+        return state["args"].get("data_dir") != self.experiment_args.data_dir
 
     @property
     def start_step(self):
@@ -414,7 +433,8 @@ class Trainer:
             self.set.folder.name, "scheme": self.scheme.name, "backbone": args.backbone,
             "head": args.head, "lr": args.lr, "epochs": self.round.first + self.round.epochs,
             "batch": self.measure[1], "parameters": parameters(best),
-            "gmacs": f"{gmacs(best, args.input_size):.2f}"}, self.folder.parent)
+            "gmacs": f"{gmacs(best, args.input_size):.2f}", "val_nme":
+            f"{self.best:.3f}" if math.isfinite(self.best) else ""}, self.folder.parent)
 
     def save(self, epoch, step):
         """Write last.pt: everything to go on from optimiser step `step` of `epoch`, bit by bit.
@@ -425,9 +445,10 @@ class Trainer:
         """
         self.ranks.share(checkpoint.save, {
             **self.description(), "round": self.round.number, "epoch": epoch, "step": step,
-            "measure": self.measure, **self.carried(), "scaler": self.scaler.state_dict(),
-            "best": self.best, "losses": self.losses, "skipped": self.skips.skipped,
-            "in_a_row": self.skips.in_a_row, "seconds": self.seconds}, self.folder / "last.pt")
+            "measure": self.measure, "faces": self.faces, **self.carried(),
+            "scaler": self.scaler.state_dict(), "best": self.best, "losses": self.losses,
+            "skipped": self.skips.skipped, "in_a_row": self.skips.in_a_row,
+            "seconds": self.seconds}, self.folder / "last.pt")
 
     def restore(self, state):
         """Take over a state of save(); returns (epoch, step) to go on from. Raises UserError."""
@@ -435,6 +456,11 @@ class Trainer:
             raise UserError(f"{self.folder / 'last.pt'}: had {state['measure']} steps an epoch and "
                             f"faces a step, now it would be {self.measure}; the training list, "
                             f"--batch-size and the number of processes must fit")
+        same = state.get("faces", None if self.moved_from(state) else self.faces) == self.faces
+        if not same:
+            raise UserError(f"{self.folder / 'last.pt'}: {self.set.folder} holds other training "
+                            f"faces, or other landmarks, than those that it began with; it would "
+                            f"be another run, with a new --exp, perhaps with --pretrained")
         try:
             if not all(torch.isfinite(v).all() for v in state["model"].values()):
                 raise ValueError("it holds weights that are not finite numbers")

@@ -61,22 +61,25 @@ def read(folder, problems, scheme=None, one_based=False):
         # The file of labelme is one photo's, and so is its name.
         words = () if kind is _labelme else re.split("[^a-z]+", path.stem.lower())
         for where, image, *rest in kind(content, scheme):
-            photo = path.parent / str(image).replace("\\", "/")
-            entries.append((path, words, photo, where, *rest))
+            photo = _photo(path, str(image).replace("\\", "/"))
+            entries.append((path, words, photo, image, where, *rest))
             if kind is _labelme and folder.is_dir():
                 beside.add(photo.parent)
     point_of = _labels({str(label) for *_, labels, _ in entries for label in labels}, scheme,
                        folder, problems)
     faces, taken, count = [], set(), collections.Counter()
-    for path, words, photo, where, _, make in entries:
+    for path, words, photo, image, where, _, make in entries:
         try:
             points, box, *hidden = make(point_of)
+            if image is None:
+                raise ValueError("it does not say of which image it is, or of one that is unknown")
             if not os.path.isfile(photo):
                 raise ValueError(f"no image {short(str(photo), 200)}")
             if numpy.isnan(points).all():
                 raise ValueError("none of its points is labelled")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            problems.append((path, f"{where}: {error}"))
+            missing = "it has no " * isinstance(error, KeyError)
+            problems.append((path, f"{where}: {missing}{error}"))
             continue
         group = os.path.normpath(photo)
         count[group] += 1
@@ -90,6 +93,14 @@ def read(folder, problems, scheme=None, one_based=False):
     named = {os.path.normpath(photo) for _, _, photo, *_ in entries}
     problems += _forgotten(beside, named, {path.stem for path in _files(folder)})
     return faces
+
+
+def _photo(path, image):
+    """Where the image of an annotation file lies: beside it, or in a folder images beside it or, as
+    COCO has it, beside its folder, perhaps in one called as the file."""
+    above = path.parent.parent / "images"
+    places = (path.parent, path.parent / "images", above, above / path.stem)
+    return next((p / image for p in places if (p / image).is_file()), path.parent / image)
 
 
 def _forgotten(folders, named, stems):
