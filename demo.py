@@ -22,6 +22,7 @@ from utils import draw, experiment, machine  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
 from utils.data.photo import read_photo, why_unread  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
+from utils.landmarks import pose  # noqa: E402
 from utils.video import eyes, outputs, sources  # noqa: E402
 from utils.video.alarm import Alarm  # noqa: E402
 from utils.video.detector import get_detector  # noqa: E402
@@ -52,6 +53,8 @@ def parse(argv=None):
     parser.add_argument("--output", metavar="PATH",
                         help="write an image, a video or a folder instead of opening a window")
     parser.add_argument("--landmarks", metavar="FILE", help="write landmarks to a .csv or .json")
+    parser.add_argument("--pose", action="store_true", help="how each head is turned: yaw, pitch "
+                        "and roll in degrees, in the picture and the landmark file")
     parser.add_argument("--eyes", action="store_true", help="how open the eyes of each face are, "
                         "blinks a minute, PERCLOS and state: awake, drowsy, microsleep, asleep")
     parser.add_argument("--driver", action="store_true", help="--eyes of one person: the largest, "
@@ -167,17 +170,21 @@ class Demo:
         self.limits = getattr(predictor, "eyes", eyes.Limits())
         if given.eyes:
             eyes.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say: it has none.
+        if given.pose:
+            pose.model_points(predictor.scheme)
         self.landmark_file = outputs.LandmarkFile(
-            given.landmarks, predictor.scheme, given.eyes) if given.landmarks else None
+            given.landmarks, predictor.scheme, given.eyes, given.pose) if given.landmarks else None
         self.event_file = outputs.EventFile(given.events) if given.events else None
         self.alarm = Alarm(given.alarm) if given.alarm else None
-        self.frames = self.faces = 0
+        self.frames = self.faces = self.refused = 0
+        self.tracker = None
         self.restart()
 
     def restart(self, still=False):
         """Forget all faces; still: the next frame is an image of its own, without a past."""
         settings = self.settings | ({"filter_min_cutoff": 0} if still else {})
         detector = self.detector.thorough() if still else self.detector
+        self.refused += self.tracker.refused if self.tracker else 0
         self.tracker = Tracker(self.predictor, detector, **settings)
         self.people = Driver() if self.given.driver else None if still else Everyone()
 
@@ -197,8 +204,10 @@ class Demo:
         driver = None
         if self.given.driver:
             driver = next(iter(states), None), outputs.readings(None, self.people.drowsiness)
+        poses = [pose.head_pose(track.points_px, self.predictor.scheme, image.shape[1::-1])
+                 for track in tracks] if self.given.pose else []
         if self.landmark_file:
-            self.landmark_file.write((self.frames, seconds, name), tracks, told, driver)
+            self.landmark_file.write((self.frames, seconds, name), tracks, told, driver, poses)
         self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
         if not self.draws:
             return None
@@ -206,7 +215,16 @@ class Demo:
         lines = [f"{rate:.0f} FPS"] if rate else []
         if self.given.eyes:
             lines += [f"{track.id}: {_text(one)}" for track, one in zip(tracks, told)]
+        lines += ["{}: yaw {:+.0f}, pitch {:+.0f}, roll {:+.0f}".format(track.id, *angles)
+                  for track, angles in zip(tracks, poses)]
         return _write_lines(drawn, lines)
+
+    def hint(self):
+        """Why no face was found, in a line."""
+        seen = self.refused + self.tracker.refused
+        return (f"the detector saw {seen} boxes in which the network takes nothing for a face; "
+                f"--min-confidence {self.tracker.min_confidence / 2:.2f} asks less of it" if seen
+                else "the detector saw no face; YuNet or SCRFD (--detector PATH.onnx) see more")
 
     def close(self):
         """Write the events that were still going on, and finish the files. Raises UserError."""
@@ -381,6 +399,8 @@ def main(argv=None):
             run_video(demo, source, output, has_display() and (not write or live))
     finally:
         demo.close()
+    if not demo.faces:
+        print(demo.hint(), file=sys.stderr)
     where = [str(path) for path in (output, given.landmarks, given.events) if path]
     print(f"{demo.frames} frames, {demo.faces} faces" + (": " if where else "") + ", ".join(where))
 

@@ -12,6 +12,7 @@ import pytest
 
 import demo
 from utils.errors import UserError
+from utils.landmarks import pose
 from utils.landmarks.schemes import SCHEMES
 
 ROOT = pathlib.Path(demo.__file__).parent
@@ -81,6 +82,29 @@ def test_nothing_is_drawn_that_nobody_asked_for(painted, asked, capsys):
     assert {path.name for path in pathlib.Path().iterdir()} == {"two.avi", "told.csv"}
     demo.main(["--source", "two.avi", "--output", "seen.avi", *asked])
     assert count_frames("seen.avi") == 5 and pathlib.Path("told.csv").read_text() == told
+
+
+def test_pose_is_written(painted):
+    write_image("two.png", frame())
+    demo.main(["--source", "two.png", "--pose", "--output", "drawn.png", "--landmarks", "two.csv"])
+    row, _ = csv.DictReader(open("two.csv", encoding="utf-8"))
+    points = numpy.array([[float(row[f"{axis}{i}"]) for axis in "xy"] for i in range(68)])
+    expected = pose.head_pose(points, SCHEMES["300W"], (320, 240))
+    assert [float(row[k]) for k in ("yaw", "pitch", "roll")] == pytest.approx(expected, abs=0.1)
+    assert (cv2.imread("drawn.png")[:40, :200] != frame()[:40, :200, ::-1]).any(), "the numbers"
+    demo.main(["--source", "two.png", "--pose", "--eyes", "--landmarks", "two.json"])
+    face = json.loads(pathlib.Path("two.json").read_text())["frames"][0]["faces"][0]
+    assert face["pose"] == pytest.approx(expected, abs=0.1) and "openness" in face
+
+
+def test_no_face_has_a_reason(painted, capsys):
+    painted.confidence = 0.1
+    write_image("two.png", frame())
+    demo.main(["--source", "two.png", "--output", "drawn.png"])
+    assert "saw 2 boxes in which the network takes nothing for a face" in capsys.readouterr().err
+    write_image("none.png", painted_faces.background())
+    demo.main(["--source", "none.png", "--output", "drawn.png"])
+    assert "the detector saw no face" in capsys.readouterr().err
 
 
 def test_video(painted, capsys):

@@ -164,6 +164,7 @@ def _row(values):
     return line.getvalue()
 
 
+POSE = ("yaw", "pitch", "roll")
 EYES = ("eye_right", "eye_left", "openness_right", "openness_left", "closed", "state", "blinks",
         "blinks_per_minute", "perclos", "unseen")
 
@@ -193,13 +194,14 @@ def _round(value, digits):
 class LandmarkFile:
     """Faces of each frame as CSV (a row a face and frame) or JSON (a line a frame), by suffix.
 
-    Coordinates are pixels of the frame. With eyes, a frame without the driver has a row of his
-    state alone, and each JSON line has a `driver` where one is followed.
+    Coordinates are pixels of the frame. With pose, each face has yaw, pitch and roll in degrees
+    (see landmarks.pose). With eyes, a frame without the driver has a row of his state alone, and
+    each JSON line has a `driver` where one is followed.
     """
 
-    def __init__(self, path, scheme, with_eyes):
+    def __init__(self, path, scheme, with_eyes, with_pose=False):
         self.is_json = pathlib.Path(path).suffix.lower() == ".json"
-        self.with_eyes = with_eyes
+        self.with_eyes, self.with_pose = with_eyes, with_pose
         if self.is_json:
             start = f'{{"scheme": {json.dumps(scheme.name)}, "frames": ['
             self._records = Records("landmarks", path, start, "\n]}\n")
@@ -207,16 +209,19 @@ class LandmarkFile:
             self._points = [f"{axis}{i}" for i in range(scheme.points) for axis in "xy"]
             self._records = Records("landmarks", path, _row([
                 "frame", "time", "source", "id", "x_min", "y_min", "x_max", "y_max", "confidence",
-                *(EYES if with_eyes else ()), *self._points]))
+                *(POSE if with_pose else ()), *(EYES if with_eyes else ()), *self._points]))
 
-    def write(self, place, tracks, told, driver=None):
+    def write(self, place, tracks, told, driver=None, poses=()):
         """One frame. place: (frame, seconds, source); told: what `readings` gives for each of
-        tracks; driver: (id or None, readings) where one is followed."""
+        tracks, poses: their (yaw, pitch, roll); driver: (id or None, readings) where one is
+        followed."""
+        poses = [[round(angle, 2) for angle in pose] for pose in poses]
         frame, seconds, source = place
         faces = []
-        for track, eyes in zip(tracks, told):
+        for i, (track, eyes) in enumerate(zip(tracks, told)):
             face = {"id": track.id, "box": track.box.round(2).tolist(),
                     "confidence": round(float(track.confidence.mean()), 4)}
+            face |= {"pose": poses[i]} if self.with_pose else {}
             faces.append(face | (_nested(eyes) if self.with_eyes and self.is_json else {})
                          | {"points": track.points_px.round(2).tolist()})
         if self.is_json:
@@ -227,10 +232,12 @@ class LandmarkFile:
             self._records.add(("," if self._records.count else "") + "\n" + json.dumps(line))
             return
         rows = [_row([frame, round(seconds, 4), source, face["id"], *face["box"],
-                      face["confidence"], *(map(_cell, eyes.values()) if self.with_eyes else ()),
+                      face["confidence"], *face.get("pose", ()),
+                      *(map(_cell, eyes.values()) if self.with_eyes else ()),
                       *sum(face["points"], [])]) for face, eyes in zip(faces, told)]
         if driver is not None and driver[0] is None:
-            rows.append(_row([frame, round(seconds, 4), source, *[""] * 6,
+            rows.append(_row([frame, round(seconds, 4), source,
+                              *[""] * (9 if self.with_pose else 6),
                               *map(_cell, driver[1].values()), *[""] * len(self._points)]))
         self._records.add("".join(rows))
 

@@ -4,6 +4,7 @@ import math
 import numpy
 
 from utils.landmarks import crop
+from utils.landmarks.lids import Limits
 
 # Training shifts and scales crops by about a tenth: a crop off by more gets another pass. With two
 # passes at most, `fast` loses a face of LFPW from its Haar box and has 3.15 there instead of 3.06,
@@ -15,10 +16,11 @@ TOLERANCE = 0.12
 TILTED = math.radians(8)
 # A box says nothing of how the head in it is turned, and on one that lies on its side a network
 # lays an upright face. Where it is less than SURE of that, it also sees the crop turned by
-# QUARTERS, and is believed where it is so many times as sure: upright heads have 0.3 to 0.76 times
-# as much in the turned crops, heads turned by 75 degrees and more 1.1 to 4.3 times (tiny, fast and
-# eyes; one of 16 on its head has 0.95 with eyes).
-SURE, SURER = 0.75, 1.05
+# QUARTERS, and is believed where it is SURER: upright heads have 0.3 to 0.76 times as much in the
+# turned crops, heads turned by 75 degrees and more 1.1 to 4.3 times (tiny, fast and eyes; one of 16
+# on its head has 0.95 with eyes). What is no face is often surer turned as well, but has less than
+# OF_FACES times what the weights ask of faces.
+SURE, SURER, OF_FACES = 0.75, 1.05, 1.25
 QUARTERS = numpy.radians([90, -90, 180])
 
 
@@ -89,10 +91,11 @@ def _begin(predictor, image, boxes):
     points, confidence = landmarks(predictor, image, boxes)
     if predictor.scheme.eyes is None:
         return points, confidence
+    least = OF_FACES * getattr(predictor, "eyes", Limits()).face
     for i in numpy.flatnonzero(confidence.mean(1) < SURE):
         turned = landmarks(predictor, image, boxes[[i] * len(QUARTERS)], QUARTERS)
         best = turned[1].mean(1).argmax()
-        if turned[1][best].mean() > SURER * confidence[i].mean():
+        if turned[1][best].mean() > max(least, SURER * confidence[i].mean()):
             points[i], confidence[i] = turned[0][best], turned[1][best]
     return points, confidence
 

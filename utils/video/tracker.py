@@ -106,6 +106,7 @@ class Tracker:
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
         self.look, self.quick_looks, self.background = None, 0, None
+        self.refused = 0  # Boxes of the detector in which the network saw no face.
 
     def update(self, image, time):
         """The faces of the next frame, RGB uint8 (H, W, 3), at `time` in seconds."""
@@ -251,6 +252,7 @@ class Tracker:
         points, confidence, wanted = refine(self.predictor, image, boxes)
         good = [i for i in range(len(boxes)) if self._is_face(confidence[i], wanted[i], image)
                 and matches(wanted[[i]], boxes[[i]]) > 0]
+        self.refused += len(boxes) - len(good)
         return points[good], confidence[good], wanted[good]
 
     def _add(self, points, confidence, wanted, time):
