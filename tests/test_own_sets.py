@@ -147,6 +147,28 @@ def test_points_of_one_side_are_never_mirrored(tmp_path, weights):
                               "flip_test": True}), {"test"})
 
 
+def test_a_face_that_is_labelled_twice_gets_a_note(tmp_path, capsys):
+    faces = [("train", FACE), ("train", FACE + 1), ("train", FACE), ("val", FACE)]
+    prepare(tmp_path / "own", FIVE, faces, photos=["0.png", "0.png", "1.png", "1.png"])
+    out = capsys.readouterr().out
+    assert out.count("lie on each other") == 1
+    assert "0.png: note: faces 1 and 2 of it lie on each other: labelled twice?" in out
+
+
+def test_other_crops_of_the_same_set_are_told(tmp_path, capsys):
+    faces = [("train", FACE), ("val", FACE)]
+    for options in ({}, {}, {"scale": 1.3}):
+        assert "had crops" not in capsys.readouterr().out
+        prepare(tmp_path / "own", FIVE, faces, **options)
+    assert "had crops {'rule': 'square', 'scale': 1.2} and gets" in capsys.readouterr().out
+
+
+def test_settings_of_eyes_without_eyes_are_told(tmp_path, weights, capsys):
+    data = prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", FACE), ("val", FACE)])
+    train(data, num_nb=4, shut=0.5)
+    assert "--eye-weight and --shut do nothing" in capsys.readouterr().out
+
+
 def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
     for number, (pairs, said) in enumerate((
             ("[[right eye, left eye], [right mouth, left mouth]]", None),

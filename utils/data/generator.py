@@ -245,9 +245,22 @@ class DataGenerator:
             if not (self.output / "set.yaml").is_file():
                 raise UserError(f"{self.output}: exists and is no prepared set; give another "
                                 f"output_dir=FOLDER (--output-dir FOLDER) or empty it")
+            self._tell_change()
             shutil.rmtree(self.output)
         (self.output / "images").mkdir(parents=True, exist_ok=True)
         (self.output / "set.yaml").touch()
+
+    def _tell_change(self):
+        """Say that the set which is about to go had other crops, on which models may rest."""
+        try:
+            before = yaml.safe_load((self.output / "set.yaml").read_text(encoding="utf-8"))
+            before = before["crop"]
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return
+        now = {"rule": self.options.crop, "scale": self.options.scale}
+        if before != now:
+            print(f"note: {self.output} had crops {before} and gets {now}: models trained on it "
+                  f"expect the former")
 
     def _cut_all(self, jobs, problems):
         """[(face, layout, image name, box, published box)] of all faces that could be cut."""

@@ -12,17 +12,20 @@ import numpy
 from utils.errors import printable
 from utils.landmarks import metrics
 from utils.landmarks.schemes import SCHEMES
+from utils.video.detector import overlap
 
 # Faces that are enlarged more than this are counted in the table.
 ENLARGED = 4
 # A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip;
 # that of fewer faces may just be turned.
 LOPSIDED, LOPSIDED_FACES = 0.25, 8
+SAME_FACE = 0.7  # Overlap above which two crops of a photo are of one face.
 
 
 def notes(done, scheme):
-    """Notes (path, reason) on faces that cannot be scored, and on a flip that does not fit."""
-    found = []
+    """Notes (path, reason) on faces that cannot be scored or are there twice, and on a flip that
+    does not fit."""
+    found = _twice(done)
     for face, *_, published in done:
         size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]
         if not size > 0:
@@ -46,6 +49,16 @@ def notes(done, scheme):
                       f"the face from where the mirrored mean face has it: is the scheme's flip "
                       f"right? (flip: none where mirrored faces are none of it)"))
     return found
+
+
+def _twice(done):
+    """Notes on faces that lie on another one of the same photo and list."""
+    photos = collections.defaultdict(list)
+    for face, _, _, box, _ in done:
+        photos[face.photo, face.lists].append(box)
+    return [(photo, f"note: faces {one + 1} and {two + 1} of it lie on each other: labelled twice?")
+            for (photo, _), boxes in photos.items() if len(boxes) > 1
+            for one, two in numpy.argwhere(numpy.triu(overlap(boxes, boxes) > SAME_FACE, 1))]
 
 
 def print_counts(sources, done, unusable, output):

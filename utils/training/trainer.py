@@ -159,6 +159,9 @@ class Trainer:
         self.scheme = model_scheme(args.scheme, self.set.scheme)
         if "train" not in self.set.lists:
             raise UserError(f"{self.set.folder}: has no train.txt; it can only be tested on")
+        if self.scheme.eyes is None and (args.eye_weight != 1 or args.shut):
+            self.log(f"note: scheme {self.scheme.name} has no regions right eye and left eye: "
+                     f"--eye-weight and --shut do nothing")
         torch.manual_seed(args.seed)
         self.neighbour_face = dataset.neighbour_face(args.mean_face, self.scheme)
         pretrained = args.pretrained if state is None else "none"
