@@ -1,9 +1,7 @@
 """The lid head (nets/lids.py) fitted to faces whose state is known, and readings that it never saw.
 """
 import dataclasses
-import math
 
-import cv2
 import numpy
 import scipy.optimize
 import scipy.special
@@ -16,10 +14,9 @@ from utils.landmarks import crop
 from utils.video import eyes
 from utils.video.passes import lay
 
-# Each face is shown in a few ways, as cameras would have it: shifts as shares of the crop, its
-# size, what lies outside the photo, and the light. The first is the crop by the rule.
-VIEWS = ((0.0, 0.0, 1.0, cv2.BORDER_CONSTANT, 1.0), (0.04, 0.03, 1.06, cv2.BORDER_REPLICATE, 1.0),
-         (-0.04, -0.03, 0.95, cv2.BORDER_REFLECT, 1.0), (0.0, 0.0, 1.0, cv2.BORDER_REPLICATE, 0.25))
+# Each face is shown a few times, as a tracker's crops would have it: shifts as shares of the crop,
+# and its size. The first is the crop by the rule.
+JITTERS = ((0.0, 0.0, 1.0), (0.04, 0.03, 1.06), (-0.04, -0.03, 0.95))
 # Of the weights, for features of deviation 1 and the mean loss; ten times as much or a tenth
 # changes the area under the ROC curve by less than 0.001.
 DECAY = 0.01
@@ -27,8 +24,8 @@ FOLDS = 10
 
 
 def fit(predictor, readings):
-    """(head, readings): a LidHead for the network of predictor, and the readings of the faces that
-    were found, each in all VIEWS, by heads that were fitted without it: from these limits follow.
+    """(head, readings): a LidHead for the network of predictor, and the same readings as heads see
+    them that were fitted without them, from which limits follow.
 
     predictor: of a .pt, without its lid head. readings: of testing.eyes.read_eyes with it. Faces
     next to each other in the list, often of one person, fall into one fold.
@@ -41,20 +38,21 @@ def fit(predictor, readings):
         which = numpy.flatnonzero(shut == state)
         folds[which] = numpy.arange(len(which)) * FOLDS // max(len(which), 1)
     head = LidHead(predictor.model.backbone.channels, predictor.scheme)
-    unseen = numpy.zeros((len(found), len(VIEWS), len(head.bias)))
+    unseen = numpy.zeros((len(found), len(head.bias)))
     with torch.no_grad():
         for fold in tqdm.tqdm(range(FOLDS), desc="folds", leave=False):
             known = folds != fold
             _regress(head, values[known], shut[known])
-            unseen[~known] = head.probability(torch.from_numpy(
-                values[~known, :len(VIEWS)])).numpy()
+            unseen[~known] = head.probability(torch.from_numpy(values[~known, 0])).numpy()
         _regress(head, values, shut)
-    return head, [_drawn(readings[i], head, share, predictor)
-                  for i, views in zip(found, unseen ** SURE) for share in views]
+    drawn = list(readings)
+    for i, shut in zip(found, unseen):
+        drawn[i] = _drawn(readings[i], head, shut ** SURE, predictor)
+    return head, drawn
 
 
 def _features(predictor, readings):
-    """What a LidHead reads of each face: (n, 2 * VIEWS, 2, D), as it is and mirrored."""
+    """What a LidHead reads of each face: (n, 2 * JITTERS, 2, D), as it is and mirrored."""
     model, size = predictor.model, predictor.input_size
     device = next(model.parameters()).device
     head = LidHead(model.backbone.channels, predictor.scheme).to(device)
@@ -62,22 +60,15 @@ def _features(predictor, readings):
     for reading in tqdm.tqdm(readings, desc="features", leave=False):
         photo = read_photo(reading.photo, upright=True)
         (box,), (roll,) = lay(predictor, reading.points_px[None])
-        crops = [_view(photo, box, roll, size, *view) for view in VIEWS]
+        side = numpy.tile(box[2:] - box[:2], 2)
+        crops = [crop.cut(photo, crop.grow(box + side * (dx, dy, dx, dy), grown), size, roll)
+                 for dx, dy, grown in JITTERS]
         images = torch.from_numpy(numpy.stack([*crops, *(c[:, ::-1] for c in crops)]))
         with torch.inference_mode():
             features = model.backbone(model.normalise(images.permute(0, 3, 1, 2).to(device)))
             landmarks, _ = model.locate(features)
             rows.append(head.features_at(features, landmarks).cpu().numpy())
     return numpy.stack(rows)
-
-
-def _view(photo, box, roll, size, dx, dy, grown, outside, light):
-    """The crop (size, size, 3) of a nominal box (4,) in one of VIEWS."""
-    box = crop.grow(box + numpy.tile(box[2:] - box[:2], 2) * (dx, dy, dx, dy), grown)
-    # As far as the crop can reach, turned.
-    edge = math.ceil(max(box[2:] - box[:2]))
-    photo = cv2.copyMakeBorder(photo, edge, edge, edge, edge, outside)
-    return numpy.rint(light * crop.cut(photo, box + edge, size, roll)).astype(numpy.uint8)
 
 
 def _regress(head, values, shut):
