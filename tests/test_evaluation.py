@@ -95,7 +95,7 @@ def test_crops_of_a_list_are_read_once_where_they_are_kept(drawn_set, monkeypatc
 
 
 def test_a_model_of_another_scheme_is_refused():
-    with pytest.raises(UserError, match="eyes.*12 points.*WFLW.*98"):
+    with pytest.raises(UserError, match="eyes.*12 of 300W's points.*WFLW.*98"):
         schemes.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")
     schemes.fit_scheme(SCHEMES["eyes"], W300, "x.pt")
 
