@@ -1,6 +1,7 @@
 """A prepared set to samples: reading its lists, the Dataset, and the order of an epoch."""
 import csv
 import dataclasses
+import hashlib
 import itertools
 import pathlib
 import random
@@ -53,6 +54,12 @@ class FaceList:
         return dataclasses.replace(self, points=points).take(
             numpy.flatnonzero(numpy.isfinite(points).all(-1).any(-1)))
 
+    def digest(self):
+        """What tells these faces' names and landmarks from others, wherever their folder lies."""
+        made = hashlib.sha256(numpy.ascontiguousarray(self.points).tobytes())
+        made.update("\n".join(path.name for path in self.images).encode("utf-8", "replace"))
+        return made.hexdigest()[:16]
+
 
 class PreparedSet:
     """A prepared set: `scheme`, `margin`, `size`, `crop` and its lists by name.
@@ -90,6 +97,11 @@ class PreparedSet:
         """The test lists by their short names: `test`, then `common` for test_common and so on."""
         return {name.removeprefix("test_"): faces for name, faces in self.lists.items()
                 if name.startswith("test")}
+
+    def tell_crop(self, crop, whose="the model", log=print):
+        """Say where these crops are other ones than those that a model was trained on."""
+        if crop != self.crop:
+            log(f"note: {whose} was trained on crops {crop}, the set has {self.crop}")
 
     def _read_description(self):
         path = self.folder / "set.yaml"

@@ -76,8 +76,7 @@ def export_int8(path, args):
     returns its path. Raises UserError."""
     prepared, model = PreparedSet(set_folder(args)), Predictor(path)
     schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
-    if model.crop != prepared.crop:
-        print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
+    prepared.tell_crop(model.crop)
     print(f"exporting {path.with_suffix('.int8.onnx')}")
     return quantize(path, calibration_crops(prepared, model.input_size))
 

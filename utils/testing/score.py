@@ -56,8 +56,7 @@ def test(args, actions):
     report, found = {}, {}
     for way, (model, function) in ways.items():
         schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
-        if model.crop != prepared.crop:
-            print(f"note: the model was trained on crops {model.crop}, the set has {prepared.crop}")
+        prepared.tell_crop(model.crop)
         if args.boxes == "none":
             report[way], found[way] = score(function, model, prepared, args.workers)
         else:

@@ -1,6 +1,5 @@
 """A training from its first step to its last: the Trainer, and `train`, which runs its rounds."""
 import contextlib
-import hashlib
 import math
 import pathlib
 import time
@@ -58,16 +57,15 @@ def _train_rounds(args, folder, ranks, resume, stop):
     state = ranks.share(lambda: checkpoint.read(folder / "last.pt")
                         if resume and (folder / "last.pt").exists() else None)
     trainer = Trainer(args, folder, ranks, stop)
-    if state is not None:
-        changed = checkpoint.changed(state.get("args"), args)
-        last = gssl.plan(args)[-1]
-        done = (state.get("round", 0), state.get("epoch")) == (last.number, last.epochs)
-        for name, old, new in changed:
-            # What was trained so must not be recorded as something else.
-            trainer.log(f"resume: {name} stays {old}, as all epochs are done" if done else
-                        f"resume: {name} changed from {old} to {new}")
-            setattr(args, name, old if done else new)
     rounds = gssl.plan(args)
+    if state is not None:
+        done = (state.get("round", 0), state.get("epoch")) == (rounds[-1].number, rounds[-1].epochs)
+        for name, old, new in checkpoint.changed(state.get("args"), args):
+            if done:
+                # What was trained so must not be recorded as something else.
+                setattr(args, name, old)
+            trainer.log(f"resume: {name} " + (f"stays {old}, as all epochs are done" if done else
+                                              f"changed from {old} to {new}"))
     if resume and state is None:
         trainer.log(f"resume: {folder.name}: nothing is saved yet, it begins anew")
     for round in rounds[0 if state is None else state.get("round", 0):]:
@@ -97,7 +95,7 @@ class Trainer:
         self.round = self.args = None
         self.model = self.parallel = self.ema = self.optimizer = self.scheduler = None
         self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.skips = None
-        self.teacher = self._carried = None
+        self.teacher = self.digest = self._carried = None
         self.losses, self.best, self.begun = [], math.inf, time.monotonic()
         # Since the last reading: (what a step left on the device, its indices) and bad images.
         self.unread, self.unreadable = [], set()
@@ -126,18 +124,6 @@ class Trainer:
         """Optimiser steps in an epoch and faces in a step: a change would shift the schedule."""
         sampler = self.sampler
         return [sampler.steps, sampler.batch * sampler.accumulate * sampler.world]
-
-    @property
-    def faces(self):
-        """A digest of the set's training list: names and landmarks, wherever the folder lies."""
-        listed = self.set.lists["train"]
-        made = hashlib.sha256(numpy.ascontiguousarray(listed.points).tobytes())
-        made.update("\n".join(path.name for path in listed.images).encode("utf-8", "replace"))
-        return made.hexdigest()[:16]
-
-    def moved_from(self, state):
-        """Whether a state of save() was trained in another folder of faces."""
-        return state["args"].get("data_dir") != self.experiment_args.data_dir
 
     @property
     def start_step(self):
@@ -174,10 +160,10 @@ class Trainer:
         self.model.to(ranks.device, memory_format=torch.channels_last)
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
-        if self.teacher and self.teacher.model.crop != self.set.crop:
-            self.log(f"note: the teacher was trained on crops {self.teacher.model.crop}, the set "
-                     f"has {self.set.crop}")
+        if self.teacher:
+            self.set.tell_crop(self.teacher.model.crop, "the teacher", self.log)
         faces = self.set.lists["train"]
+        self.digest = faces.digest()
         if not args.hidden and faces.hidden is not None:
             self.log(f"{int(faces.hidden.sum())} hidden points are not trained")
             faces = faces.visible()
@@ -448,7 +434,7 @@ class Trainer:
         """
         self.ranks.share(checkpoint.save, {
             **self.description(), "round": self.round.number, "epoch": epoch, "step": step,
-            "measure": self.measure, "faces": self.faces, **self.carried(),
+            "measure": self.measure, "faces": self.digest, **self.carried(),
             "scaler": self.scaler.state_dict(), "best": self.best, "losses": self.losses,
             "skipped": self.skips.skipped, "in_a_row": self.skips.in_a_row,
             "seconds": self.seconds}, self.folder / "last.pt")
@@ -459,8 +445,9 @@ class Trainer:
             raise UserError(f"{self.folder / 'last.pt'}: had {state['measure']} steps an epoch and "
                             f"faces a step, now it would be {self.measure}; the training list, "
                             f"--batch-size and the number of processes must fit")
-        same = state.get("faces", None if self.moved_from(state) else self.faces) == self.faces
-        if not same:
+        moved = state["args"].get("data_dir") != self.experiment_args.data_dir
+        # Of before there were digests, only the folder's name tells.
+        if state.get("faces", None if moved else self.digest) != self.digest:
             raise UserError(f"{self.folder / 'last.pt'}: {self.set.folder} holds other training "
                             f"faces, or other landmarks, than those that it began with; it would "
                             f"be another run, with a new --exp, perhaps with --pretrained")

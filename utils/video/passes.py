@@ -68,7 +68,8 @@ def lay(predictor, points):
 def refine(predictor, image, boxes, passes=4):
     """Landmarks from rough nominal crops (n, 4) in pixels, as `Detector.to_crop` gives.
 
-    Each pass after the first lays the crop again around the landmarks by the training rule, from
+    The first pass also tries heads that lie on their side or stand on it, where an upright one is
+    doubtful. Each pass after it lays the crop again around the landmarks by the training rule, from
     the third one on only where that has just moved it by more than TOLERANCE. Returns points
     (n, K, 2) in pixels, confidence (n, K) and the crops (n, 4) of the last pass.
     """
