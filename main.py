@@ -74,6 +74,9 @@ def train(request):
             folder = trainer.train(args, resume, stop)
         finally:
             distributed.stop()
+    if folder is None and not launch.stopped():
+        # What is to follow a training (&&, a queue's next job) must not take it for done.
+        sys.exit(128 + stop.signal)
     if folder is None or int(os.environ.get("RANK", 0)):
         return False
     request.args.exp = folder.name

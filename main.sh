@@ -6,8 +6,8 @@
 #   two machines: the same line on each, with its own NODE_RANK (0, 1) and the first one's address:
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 bash main.sh 4 --train --exp NAME
 # Paths are relative to this file's folder, wherever the line is typed.
-# Ctrl-C, SIGTERM or a closed terminal: the step is finished and saved; twice: ends at once. A killed process: all are
-# started again, up to MAX_RESTARTS (3) times, and resume by themselves.
+# Ctrl-C, SIGTERM or a closed terminal: the step is finished and saved, the exit code is 128 plus the signal's number;
+# twice: ends at once. A killed process: all are started again, up to MAX_RESTARTS (3) times, and resume by themselves.
 set -u
 cd "$(dirname "$0")" || exit 2
 
@@ -36,9 +36,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( (cores + processes - 1) / processe
 PIPNET_CONTROL=$(mktemp -d) || exit 2
 export PIPNET_CONTROL
 interrupted=
+# Another machine was asked to stop: as if this one had been.
+ended=143
 # torchrun would answer a signal with a traceback; setsid keeps the terminal's Ctrl-C from it.
 stop() {
     interrupted=yes
+    ended=$((128 + $1))
     if [ -e "$PIPNET_CONTROL/stop" ]; then
         # Asked twice: at once, and torchrun held still so that it does not report its dead.
         kill -STOP "$child"; pkill -KILL -P "$child"; kill -KILL "$child"
@@ -49,9 +52,10 @@ stop() {
 hangup() {
     exec > /dev/null 2>&1
     pkill -HUP -P "$child"
-    stop
+    stop 1
 }
-trap stop TERM INT
+trap 'stop 15' TERM
+trap 'stop 2' INT
 trap hangup HUP
 # Before a --, torchrun would take --shut for its own --shutdown-timeout, written shorter.
 setsid "${launch[@]}" -- main.py "$@" --exp "$exp" &
@@ -66,6 +70,7 @@ elif [ -e "$PIPNET_CONTROL/stop" ]; then
     again=" $* "
     [[ $again == *" --exp "* || $again == *" --exp="* ]] || again+="--exp $exp "
     [[ $again == *" --resume "* ]] || again+="--resume"
+    status=$ended
     echo "stopped; go on with: bash main.sh $processes$again" 2>/dev/null
 fi
 rm -r "$PIPNET_CONTROL"

@@ -161,7 +161,7 @@ class Tree:
         while child.poll() is None and not due():
             time.sleep(0.02)
         child.send_signal(sent)
-        if child.wait() != (-sent if sent == signal.SIGKILL else 0):
+        if child.wait() != (-sent if sent == signal.SIGKILL else 128 + sent):
             raise RuntimeError(f"it ended by itself: {self.log.read_text()[-2000:]}")
 
     def outputs(self, path):

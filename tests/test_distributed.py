@@ -331,7 +331,7 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
     warm_module.wait_for((folder / "last.pt").exists)
     first.send_signal(signal.SIGTERM)
     text, _ = first.communicate(timeout=400)
-    assert first.returncode == 0, text
+    assert first.returncode == 128 + signal.SIGTERM, text
     assert "Traceback" not in text and "E11" not in text
     assert re.search(r"stopped; go on with: bash main.sh 2 --train --exp shot .*--resume", text)
     state = checkpoint.read(folder / "last.pt")
@@ -394,7 +394,8 @@ def test_two_machines(warm, alone, event):
     else:
         os.kill(ranks_of(f"{exp}-1")[1], signal.SIGKILL)
     texts = [agent.communicate(timeout=500)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(texts)
+    ended = 128 + signal.SIGTERM if event == "stop" else 0
+    assert [agent.returncode for agent in agents] == [ended, ended], "\n\n".join(texts)
     if event == "stop":
         assert all("stopped; go on with" in text for text in texts), texts
         assert checkpoint.read(folder / "last.pt")["epoch"] < 6

@@ -35,8 +35,11 @@ def test_find(tmp_path):
     for name in ("000", "good"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "best.pt").touch()
-    with pytest.raises(UserError, match="007: no such experiment; there are: 000, good"):
+    (tmp_path / "fast.pt").touch()
+    with pytest.raises(UserError, match="007: no such experiment; there are: 000, fast, good"):
         experiment.find_weights("007", folder=tmp_path)
+    with pytest.raises(UserError, match="there are: 000, good"):
+        experiment.find_experiment("007", tmp_path)
     assert experiment.find_weights("good", folder=tmp_path) == tmp_path / "good" / "best.pt"
     assert experiment.find_weights("good", ".onnx", tmp_path).name == "best.pt"
     (tmp_path / "good" / "best.onnx").touch()

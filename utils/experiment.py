@@ -84,13 +84,14 @@ def new_experiment(name="none", folder=WEIGHTS):
             number += 1
 
 
-def find_experiment(name, folder=WEIGHTS):
-    """The folder of an existing experiment. Raises UserError listing those that exist."""
+def find_experiment(name, folder=WEIGHTS, others=()):
+    """The folder of an existing experiment. Raises UserError listing those that exist, and others,
+    names that would do as well."""
     if name != "none" and (folder / name).is_dir():
         return folder / name
-    known = sorted(p.parent.name for p in folder.glob("*/*.pt"))
+    known = sorted({*others, *(p.parent.name for p in folder.glob("*/*.pt"))})
     what = "give --exp" if name == "none" else f"{name}: no such experiment"
-    raise UserError(f"{what}; there are: {', '.join(sorted(set(known))) or 'none yet'}")
+    raise UserError(f"{what}; there are: {', '.join(known) or 'none yet'}")
 
 
 def newest_experiment(pattern="best.*", folder=WEIGHTS):
@@ -130,7 +131,7 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
         for path in (folder / f"{name}{kind}" for kind in kinds):
             if path.is_file():
                 return path
-    found = find_experiment(name, folder)
+    found = find_experiment(name, folder, {path.stem for path in folder.glob("*.pt")})
     for path in (found / f"best{suffix}", found / "best.pt"):
         if path.is_file():
             return path

@@ -146,7 +146,7 @@ def _leave_terminal():
 
 
 class Stop:
-    """`asked`: whether a signal or main.sh has asked to end. Used with `with`.
+    """`asked`: whether a signal or main.sh has asked to end; `signal`: which. Used with `with`.
 
     Within, SIGTERM, SIGINT and SIGHUP (the terminal was closed) only ask, so that a step is
     finished and saved before the process ends; a second Ctrl-C ends it at once. Under nohup a
@@ -154,7 +154,7 @@ class Stop:
     """
 
     def __init__(self):
-        self._signalled, self._file = False, _told("stop")
+        self.signal, self._file = None, _told("stop")
 
     def __enter__(self):
         numbers = [signal.SIGTERM, signal.SIGINT]
@@ -169,16 +169,16 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number, _):
-        if self._signalled and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number not in (signal.SIGTERM, signal.SIGINT):
             _leave_terminal()
-        self._signalled = True
+        self.signal = number
 
     @property
     def asked(self):
         """Whether to end after this step; the ranks' answers may differ for a moment."""
-        return self._signalled or self._file is not None and self._file.exists()
+        return bool(self.signal) or self._file is not None and self._file.exists()
 
 
 if __name__ == "__main__":
