@@ -90,7 +90,7 @@ def export(args, actions):
     path = experiment.find_weights(args.exp, ".pt" if asked or "test" in actions else ".onnx")
     if not asked:
         path = path.with_suffix(".pt")
-        if not path.is_file() or not export.is_stale(path, args.flip_test):
+        if not path.is_file() or not export.is_stale(path):
             return
     path = export.export_weights(path, args.flip_test)
     if "int8" in actions:

@@ -195,7 +195,8 @@ def left_by(tree, exp):
 def tested(tree):
     """Numbers of a test with PyTorch and ONNX and what the tables say; outputs of an int8 file."""
     folder = tree.trained("timm")
-    tree.main("--test", "--test-onnx", "--flip-test", "--exp", "timm", "--report", "r.json")
+    tree.main("--export", "--test", "--test-onnx", "--flip-test", "--exp", "timm",
+              "--report", "r.json")
     table = [line for line in tree.main("--compare").splitlines() if "timm" in line]
     tree.main("--export", "--int8", "--exp", "timm")
     return {"report": digest(json.loads((tree.folder / "r.json").read_text())),

@@ -87,7 +87,9 @@ def test_a_set_without_photos_is_an_error(drawn_set):
 
 
 def test_pictures_of_detected_boxes_stand_beside_the_others():
-    assert [score._prefix(pathlib.Path(path), detector) for path, detector in (
-        ("weights/a/best.pt", "none"), ("weights/a/best.pt", "haar"), ("weights/tiny.pt", "none"),
-        ("weights/tiny.pt", "haar"))] == ["weights/a/", "weights/a/boxes-", "weights/tiny-",
-                                          "weights/tiny-boxes-"]
+    assert [score._prefix(pathlib.Path(path), detector, flip) for path, detector, flip in (
+        ("weights/a/best.pt", "none", False), ("weights/a/best.pt", "haar", False),
+        ("weights/a/best.pt", "none", True), ("weights/tiny.pt", "none", False),
+        ("weights/tiny.pt", "haar", True))] == [
+            "weights/a/", "weights/a/boxes-", "weights/a/flip-", "weights/tiny-",
+            "weights/tiny-boxes-flip-"]

@@ -137,6 +137,15 @@ def test_one_eye_is_enough():
     assert [(event.kind, event.start, event.end) for event in events] == [("blink", 2.0, 2.2)]
 
 
+@pytest.mark.parametrize("after, blinks", [([], 0), ([None] * 60, 0), ([0.9], 1)],
+                         ids=["the end", "unseen", "open again"])
+def test_a_blink_opens_the_eye_again(after, blinks):
+    person, events = Drowsiness(), []
+    for i, level in enumerate([0.9] * 60 + [0.1] * 5 + after):
+        events += person.update((level, level), None if level is None else level < 0.2, i / RATE)
+    assert len([event for event in events + person.finish() if event.kind == "blink"]) == blinks
+
+
 def test_a_short_loss_keeps_the_state_and_the_event():
     def level(t):
         return None if 2.5 <= t < 2.5 + UNSEEN - 0.1 else 0.0 if 1 <= t < 5 else 1.0

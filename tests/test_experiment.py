@@ -99,6 +99,8 @@ def test_records_scores_and_comparison(tmp_path):
     experiment.record_score(weights, report, "300W-256")
     experiment.record_score(weights, {"pytorch": {"test": {"nme": 9.0}}}, "another set")
     experiment.record_score(tmp_path / "shipped.pt", report, "300W-256")
+    experiment.record_score(weights.with_name("best.int8.onnx"), {"onnx": {"test": {"nme": 9.0}}},
+                            "300W-256")
     rows = experiment.read_records(tmp_path)
     assert [row["exp"] for row in rows] == ["000", "001"]
     assert (rows[0]["nme"], rows[0]["onnx_nme"], rows[0]["gmacs"]) == ("3.142", "3.142", "2.90")

@@ -110,6 +110,13 @@ def test_nme(golden):
                                   atol=1e-9)
 
 
+@pytest.mark.parametrize("threshold", [0.034, 0.05, 0.0505, 0.07, 0.08, 0.1])
+def test_auc_of_nothing_but_hits_is_one_and_of_misses_nothing(threshold):
+    assert metrics.fr_auc(numpy.zeros(5), threshold) == pytest.approx((0, 1), abs=1e-12)
+    assert metrics.fr_auc([0, numpy.nan], threshold) == pytest.approx((0.5, 0.5), abs=1e-12)
+    assert numpy.isnan(metrics.fr_auc([], threshold)).all()
+
+
 @pytest.mark.parametrize("percent", [8, 10])
 def test_fr_auc(golden, percent):
     found = metrics.fr_auc(golden["nmes"], percent / 100)

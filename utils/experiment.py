@@ -182,10 +182,11 @@ def record(row, folder=WEIGHTS):
 def record_score(weights, report, data):
     """Add the NMEs of a test's report to the line of the experiment that the weights belong to.
 
-    data: what was tested on; another set than the experiment's leaves its line alone.
+    data: what was tested on; another set than the experiment's leaves its line alone, as do other
+    files than its best (best.int8.onnx).
     """
     name = weights.parent.name
-    if not any((row["exp"], row["data"]) == (name, data)
+    if weights.stem != "best" or not any((row["exp"], row["data"]) == (name, data)
                for row in read_records(weights.parent.parent)):
         return
     scores = {column: f"{next(iter(report[way].values()))['nme']:.3f}"

@@ -164,9 +164,9 @@ def digest(model):
     return made.hexdigest()[:16]
 
 
-def is_stale(path, flip_test=False):
-    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these, or
-    does not average with the mirrored face though it is to, or the reverse."""
+def is_stale(path):
+    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these.
+    Whether it averages with the mirrored face is as it was exported."""
     import onnx
     target = path.with_suffix(".onnx")
     if not target.is_file():
@@ -176,7 +176,7 @@ def is_stale(path, flip_test=False):
     except Exception:  # What is no ONNX file raises protobuf's own kinds.
         return True
     return said.get("weights", "") != digest(
-        checkpoint.load_model(path, flip_test=flip_test))
+        checkpoint.load_model(path, flip_test=said.get("flip_test") == "true"))
 
 
 def licence(sets):

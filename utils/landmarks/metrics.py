@@ -38,13 +38,16 @@ def fr_auc(errors, threshold):
     """Failure rate and AUC of NMEs (N,) at a threshold, both 0..1.
 
     FR: the share of faces above the threshold. AUC: Simpson's rule over the cumulative error
-    distribution in steps of 1e-4 up to the threshold, divided by it; as the authors' code.
+    distribution in steps of 1e-4 up to the threshold, divided by it; as the authors' code. An NME
+    that is NaN is a failure in both; of no face, both are NaN.
     """
     errors = numpy.sort(numpy.asarray(errors, numpy.float64))
-    grid = numpy.arange(0, threshold + STEP, STEP)
+    if not len(errors):
+        return float("nan"), float("nan")
+    grid = numpy.linspace(0, threshold, max(2, round(threshold / STEP) + 1))
     ced = numpy.searchsorted(errors, grid, side="right") / len(errors)
     auc = scipy.integrate.simpson(ced, x=grid) / threshold
-    return float((errors > threshold).mean()), float(auc)
+    return float((~(errors <= threshold)).mean()), float(auc)
 
 
 def summary(errors):

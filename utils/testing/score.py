@@ -73,10 +73,10 @@ def test(args, actions):
     if len(ways) == 2:
         report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
-    prefix = _prefix(path, args.boxes)
+    prefix = _prefix(path, args.boxes, args.flip_test)
     draw_errors(next(iter(found.values())), model.scheme, prepared, prefix)
     write_faces(next(iter(found.values())), prepared, prefix)
-    if args.boxes == "none" and tested:
+    if args.boxes == "none" and tested and not args.flip_test:
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
     if args.report != "none":
@@ -214,8 +214,9 @@ def write_faces(found, prepared, prefix):
                                  f"{100 * value:.4f}" if numpy.isfinite(value) else ""])
 
 
-def _prefix(weights, detector):
+def _prefix(weights, detector, flip_test):
     """How the paths of pictures and tables begin: beside the weights, and of weights at the top of
     weights/, which share their folder, with their name. detector: of --boxes, or none."""
-    name = "" if weights.stem == "best" else f"{weights.stem}-"
-    return f"{weights.parent.as_posix()}/{name}{'' if detector == 'none' else 'boxes-'}"
+    names = ["" if weights.stem == "best" else f"{weights.stem}-",
+             "" if detector == "none" else "boxes-", "flip-" if flip_test else ""]
+    return f"{weights.parent.as_posix()}/{''.join(names)}"

@@ -180,21 +180,24 @@ class Drowsiness:
         self._held.finish(time)
         self._wide = None
         shut = self._with_lids(self._shut.finish(time), time)
-        return self._name(shut, self._half.finish(time))
+        opened = self._half.lapse is not None
+        return self._name(shut, self._half.finish(time), opened)
 
     def _with_lids(self, shut, time):
         """A stretch (start, end) of shut eyes with the ways of the lids; None stays None."""
         return shut and (max(shut[0] - LID, self._half.start),
                          min(shut[1] + LID, self._half.end(time)))
 
-    def _name(self, shut, half):
-        """The Events that stretches (start, end) of shut and half shut eyes are; None: no such."""
+    def _name(self, shut, half, opened=True):
+        """The Events that stretches (start, end) of shut and half shut eyes are; None: no such.
+        opened: whether the eyes were seen to open again, as after a blink."""
         events = []
         if shut is not None and _lasts(shut, MICROSLEEP):
             events.append(Event("sleep" if _lasts(shut, SLEEP) else "microsleep", *shut))
             self._slept = True
         if half is not None:
-            if not self._slept and _lasts(half, BLINK_SHORTEST) and not _lasts(half, BLINK_LONGEST):
+            brief = _lasts(half, BLINK_SHORTEST) and not _lasts(half, BLINK_LONGEST)
+            if opened and brief and not self._slept:
                 events.append(Event("blink", *half))
             self._slept = False
         return events
