@@ -224,7 +224,9 @@ class Demo:
         seen = self.refused + self.tracker.refused
         return (f"the detector saw {seen} boxes in which the network takes nothing for a face; "
                 f"--min-confidence {self.tracker.min_confidence / 2:.2f} asks less of it" if seen
-                else "the detector saw no face; YuNet or SCRFD (--detector PATH.onnx) see more")
+                else "the detector saw no face" + (
+                    "; YuNet or SCRFD (--detector PATH.onnx) see more"
+                    if self.given.detector == "haar" else ""))
 
     def close(self):
         """Write the events that were still going on, and finish the files. Raises UserError."""

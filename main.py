@@ -92,6 +92,8 @@ def export(args, actions):
         path = path.with_suffix(".pt")
         if not path.is_file() or not export.is_stale(path):
             return
+    if path.suffix != ".pt":
+        raise UserError(f"{path}: is what --export writes; give the .pt that it is made from")
     path = export.export_weights(path, args.flip_test)
     if "int8" in actions:
         quantize.export_int8(path, args)

@@ -44,6 +44,7 @@ stop() {
     ended=$((128 + $1))
     if [ -e "$PIPNET_CONTROL/stop" ]; then
         # Asked twice: at once, and torchrun held still so that it does not report its dead.
+        : > "$PIPNET_CONTROL/stopped"
         kill -STOP "$child"; pkill -KILL -P "$child"; kill -KILL "$child"
     fi
     : > "$PIPNET_CONTROL/stop"
@@ -66,7 +67,7 @@ while wait "$child" 2>/dev/null; status=$?; [ -n "$interrupted" ]; do interrupte
 if [ -e "$PIPNET_CONTROL/error" ]; then
     echo "error: $(cat "$PIPNET_CONTROL/error")" >&2
     status=2
-elif [ -e "$PIPNET_CONTROL/stop" ]; then
+elif [ -e "$PIPNET_CONTROL/stopped" ]; then
     again=" $* "
     [[ $again == *" --exp "* || $again == *" --exp="* ]] || again+="--exp $exp "
     [[ $again == *" --resume "* ]] || again+="--resume"

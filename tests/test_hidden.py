@@ -62,6 +62,27 @@ def test_readers_mark_what_is_covered(tmp_path):
         (False, False, False, True, False), (True,) * 5}
 
 
+def test_cvat_points_that_are_shapes_of_their_own(tmp_path):
+    _, scheme = write_coco(tmp_path / "own")
+    scheme, path = read_scheme(scheme), tmp_path / "own" / "cvat.xml"
+
+    def read(groups):
+        shapes = "".join(f'<points label="{i}" occluded="{int(i == 3)}"{group} '
+                         f'points="{x + 50 * number},{y}"/>'
+                         for number, group in enumerate(groups) for i, (x, y) in enumerate(FACE))
+        path.write_text(f'<annotations><image name="0.png">{shapes}</image></annotations>')
+        problems = []
+        return annotations.read(path, problems, scheme), problems
+
+    faces, problems = read([' group_id="1"', ' group_id="2"'])
+    assert not problems and [face.hidden.tolist() for face in faces] == [
+        [False, False, False, True, False]] * 2
+    assert faces[0].points[0] == pytest.approx(FACE[0])
+    assert faces[1].points[0] == pytest.approx(FACE[0] + [50, 0])
+    faces, problems = read(["", ""])
+    assert not faces and "points without a group_id: point 0 is there twice" in problems[0][1]
+
+
 def test_a_set_keeps_the_flags(own_set):
     faces = PreparedSet(own_set).lists["train"]
     assert faces.hidden.tolist() == [[f == 1 for f in flags] for flags in VISIBILITY]

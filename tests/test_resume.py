@@ -120,10 +120,10 @@ def test_best_is_the_same_after_a_kill_between_best_and_last(warm, alone):
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
-def test_a_signal_finishes_the_step_saves_and_exits_0(warm, alone, name):
+def test_a_signal_finishes_the_step_and_saves(warm, alone, name):
     exp = f"signalled-{name}"
     child = warm.run("--train", "--exp", exp, *warm.flags, hook=f"step:7:{name}")
-    assert child.code == 0, child.text
+    assert child.code == 128 + signal.Signals[f"SIG{name}"], child.text
     assert f"go on with: python main.py --resume --exp {exp}" in child.text
     assert "Traceback" not in child.text
     state = checkpoint.read(warm.folder(exp) / "last.pt")
@@ -145,7 +145,7 @@ def test_a_closed_terminal_saves(warm, alone, command):
         # A terminal that nobody reads stops its writers.
         os.read(terminal, 1 << 16)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
     assert not (folder / "best.onnx").exists(), "it did not go on to its end"
     child = warm.run("--resume", "--exp", folder.name)
     assert child.code == 0 and "goes on at" in child.text, child.text
@@ -216,7 +216,7 @@ def test_deterministic_reaches_torch(monkeypatch, wanted):
 
 
 def test_changes_are_listed_or_refused(warm):
-    assert warm.run("--train", "--exp", "change", *warm.flags, hook="step:7:TERM").code == 0
+    assert warm.run("--train", "--exp", "change", *warm.flags, hook="step:7:TERM").code == 143
     folder = warm.folder("change")
     before = (folder / "last.pt").read_bytes()
     for flags, said in ((["--backbone", "irnet18"], "cannot change backbone from mobilenetv3"),
@@ -238,18 +238,23 @@ def test_changes_are_listed_or_refused(warm):
     child = warm.run("--resume", "--exp", "change", "--lr", 0.01)
     assert child.code == 0 and "resume: lr stays 0.004, as all epochs are done" in child.text
     assert kept == [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
+    best = (folder / "best.pt").read_bytes()
+    (folder / "last.pt").unlink()
+    child = warm.run("--resume", "--exp", "change")
+    assert child.code == 2 and "is trained, and its last.pt, to go on from, is gone" in child.text
+    assert best == (folder / "best.pt").read_bytes()
     child = warm.run("--resume", "--exp", "chance")
     assert child.code == 2 and "no such experiment" in child.text and "change" in child.text
 
 
 def test_the_faces_may_move_but_not_change(warm, tmp_path):
     import shutil
-    assert warm.run("--train", "--exp", "moved", *warm.flags, hook="step:7:TERM").code == 0
+    assert warm.run("--train", "--exp", "moved", *warm.flags, hook="step:7:TERM").code == 143
     shutil.copytree(warm.faces, tmp_path / "elsewhere")
     child = warm.run("--resume", "--exp", "moved", "--data-dir", tmp_path / "elsewhere")
     assert child.code == 0, child.text
     assert f"resume: data_dir changed from {warm.faces} to {tmp_path / 'elsewhere'}" in child.text
-    assert warm.run("--train", "--exp", "other", *warm.flags, hook="step:7:TERM").code == 0
+    assert warm.run("--train", "--exp", "other", *warm.flags, hook="step:7:TERM").code == 143
     listed = tmp_path / "elsewhere" / "train.txt"
     lines = listed.read_text().splitlines()
     lines[0], lines[1] = lines[1], lines[0]
@@ -262,7 +267,7 @@ def test_a_shorter_training_list_is_refused(warm, tmp_path):
     import shutil
     shutil.copytree(warm.faces, tmp_path / "faces")
     flags = [*warm.flags[:-1], tmp_path / "faces"]
-    assert warm.run("--train", "--exp", "shrunk", *flags, hook="step:7:TERM").code == 0
+    assert warm.run("--train", "--exp", "shrunk", *flags, hook="step:7:TERM").code == 143
     lines = (tmp_path / "faces" / "train.txt").read_text().splitlines(True)
     (tmp_path / "faces" / "train.txt").write_text("".join(lines[:20]))
     child = warm.run("--resume", "--exp", "shrunk")

@@ -103,6 +103,12 @@ class PreparedSet:
         if crop != self.crop:
             log(f"note: {whose} was trained on crops {crop}, the set has {self.crop}")
 
+    def tell_size(self, size, log=print):
+        """Say where these crops are smaller than a network's input of size pixels."""
+        if self.size and self.size < size:
+            log(f"note: {self.folder} has crops of {self.size} px, blown up to the input's {size}; "
+                f"the generator's --target-size {size} prepares larger ones")
+
     def _read_description(self):
         path = self.folder / "set.yaml"
         if not path.is_file():

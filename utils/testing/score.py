@@ -57,6 +57,7 @@ def test(args, actions):
     for way, (model, function) in ways.items():
         schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
         prepared.tell_crop(model.crop)
+        prepared.tell_size(model.input_size)
         if args.boxes == "none":
             report[way], found[way] = score(function, model, prepared, args.workers)
         else:

@@ -1,8 +1,9 @@
 """main.sh and its processes: the checks before they start, and what they tell each other.
 
-They share the folder $PIPNET_CONTROL: main.sh makes the file `stop` there when it is told to end,
-a process that ends in a user's mistake writes it to `error`. torchrun starts dead processes again;
-those that find either file end at once. Imports nothing slow: signals must be caught early.
+They share the folder $PIPNET_CONTROL: main.sh makes the file `stop` there when it is told to end, a
+process that ends therefore `stopped`, one that ends in a user's mistake writes it to `error`.
+torchrun starts dead processes again; those that find one of these files end at once.
+Imports nothing slow: signals must be caught early.
 """
 import contextlib
 import errno
@@ -93,6 +94,11 @@ def _told(name):
     return pathlib.Path(folder, name) if folder else None
 
 
+def _has(name):
+    path = _told(name)
+    return path is not None and path.exists()
+
+
 def has_parent():
     """Whether main.sh and torchrun run this process, and would start it again."""
     return _told("stop") is not None
@@ -100,7 +106,10 @@ def has_parent():
 
 def is_over():
     """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
-    return any(path is not None and path.exists() for path in map(_told, ("stop", "error")))
+    over = [name for name in ("stop", "stopped", "error") if _has(name)]
+    if "stop" in over:
+        stopped()
+    return bool(over)
 
 
 def report(error):
@@ -113,7 +122,7 @@ def report(error):
 
 def stopped():
     """Let main.sh say how to go on; returns whether there is a main.sh."""
-    path = _told("stop")
+    path = _told("stopped")
     if path is not None:
         path.touch()
     return path is not None

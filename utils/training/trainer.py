@@ -54,8 +54,7 @@ def check(args):
 
 
 def _train_rounds(args, folder, ranks, resume, stop):
-    state = ranks.share(lambda: checkpoint.read(folder / "last.pt")
-                        if resume and (folder / "last.pt").exists() else None)
+    state = ranks.share(_read_last, folder) if resume else None
     trainer = Trainer(args, folder, ranks, stop)
     rounds = gssl.plan(args)
     if state is not None:
@@ -80,6 +79,16 @@ def _train_rounds(args, folder, ranks, resume, stop):
         experiment.plot_curves(folder)
         trainer.record()
     return folder
+
+
+def _read_last(folder):
+    """last.pt, or None where nothing is saved yet. Raises UserError."""
+    if (folder / "last.pt").exists():
+        return checkpoint.read(folder / "last.pt")
+    if (folder / "curves.png").exists():
+        raise UserError(f"{folder}: is trained, and its last.pt, to go on from, is gone; train on "
+                        f"under another name, with --pretrained {folder / 'best.pt'}")
+    return None
 
 
 class Trainer:
@@ -145,6 +154,7 @@ class Trainer:
         self.scheme = model_scheme(args.scheme, self.set.scheme)
         if "train" not in self.set.lists:
             raise UserError(f"{self.set.folder}: has no train.txt; it can only be tested on")
+        self.set.tell_size(args.input_size, self.log)
         if self.scheme.eyes is None and (args.eye_weight != 1 or args.shut):
             self.log(f"note: scheme {self.scheme.name} has no regions right eye and left eye: "
                      f"--eye-weight and --shut do nothing")

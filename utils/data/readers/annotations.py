@@ -225,32 +225,44 @@ def _labelme(content, scheme):
     for group, found in groups.items():
         def make(point_of, found=found):
             return _by_label([(label, place[0]) for label, place in found], point_of, scheme), None
-        yield f"group {group}", content.get("imagePath"), [label for label, _ in found], make
+        yield _group(group), content.get("imagePath"), [label for label, _ in found], make
 
 
 def _cvat(content, scheme):
-    """A skeleton's labelled points, or one shape of all of them in the scheme's order."""
+    """A skeleton's labelled points, one shape of all points in the scheme's order, or a labelled
+    shape for each point, of which a group_id tells faces of one photo apart."""
     for image in content.findall("image"):
+        faces, groups = [], collections.defaultdict(list)
         for number, shape in enumerate([*image.findall("points"), *image.findall("skeleton")]):
-            parts = shape.findall("points")
+            if shape.tag == "skeleton":
+                faces.append((f"shape {number}", shape.findall("points"), shape))
+            elif scheme.points > 1 and ";" not in shape.get("points"):
+                groups[shape.get("group_id")].append(shape)
+            else:
+                faces.append((f"shape {number}", None, shape))
+        faces += [(_group(group), parts, {}) for group, parts in groups.items()]
+        for name, parts, whole in faces:
+            def make(point_of, parts=parts, whole=whole):
+                covered = whole.get("occluded") == "1"
+                if parts is None:
+                    rows = [numbers(place.split(",")) for place in whole.get("points").split(";")]
+                    _check_count(len(rows), scheme)
+                    return numpy.array(rows), None, numpy.full(len(rows), covered)
+                for part in parts:
+                    point_of(part.get("label"))  # One that is outside may be wrong as well.
+                labelled = [part for part in parts if part.get("outside") != "1"]
+                points = _by_label([(part.get("label"), numbers(part.get("points").split(",")))
+                                    for part in labelled], point_of, scheme)
+                hidden = numpy.full(scheme.points, covered)
+                hidden[[point_of(part.get("label")) for part in labelled
+                        if part.get("occluded") == "1"]] = True
+                return points, None, hidden
+            yield (f"image {short(image.get('name'))} {name}", image.get("name"),
+                   [part.get("label") for part in parts or ()], make)
 
-            def make(point_of, shape=shape, parts=parts):
-                covered = shape.get("occluded") == "1"
-                if shape.tag == "skeleton":
-                    for part in parts:
-                        point_of(part.get("label"))  # One that is outside may be wrong as well.
-                    labelled = [part for part in parts if part.get("outside") != "1"]
-                    points = _by_label([(part.get("label"), numbers(part.get("points").split(",")))
-                                        for part in labelled], point_of, scheme)
-                    hidden = numpy.full(scheme.points, covered)
-                    hidden[[point_of(part.get("label")) for part in labelled
-                            if part.get("occluded") == "1"]] = True
-                    return points, None, hidden
-                rows = [numbers(place.split(",")) for place in shape.get("points").split(";")]
-                _check_count(len(rows), scheme)
-                return numpy.array(rows), None, numpy.full(len(rows), covered)
-            yield (f"image {short(image.get('name'))} shape {number}", image.get("name"),
-                   [part.get("label") for part in parts], make)
+
+def _group(group):
+    return "points without a group_id" if group is None else f"group {group}"
 
 
 def _dlib(content, scheme):
