@@ -11,14 +11,16 @@ import onnxruntime
 import pytest
 
 from assets import run_onnx
+from utils import checkpoint
 from utils.args import ROOT
+from utils.deploy.export import export
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
 from utils.video import passes
 from utils.video.detector import get_detector
 
-WEIGHTS, EYES = ROOT / "weights/fast.onnx", ROOT / "weights/eyes.onnx"
+WEIGHTS = ROOT / "weights/fast.onnx"
 PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 
 
@@ -35,7 +37,16 @@ def find(session, image, square):
     return run_onnx.landmarks(session, image, *run_onnx.lay_crop(points, crop, scheme))
 
 
-@pytest.mark.parametrize("weights", [WEIGHTS, EYES], ids=["fast", "eyes"])
+@pytest.fixture(scope="module", params=["fast", "eyes"])
+def weights(request, tmp_path_factory):
+    """Shipped, or made from what is."""
+    shipped = ROOT / f"weights/{request.param}.onnx"
+    if shipped.is_file():
+        return shipped
+    return export(checkpoint.load_model(shipped.with_suffix(".pt")),
+                  tmp_path_factory.mktemp("made") / shipped.name)
+
+
 @pytest.mark.parametrize("detector", ["haar", "yunet"])
 def test_landmarks_are_those_of_the_pipeline(detector, weights, request):
     if detector == "yunet":
