@@ -130,7 +130,8 @@ def _joined(tensors):
 
 
 def make_scheduler(optimizer, args, steps, total_steps):
-    """Linear warm-up, then a cosine to min_lr. steps: of an epoch. total_steps: of the cosine."""
+    """A cosine to min_lr over total_steps, its beginning replaced by a linear warm-up; steps: of an
+    epoch."""
     return timm.scheduler.CosineLRScheduler(
         optimizer, t_initial=total_steps, lr_min=args.min_lr, t_in_epochs=False,
         warmup_t=min(round(args.warmup_epochs * steps), total_steps - 1),
