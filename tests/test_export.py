@@ -126,6 +126,14 @@ def test_an_onnx_file_of_other_weights_is_stale(tiny_weights, tmp_path):
     assert is_stale(path), "its weights are others"
 
 
+@pytest.mark.parametrize("images", [
+    numpy.zeros((1, 64, 64, 3), numpy.float32), numpy.zeros((1, 32, 32, 3), numpy.uint8),
+    numpy.zeros((64, 64, 3), numpy.uint8), numpy.zeros((1, 64, 64, 1), numpy.uint8)])
+def test_a_predictor_takes_no_other_images(tiny_weights, images):
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, 64, 64, 3\)"):
+        Predictor(tiny_weights)(images)
+
+
 def test_the_flip_test_is_exported(tiny_weights, tmp_path):
     path, state = tmp_path / "net.pt", checkpoint.read(tiny_weights)
     checkpoint.save(state, path)

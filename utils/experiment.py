@@ -84,7 +84,7 @@ def new_experiment(name="none", folder=WEIGHTS):
             number += 1
 
 
-def find_experiment(name, folder=WEIGHTS, others=()):
+def find_experiment(name, folder=WEIGHTS, *, others=()):
     """The folder of an existing experiment. Raises UserError listing those that exist, and others,
     names that would do as well."""
     if name != "none" and (folder / name).is_dir():
@@ -131,7 +131,8 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
         for path in (folder / f"{name}{kind}" for kind in kinds):
             if path.is_file():
                 return path
-    found = find_experiment(name, folder, {path.stem for path in folder.glob("*.pt")})
+    found = find_experiment(name, folder,
+                            others={path.stem for path in folder.glob("*.pt")})
     for path in (found / f"best{suffix}", found / "best.pt"):
         if path.is_file():
             return path

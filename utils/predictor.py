@@ -31,11 +31,18 @@ class Predictor:
             self._load_torch(device, threads, lids, flip_test)
 
     def __call__(self, images):
-        """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
+        """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K).
+
+        Raises ValueError for other images: a network of torch would take them, and see nothing.
+        """
+        images, size = numpy.asarray(images), self.input_size
         if not len(images):
             empty = numpy.zeros((0, self.scheme.points, 2), numpy.float32)
             return empty, empty[..., 0]
-        return self._run(numpy.ascontiguousarray(numpy.asarray(images).transpose(0, 3, 1, 2)))
+        if images.dtype != numpy.uint8 or images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 "
+                             f"(N, {size}, {size}, 3)")
+        return self._run(numpy.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     def _load_onnx(self, device, threads, flip_test):
         import onnxruntime
