@@ -76,7 +76,7 @@ def train(request):
             distributed.stop()
     if folder is None and not launch.stopped():
         # What is to follow a training (&&, a queue's next job) must not take it for done.
-        sys.exit(128 + stop.signal)
+        sys.exit(stop.code)
     if folder is None or int(os.environ.get("RANK", 0)):
         return False
     request.args.exp = folder.name

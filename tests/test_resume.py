@@ -162,6 +162,13 @@ def test_nohup_is_obeyed():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_rank_that_only_heard_of_the_stop_ends_as_by_sigterm():
+    with launch.Stop() as stop:
+        assert stop.code == 143
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and stop.code == 130
+
+
 def test_an_experiment_in_training_is_not_trained_twice(warm, alone):
     with experiment.Lock(alone):
         child = warm.run("--resume", "--exp", "alone")

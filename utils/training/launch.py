@@ -155,7 +155,7 @@ def _leave_terminal():
 
 
 class Stop:
-    """`asked`: whether a signal or main.sh has asked to end; `signal`: which. Used with `with`.
+    """`asked`: whether a signal or main.sh has asked to end. Used with `with`.
 
     Within, SIGTERM, SIGINT and SIGHUP (the terminal was closed) only ask, so that a step is
     finished and saved before the process ends; a second Ctrl-C ends it at once. Under nohup a
@@ -163,7 +163,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal, self._file = None, _told("stop")
+        self._signal, self._file = None, _told("stop")
 
     def __enter__(self):
         numbers = [signal.SIGTERM, signal.SIGINT]
@@ -178,16 +178,21 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number, _):
-        if self.signal and number == signal.SIGINT:
+        if self._signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number not in (signal.SIGTERM, signal.SIGINT):
             _leave_terminal()
-        self.signal = number
+        self._signal = number
 
     @property
     def asked(self):
         """Whether to end after this step; the ranks' answers may differ for a moment."""
-        return bool(self.signal) or self._file is not None and self._file.exists()
+        return bool(self._signal) or self._file is not None and self._file.exists()
+
+    @property
+    def code(self):
+        """The exit code of who was stopped: as if by SIGTERM where only another rank was asked."""
+        return 128 + (self._signal or signal.SIGTERM)
 
 
 if __name__ == "__main__":
