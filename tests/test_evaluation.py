@@ -94,6 +94,24 @@ def test_crops_of_a_list_are_read_once_where_they_are_kept(drawn_set, monkeypatc
     assert large == []
 
 
+def test_a_face_of_several_lists_is_predicted_once(drawn_set):
+    faces, asked = PreparedSet(drawn_set).lists["train"], []
+
+    def numbered(part):
+        asked.append([path.name for path in part.images])
+        return [faces.images.index(path) for path in part.images], part.points
+
+    lists = {"full": faces, "part": faces.take([2, 0])}
+    found = list(predict.once(lists, numbered))
+    assert asked == [[path.name for path in faces.images]]
+    assert [(name, one) for name, one, _ in found] == list(lists.items())
+    assert found[1][2][0].tolist() == [2, 0]
+    assert (found[1][2][1] == faces.points[[2, 0]]).all()
+    # A part that comes first leaves the rest to be asked for.
+    list(predict.once({"part": lists["part"], "full": faces}, numbered))
+    assert [len(names) for names in asked[1:]] == [2, len(faces) - 2]
+
+
 def test_a_model_of_another_scheme_is_refused():
     with pytest.raises(UserError, match="eyes.*12 of 300W's points.*WFLW.*98"):
         schemes.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")

@@ -15,13 +15,9 @@ def score(predictor, detector, prepared):
     NME, FR and AUC are over the faces found. Raises UserError where the set keeps no photos.
     """
     numbers, details = {}, {}
-    photos, known = {}, {}
-    for name, faces in prepared.tests.items():
-        # Lists overlap: 300W's common and challenging faces are its full list.
-        new = [i for i, image in enumerate(faces.images) if image not in known]
-        known.update(zip([faces.images[i] for i in new], zip(*_predict(
-            predictor, detector, faces.take(new), photos, prepared.upright))))
-        predicted, found = map(numpy.array, zip(*(known[image] for image in faces.images)))
+    photos = {}
+    for name, faces, (predicted, found) in predict.once(prepared.tests, lambda faces: _predict(
+            predictor, detector, faces, photos, prepared.upright)):
         if not found.any():
             raise UserError(f"{detector.name} finds no face of {name}")
         kept = faces.take(numpy.flatnonzero(found))

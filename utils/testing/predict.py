@@ -44,6 +44,20 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     return out
 
 
+def once(lists, predict):
+    """(name, FaceList, predictions) of each of lists {name: FaceList}: what predict(FaceList)
+    gives, arrays of one entry a face. Lists overlap, as 300W's common and challenging faces are its
+    full list: a face that was in an earlier one is not predicted again.
+    """
+    known = {}
+    for name, faces in lists.items():
+        new = [i for i, image in enumerate(faces.images) if image not in known]
+        if new:
+            known.update(zip([faces.images[i] for i in new], zip(*predict(faces.take(new)))))
+        yield name, faces, [numpy.array(part) for part in
+                            zip(*(known[image] for image in faces.images))]
+
+
 def torch_predict(model, device):
     """A function for predict_list from a LandmarkNet."""
     @torch.inference_mode()

@@ -91,14 +91,10 @@ def score(function, model, prepared, workers=0):
     ({list: numbers}, {list: (landmarks, NMEs)}); numbers are metrics.summary in photo pixels plus
     `nme_crop`, `fr8_crop` ... in published units.
     """
-    numbers, found, known = {}, {}, {}
-    for name, faces in prepared.tests.items():
-        # Lists overlap: 300W's common and challenging faces are its full list.
-        new = [i for i, image in enumerate(faces.images) if image not in known]
-        if new:
-            known.update(zip([faces.images[i] for i in new], predict.predict_list(
-                function, faces.take(new), prepared.margin, model.input_size, workers=workers)))
-        predicted = numpy.stack([known[image] for image in faces.images])
+    numbers, found = {}, {}
+    for name, faces, (predicted,) in predict.once(prepared.tests, lambda faces: [
+            predict.predict_list(function, faces, prepared.margin, model.input_size,
+                                 workers=workers)]):
         nme, published = predict.errors(predicted, faces, model.scheme, prepared.scheme)
         numbers[name] = predict.summarise(nme, published)
         found[name] = predicted, nme

@@ -108,7 +108,7 @@ def is_over():
     """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
     over = [name for name in ("stop", "stopped", "error") if _has(name)]
     if "stop" in over:
-        stopped()
+        stopped()  # Told before it began: main.sh is to say how to go on.
     return bool(over)
 
 
