@@ -24,7 +24,8 @@ MIN_CONFIDENCE = 0.15
 def find_faces(image, detector="haar"):
     """Centres and sides (n, 3) of the squares around faces' landmarks, in pixels of BGR image."""
     zoom = min(1, SIDE / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, [max(1, round(zoom * n)) for n in image.shape[1::-1]],
+                       interpolation=cv2.INTER_AREA)
     if detector == "haar":
         file = cv2.data.haarcascades + "haarcascade_frontalface_default.xml"
         grey, (down, ratio) = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), HAAR
@@ -40,8 +41,13 @@ def find_faces(image, detector="haar"):
 
 
 def read_metadata(session):
-    """What the file says of itself: crop rule, scheme, and the least mean confidence of a face."""
+    """What the file says of itself: crop rule, scheme, and the least mean confidence of a face.
+
+    Raises ValueError for other files than main.py --export writes.
+    """
     meta = session.get_modelmeta().custom_metadata_map
+    if "crop" not in meta or session.get_outputs()[0].name != "landmarks":
+        raise ValueError("is no .onnx of main.py --export (for a .raw.onnx see decode_maps.py)")
     least = json.loads(meta.get("eyes", "{}")).get("face") or MIN_CONFIDENCE
     return json.loads(meta["crop"]), json.loads(meta["scheme"]), least
 
@@ -50,6 +56,14 @@ def landmarks(session, image, centre, size):
     """Landmarks (K, 2) in pixels of BGR image and confidence (K,), from the crop with this centre
     (2,) and this size, a number or (2,)."""
     pixels = session.get_inputs()[0].shape[2]
+    shrink = int(numpy.min(size) / pixels)
+    if shrink > 1:
+        # Averaged down: a warp looks at four pixels alone, and points would move by up to 1 %.
+        small = cv2.resize(image, [max(1, n // shrink) for n in image.shape[1::-1]],
+                           interpolation=cv2.INTER_AREA)
+        ratio = numpy.divide(small.shape[1::-1], image.shape[1::-1])
+        points, confidence = landmarks(session, small, (centre + 0.5) * ratio - 0.5, size * ratio)
+        return (points + 0.5) / ratio - 0.5, confidence
     corner, zoom = centre - numpy.divide(size, 2), numpy.full(2, pixels) / size
     warp = numpy.column_stack([numpy.diag(zoom), -corner * zoom - 0.5])
     face = cv2.cvtColor(cv2.warpAffine(image, warp, (pixels, pixels)), cv2.COLOR_BGR2RGB)
@@ -88,9 +102,16 @@ def main():
     image = cv2.imread(given.photo)
     if image is None:
         parser.error(f"{given.photo}: is no image that OpenCV can read")
-    crop, scheme, least = read_metadata(session)
+    try:
+        crop, scheme, least = read_metadata(session)
+    except ValueError as error:
+        parser.error(f"{given.weights}: {error}")
+    try:
+        faces = find_faces(image, given.detector)
+    except cv2.error:
+        parser.error(f"{given.detector}: OpenCV does not take it for a YuNet .onnx")
     drawn, count = image.copy(), 0
-    for x, y, side in find_faces(image, given.detector):
+    for x, y, side in faces:
         points, _ = landmarks(session, image, numpy.array([x, y]), side * crop["scale"])
         # Again from where the landmarks are, which is how training cuts its faces.
         points, confidence = landmarks(session, image, *lay_crop(points, crop, scheme))
@@ -99,7 +120,8 @@ def main():
         count += 1
         print(f"face at {points.mean(0).round(1).tolist()}, confidence {confidence.mean():.2f}")
         for px, py in points:
-            cv2.circle(drawn, (round(float(px)), round(float(py))), 2, (0, 255, 0), -1)
+            cv2.circle(drawn, (round(float(px)), round(float(py))), max(2, round(side / 100)),
+                       (0, 255, 0), -1)
     try:
         written = cv2.imwrite(given.output, drawn)
     except cv2.error:

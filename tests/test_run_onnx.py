@@ -14,6 +14,7 @@ from assets import run_onnx
 from utils import checkpoint
 from utils.args import ROOT
 from utils.deploy.export import export
+from utils.deploy.raw import export_raw
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
@@ -87,6 +88,33 @@ def test_the_command(tmp_path):
     (tmp_path / "empty.jpg").touch()
     done = run(WEIGHTS, tmp_path / "empty.jpg", tmp_path / "no.png")
     assert done.returncode == 2 and "is no image" in done.stderr
+    done = run(WEIGHTS, PORTRAIT, tmp_path / "no.png", "--detector", WEIGHTS)
+    assert done.returncode == 2 and "does not take it for a YuNet" in done.stderr
+    pixel = tmp_path / "pixel.png"
+    cv2.imwrite(str(pixel), numpy.zeros((1, 1500, 3), numpy.uint8))
+    done = run(WEIGHTS, pixel, tmp_path / "none.png")
+    assert done.returncode == 0 and "0 faces" in done.stdout, done.stderr
+
+
+def test_the_maps_alone_are_refused(tmp_path, monkeypatch, capsys):
+    raw = export_raw(checkpoint.load_model(ROOT / "weights/tiny.pt"), tmp_path / "t.raw.onnx", 17)
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(raw), str(PORTRAIT), "out.png"])
+    with pytest.raises(SystemExit):
+        run_onnx.main()
+    assert "decode_maps.py" in capsys.readouterr().err
+
+
+def test_a_large_face_is_averaged_down():
+    session = onnxruntime.InferenceSession(str(WEIGHTS), providers=["CPUExecutionProvider"])
+    image = cv2.imread(str(PORTRAIT))
+    square, = run_onnx.find_faces(image)
+    rng = numpy.random.default_rng(0)
+    large = cv2.resize(image, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    # Noise of single pixels, which averaging takes away and a warp that looks at four does not.
+    noisy = cv2.add(large, rng.normal(0, 100, large.shape), dtype=cv2.CV_8U)
+    points, _ = find(session, image, square)
+    enlarged, _ = find(session, noisy, (square + (0.5, 0.5, 0)) * 8 - (0.5, 0.5, 0))
+    assert numpy.abs((enlarged + 0.5) / 8 - 0.5 - points).mean() < 0.005 * square[2]
 
 
 def test_a_photo_without_a_face():
