@@ -1,7 +1,7 @@
 """For torch.hub: torch.hub.load("path/of/this/repository", "pipnet", source="local")."""
 from utils import checkpoint, experiment
 
-dependencies = ["torch", "torchvision", "timm", "cv2", "numpy", "scipy", "yaml"]
+dependencies = ["torch", "torchvision", "timm", "numpy", "yaml"]
 
 
 def pipnet(weights="fast", device="cpu"):
@@ -12,6 +12,4 @@ def pipnet(weights="fast", device="cpu"):
     landmarks (N, K, 2) in crop units and confidence (N, K); model.crop says how a crop is laid,
     model.scheme what the points are. Raises utils.errors.UserError.
     """
-    shipped = experiment.WEIGHTS / f"{weights}.pt"
-    path = shipped if shipped.is_file() else experiment.find_weights(weights)
-    return checkpoint.load_model(path, device)
+    return checkpoint.load_model(experiment.find_weights(weights), device)

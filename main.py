@@ -22,19 +22,21 @@ def main():
     try:
         dispatch(parse())
     except UserError as error:
-        if not launch.report(error):
+        if not launch.has_parent():
             raise
+        launch.tell_error(error)
         sys.exit(0 if launch.leave() else 2)
     except BrokenPipeError:
-        if not launch.stopped():
+        if not launch.has_parent():
             raise
+        launch.tell_stopped()
         # torchrun would take it for a crash, and start again what nobody reads.
         sys.exit(0 if launch.leave() else 2)
     launch.leave(0)
 
 
 def dispatch(request):
-    """Train, export, test: what was asked for, in this order; after training rank 0 alone goes on.
+    """Do what was asked for, in this order; after training rank 0 alone goes on.
 
     What is slow to import is imported by what needs it.
     """
@@ -46,16 +48,17 @@ def dispatch(request):
             return
         # What is not typed is as the experiment was trained: its set, above all.
         args = launch.resumed(request)
-        args.exp = request.args.exp
+        for name in ("exp", *launch.OF_ONE_COMMAND):
+            setattr(args, name, getattr(request.args, name))
         if args.dump_pseudo and "train" not in actions:
             dump_pseudo(args)
-        if "fit_shape" in actions:
-            fit_shape(args, actions)
+        if actions & {"fit_shape", "fit_eyes"}:
+            fit(args, actions)
         if actions & {"train", "export", "test_onnx"}:
             export(args, actions)
         if actions & {"test", "test_onnx"}:
             test(args, actions)
-        if actions & {"fit_eyes", "test_eyes"}:
+        if "test_eyes" in actions:
             test_eyes(args, actions)
         if "compare" in actions:
             print(experiment.compare(), end="")
@@ -74,9 +77,11 @@ def train(request):
             folder = trainer.train(args, resume, stop)
         finally:
             distributed.stop()
-    if folder is None and not launch.stopped():
-        # What is to follow a training (&&, a queue's next job) must not take it for done.
-        sys.exit(stop.code)
+    if folder is None:
+        launch.tell_stopped()
+        if not launch.has_parent():
+            # What is to follow a training (&&, a queue's next job) must not take it for done.
+            sys.exit(stop.code)
     if folder is None or int(os.environ.get("RANK", 0)):
         return False
     request.args.exp = folder.name
@@ -94,7 +99,8 @@ def export(args, actions):
             return
     if path.suffix != ".pt":
         raise UserError(f"{path}: is what --export writes; give the .pt that it is made from")
-    path = export.export_weights(path, args.flip_test)
+    # Who did not ask for a file gets it as it was.
+    path = export.export_weights(path, args.flip_test or not asked and export.averages(path))
     if "int8" in actions:
         quantize.export_int8(path, args)
     if "raw" in actions:
@@ -105,11 +111,15 @@ def export(args, actions):
             print(f"note: {other} is as it was; --export --{kind} writes it anew")
 
 
-def fit_shape(args, actions):
-    """Fit what a model's landmarks together say of each one's error."""
+def fit(args, actions):
+    """Fit what a model's landmarks say of each one's error, and how it tells shut eyes."""
+    from utils.testing import eyes
     from utils.training import shape_fit
-    if shape_fit.fit_weights(args) and not actions & {"train", "export"}:
-        export(args, {"export"})
+    # The eyes last: the shape head moves them.
+    changed = [module.fit_weights(args) for action, module in
+               (("fit_shape", shape_fit), ("fit_eyes", eyes)) if action in actions]
+    if any(changed) and not actions & {"train", "export"}:
+        export(args, actions)
 
 
 def test(args, actions):
@@ -119,12 +129,12 @@ def test(args, actions):
 
 
 def test_eyes(args, actions):
-    """Fit what a model sees of shut eyes, score it, or both."""
+    """Score how a model tells shut eyes from open ones."""
     from utils.testing import eyes
-    if "fit_eyes" in actions and eyes.fit_weights(args):
-        export(args, {"export"})
-    if "test_eyes" in actions:
-        eyes.test(args)
+    if "fit_eyes" in actions:
+        print("note: the eyes that follow are those of the fit, which flatters; score others with "
+              "--test-eyes alone")
+    eyes.test(args)
 
 
 def dump_pseudo(args):

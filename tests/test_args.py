@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import main
 from utils import args as settings
 from utils.args import load_args, parse
 from utils.errors import UserError
@@ -46,6 +47,23 @@ def test_a_named_file_wins_over_what_an_experiment_was_begun_with(tmp_path, monk
     path.write_text("data_dir: other\nboxes: none\n")
     args = launch.resumed(parse(["--test", "--exp", "one", "--args", str(path), "--boxes", "x"]))
     assert (args.lr, args.data_dir, args.boxes) == (0.3, "other", "x")
+
+
+def test_what_a_training_was_followed_by_is_not_done_again(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    settings.save_args(load_args({"lr": 0.3, "boxes": "haar", "dump_pseudo": 64, "device": "cpu",
+                                  "report": "a.json", "flip_test": True}),
+                       tmp_path / "one" / "args.yaml")
+    monkeypatch.setattr("utils.experiment.WEIGHTS", tmp_path)
+    seen = []
+    for name in ("test", "export", "dump_pseudo"):
+        monkeypatch.setattr(main, name, lambda args, *_: seen.append(args))
+    main.dispatch(parse(["--test", "--exp", "one", "--by-pose"]))
+    (args,) = seen
+    assert (args.lr, args.device, args.by_pose, args.exp) == (0.3, "cpu", True, "one")
+    assert (args.boxes, args.dump_pseudo, args.report, args.flip_test) == ("none", 0, "none", False)
+    # Going on with the training itself, everything is as it was begun.
+    assert launch.resumed(parse(["--resume", "--exp", "one"])).dump_pseudo == 64
 
 
 def test_resume_trains_whatever_else_is_asked():

@@ -1,4 +1,5 @@
 """compile: the same training where torch can compile the network, and one line where it cannot."""
+import copy
 import shutil
 
 import pytest
@@ -29,7 +30,7 @@ def settings(**given):
 def test_nothing_is_compiled_unless_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     model = Net()
-    assert engine.compiled(model, model, settings(), None, Ranks()) == (model, None)
+    assert engine.compiled(model, None, settings(), None, Ranks()) == (model, None)
 
 
 def test_a_compiler_that_fails_leaves_no_trace(monkeypatch):
@@ -42,7 +43,7 @@ def test_a_compiler_that_fails_leaves_no_trace(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     model = Net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    call, said = engine.compiled(model, model, settings(compile=True), None, Ranks())
+    call, said = engine.compiled(model, copy.deepcopy(model), settings(compile=True), None, Ranks())
     assert call is model and said == "compile: not here, goes on without: no C++ compiler"
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,4 +1,5 @@
 """weights/<exp>/: names, tables and plots."""
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_weights_when_none_are_named(tmp_path):
     assert experiment.find_weights("none", ".pt", tmp_path) == tmp_path / "000/best.pt"
     (tmp_path / "001").mkdir()
     (tmp_path / "001/best.pt").touch()
-    os.utime(tmp_path / "001", (2e9, 2e9))
+    os.utime(tmp_path / "001/best.pt", (2e9, 2e9))
     assert experiment.find_weights("none", ".onnx", tmp_path) == tmp_path / "001/best.pt"
     for name in ("tiny.pt", "tiny.onnx"):
         (tmp_path / name).touch()
@@ -73,6 +74,27 @@ def test_weights_when_none_are_named(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/best.pt").touch()
     assert experiment.find_weights("tiny", ".pt", tmp_path) == tmp_path / "tiny/best.pt"
+
+
+def _record_some(folder, name):
+    for number in range(20):
+        experiment.record({"exp": f"{name}{number}", "lr": 0.1}, folder)
+
+
+def test_experiments_that_end_together_are_all_recorded(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_record_some, args=(tmp_path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(experiment.read_records(tmp_path)) == 40
+
+
+def test_a_file_is_no_experiment(tmp_path):
+    (tmp_path / "results.csv").touch()
+    with pytest.raises(UserError, match="the experiment exists"):
+        experiment.new_experiment("results.csv", tmp_path)
 
 
 def test_epochs_are_written_and_rewritten(tmp_path):

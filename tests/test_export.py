@@ -170,6 +170,22 @@ def test_a_test_exports_anew_what_is_stale(tiny_weights, tmp_path, capsys):
     assert "net.int8.onnx is as it was; --export --int8" in capsys.readouterr().out
 
 
+def test_a_file_is_exported_anew_as_it_was(tiny_weights, tmp_path):
+    path = tmp_path / "net.pt"
+    state = checkpoint.read(tiny_weights)
+    checkpoint.save(state, path)
+    settings = argparse.Namespace(exp=str(path), flip_test=False)
+    main.export(argparse.Namespace(exp=str(path), flip_test=True), {"export"})
+    assert Predictor(path.with_suffix(".onnx")).flip_test
+    state["weights"] = {name: value * 1.01 for name, value in state["weights"].items()}
+    checkpoint.save(state, path)
+    assert is_stale(path)
+    main.export(settings, {"test", "test_onnx"})
+    assert Predictor(path.with_suffix(".onnx")).flip_test and not is_stale(path)
+    main.export(settings, {"export"})
+    assert not Predictor(path.with_suffix(".onnx")).flip_test
+
+
 def test_the_file_carries_the_licence_of_its_data(exported):
     described = onnxruntime.InferenceSession(str(exported[1])).get_modelmeta().custom_metadata_map
     assert described["licence"].startswith("code MIT; weights: that of their data, ")

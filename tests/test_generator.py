@@ -15,6 +15,7 @@ from utils.data import generator, sheet
 from utils.data.dataset import PreparedSet
 from utils.data.drawn_faces.render import render
 from utils.data.generator import DataGenerator
+from utils.data.readers.face import Face
 from utils.errors import UserError
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
@@ -56,6 +57,25 @@ def test_validation_is_split_by_photo(prepared):
                 for p in prepared.lists[name].images}
     assert not photos("train") & photos("val")
     assert len(prepared.lists["val"]) >= 2
+
+
+def test_a_set_holds_out_in_a_merged_one_what_it_holds_out_alone():
+    def faces(source, count):
+        return [Face(pathlib.Path("x"), None, ("train",), source, f"{source}/{i}", f"{source}{i}")
+                for i in range(count)]
+
+    def held_out(*parts):
+        return generator._held_out(sum(parts, []), 0.1)
+
+    first, second = faces("first", 400), faces("second", 300)
+    alone, merged = held_out(first), held_out(first, second)
+    assert len(alone) == 40 and len(merged) == 70
+    of_first = {group for group in merged if group.startswith("first")}
+    # The share is of the merged set, so that a few at the margin change sides.
+    assert of_first <= alone or alone <= of_first
+    assert 30 < len(of_first) < 50 and held_out(second, first) == merged
+    twins = [face for face in first[:50] for _ in range(3)]
+    assert len(held_out(twins)) == 5
 
 
 def test_lines_lead_back_to_the_photo(w300, prepared):

@@ -68,6 +68,11 @@ def test_nme_is_of_the_known_points():
     numbers = metrics.summary(metrics.nme(found, truth, norm))
     assert numbers["nme"] == 50 and (numbers["faces"], numbers["unscored"]) == (2, 2)
     assert "unscored" not in metrics.summary([0.1])
+    # A prediction that is no number is no missing point: it must not leave its face unscored.
+    found[0, 1] = numpy.nan
+    assert metrics.nme(found, truth, norm)[:2].tolist() == [numpy.inf, 0.5]
+    numbers = metrics.summary(metrics.nme(found, truth, norm))
+    assert (numbers["nme"], numbers["faces"], numbers["fr8"]) == (numpy.inf, 2, 100)
     assert numpy.isnan(metrics.summary([numpy.nan])["nme"])
 
 

@@ -49,6 +49,12 @@ def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
         score.test(args, {"test"})
 
 
+def test_the_faces_of_one_photo_alone_are_all_trained(tmp_path):
+    faces = [("train", FACE), ("train", FACE + 4), ("train", FACE - 4)]
+    lists = PreparedSet(prepare(tmp_path / "own", FIVE, faces, ["0.png"] * 3)).lists
+    assert (len(lists["train"]), len(lists["val"])) == (3, 0)
+
+
 def test_a_set_without_training_faces_is_not_trained_on(tmp_path, weights):
     data = prepare(tmp_path / "own", FIVE, [("test", FACE)])
     with pytest.raises(UserError, match="has no train.txt"):

@@ -99,6 +99,22 @@ class Film:
         pass
 
 
+def test_a_camera_whose_frames_cannot_be_decoded_is_opened_again(monkeypatch, capsys):
+    class Broken(Film):
+        def retrieve(self):
+            return False, None
+
+    opened = iter([Broken(), Film()])
+    monkeypatch.setattr(sources, "STALLED", 0.05)
+    monkeypatch.setattr(sources, "PAUSES", [0.01])
+    monkeypatch.setattr(sources.Live, "_open", lambda self: next(opened))
+    live = sources.open_source("stream", "rtsp://anywhere")
+    frame, _ = live.read()
+    assert frame.shape == (2, 2, 3)
+    live.release()
+    assert "no frame comes; opening it again" in capsys.readouterr().err
+
+
 def test_a_slow_reader_gets_the_newest_frame_and_when_it_was_taken(monkeypatch):
     film = Film()
     monkeypatch.setattr(sources.Live, "_open", lambda self: film)

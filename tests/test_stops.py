@@ -129,10 +129,10 @@ def test_a_step_asks_the_gpu_nothing(warm, tiny_weights, tmp_path, monkeypatch, 
         warnings.simplefilter("ignore")  # There is no GPU for autocast.
         for number in range(3):
             training.train_step(batches, number)
-        assert len(training.unread) == 3
+        assert len(training.pending) == 3
         # Whereas a reading does.
         with pytest.raises(DataDependentOutputException):
-            training.read(False, 0.0)
+            training.drain(False, 0.0)
 
 
 def test_a_batch_is_augmented_without_a_question(drawn_set, monkeypatch):
@@ -213,7 +213,7 @@ def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, 
     for name in ("model", "ema"):
         assert not same(states[2][name], states[3][name])
         assert all(torch.isfinite(v).all() for v in states[3][name].values())
-    assert [bool(left[1]) for left, _ in training.unread] == [False, True, True, False]
+    assert [bool(left[1]) for left, _ in training.pending] == [False, True, True, False]
 
 
 def test_the_average_moves_as_timm_moves_it():
@@ -236,13 +236,13 @@ def twice(warm, tmp_path, calls, epochs=1, **given):
         folder = tmp_path / str(pause)
         folder.mkdir()
         training = test_faults.training(warm.faces, folder, calls, **given)
-        read, readings = training.read, []
+        read, readings = training.drain, []
 
         def slowly(*arguments, read=read, pause=pause, readings=readings):
             readings.append(1)
             return (*read(*arguments)[:3], pause)
 
-        training.read = slowly
+        training.drain = slowly
         training.readings = readings
         for epoch in range(epochs):
             try:
@@ -282,15 +282,15 @@ def test_overflows_are_told_from_bad_steps_though_they_are_read_late(warm, tmp_p
 
 def test_a_save_has_read_everything(warm, tmp_path):
     training = test_faults.training(warm.faces, tmp_path, {4}, fused=True)
-    read, saves = training.read, []
+    read, saves = training.drain, []
 
     def slowly(*arguments):
         training.stop.asked = len(training.losses) > 0
         return (*read(*arguments)[:3], 3)
 
-    training.read = slowly
+    training.drain = slowly
     training.save = lambda *at: saves.append(
-        (at, len(training.losses), training.skips.skipped, len(training.unread)))
+        (at, len(training.losses), training.skips.skipped, len(training.pending)))
     assert not training.train_epoch(0)
     # Three steps after the first one, of which the second was bad.
     assert saves == [((0, 4), 3, 1, 0)]
@@ -302,8 +302,8 @@ def test_a_gpu_is_read_about_twice_a_second(warm, tmp_path, monkeypatch, seconds
     training.ranks = Ranks(device=GPU)
     clock = SimpleNamespace(monotonic=lambda: 100 + 2 * seconds)
     monkeypatch.setattr("utils.training.trainer.time", clock)
-    training.unread = [(torch.tensor([1.0, 0.0, 0.0]), [1, 2])] * 2
-    loss, asked, due, pause = training.read(True, 100.0)
+    training.pending = [(torch.tensor([1.0, 0.0, 0.0]), [1, 2])] * 2
+    loss, asked, due, pause = training.drain(True, 100.0)
     assert (loss, asked, due, training.losses) == (1.0, False, True, [1.0, 1.0])
     assert pause == pytest.approx(steps, abs=1)
 
@@ -352,5 +352,5 @@ def test_a_step_does_not_stop_a_real_gpu(warm, tmp_path, dtype, device):
         training.train_step(batches, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    loss, *_ = training.read(False, 0.0)
+    loss, *_ = training.drain(False, 0.0)
     assert loss > 0 and len(training.losses) == 3

@@ -138,9 +138,10 @@ def test_real_faces_with_the_boxes_that_came_with_them(shared, tmp_path):
     ("image,x,y\na.png,1,2\n", "no column x_min; expected image,x_min.*found image,x,y"),
     ("", "no column image.*an empty file"),
     ("image,x_min,y_min,x_max,y_max\n", "no box"),
-    ("image,x_min,y_min,x_max,y_max\na.png,5,5,nan,9\n", "boxes.csv:2: expected a box.*nan"),
-    ("image,x_min,y_min,x_max,y_max\na.png,5,5,4,9\n", "boxes.csv:2: expected a box"),
-    ("image,x_min,y_min,x_max,y_max\na.png,5\n", "boxes.csv:2: expected a box"),
+    ("image,x_min,y_min,x_max,y_max\na.png,5,5,nan,9\n", "boxes.csv:2: expected an image.*nan"),
+    ("image,x_min,y_min,x_max,y_max\na.png,5,5,4,9\n", "boxes.csv:2: expected an image and a"),
+    ("image,x_min,y_min,x_max,y_max\na.png,5\n", "boxes.csv:2: expected an image and a"),
+    ("image,x_min,y_min,x_max,y_max\n,5,5,9,9\n", "boxes.csv:2: expected an image and a"),
 ])
 def test_a_bad_table_of_boxes_is_named(tmp_path, text, message):
     (tmp_path / "boxes.csv").write_text(text)

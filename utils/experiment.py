@@ -1,4 +1,5 @@
 """weights/<exp>/: names, result tables and plots of experiments."""
+import contextlib
 import csv
 import errno
 import os
@@ -71,7 +72,8 @@ def new_experiment(name="none", folder=WEIGHTS):
         try:
             (folder / name).mkdir(parents=True)
         except FileExistsError:
-            if any(path.name != LOCK for path in (folder / name).iterdir()):
+            if not (folder / name).is_dir() or any(path.name != LOCK for path in
+                                                   (folder / name).iterdir()):
                 raise UserError(f"{folder / name}: the experiment exists; add --resume to go on "
                                 f"with it, or choose another --exp") from None
         return folder / name
@@ -111,10 +113,10 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
     """
     kinds = sorted((".pt", ".onnx"), key=lambda kind: kind != suffix)
     if name == "none":
-        # Not best.raw.onnx and its like.
-        newest = sorted((path for kind in kinds for path in folder.glob(f"*/best{kind}")),
-                        key=lambda p: (p.parent.stat().st_mtime, p.suffix == suffix), reverse=True)
-        for path in [*(folder / f"{SHIPPED}{kind}" for kind in kinds), *newest]:
+        newest = [folder / newest_experiment("best.*", folder)] if any(
+            folder.glob("*/best.*")) else []
+        for path in [*(folder / f"{SHIPPED}{kind}" for kind in kinds),
+                     *(experiment / f"best{kind}" for experiment in newest for kind in kinds)]:
             if path.is_file():
                 return path
         raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "
@@ -171,13 +173,17 @@ def read_epochs(folder):
 def record(row, folder=WEIGHTS):
     """Add or update the line of row["exp"] in weights/results.csv; other fields stay."""
     path = folder / "results.csv"
-    rows = read_records(folder)
-    old = next((r for r in rows if r["exp"] == row["exp"]), None)
-    if old is None:
-        old = dict.fromkeys(RUN_FIELDS, "")
-        rows.append(old)
-    old.update({k: v for k, v in row.items() if k in RUN_FIELDS})
-    _write(path, RUN_FIELDS, rows)
+    with open(folder / "results.lock", "w", encoding="utf-8") as file:
+        with contextlib.suppress(ImportError):  # Windows has none.
+            import fcntl
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        rows = read_records(folder)
+        old = next((r for r in rows if r["exp"] == row["exp"]), None)
+        if old is None:
+            old = dict.fromkeys(RUN_FIELDS, "")
+            rows.append(old)
+        old.update({k: v for k, v in row.items() if k in RUN_FIELDS})
+        _write(path, RUN_FIELDS, rows)
 
 
 def record_score(weights, report, data):

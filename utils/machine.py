@@ -21,14 +21,6 @@ def keep_freed():
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def give_back():
-    """Hand all freed memory back now, so that what is in use can be measured."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        return
-
-
 def check_name(path, what):
     """Raise UserError for a path whose name is no UTF-8, over which OpenCV ends the process."""
     try:

@@ -62,7 +62,7 @@ class Predictor:
             # ONNX Runtime raises its own kinds, which are not exported by name.
             raise UserError(f"{self.path}: cannot be used as an ONNX model: "
                             f"{' '.join(str(error).split())[:160]}") from None
-        if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
             raise UserError(f"{self.path}: ONNX Runtime {onnxruntime.__version__} cannot use the "
                             f"GPU here; its package onnxruntime-gpu must fit the CUDA and cuDNN "
                             f"that are installed, or give --device cpu")
@@ -78,7 +78,8 @@ class Predictor:
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: an ONNX model, but not of this repository (metadata: "
                             f"{error!r}); export it with main.py --export") from None
-        if flip_test and described.get("flip_test") != "true":
+        self.flip_test = described.get("flip_test") == "true"
+        if flip_test and not self.flip_test:
             raise UserError(f"{self.path}: does not average with the mirrored face; export it so: "
                             f"main.py --export --flip-test")
         images, outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
@@ -110,6 +111,7 @@ class Predictor:
         self.model = model = load_model(self.path, device, lids, flip_test=flip_test)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
         self.eyes, self.scored = model.eyes, model.args.head == "pip"
+        self.flip_test = model.flip_test
 
         def predict(images):
             with torch.inference_mode():

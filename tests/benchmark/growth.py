@@ -1,4 +1,5 @@
 """Time and memory against batch, set size, landmarks and neighbours."""
+import ctypes
 import pathlib
 import re
 import tempfile
@@ -11,7 +12,6 @@ from nets.head import Maps, PIPHead
 from tests.benchmark.common import build, measure, say, table
 from utils.data import dataset
 from utils.landmarks import schemes as landmarks
-from utils.machine import give_back
 
 
 def growth(prepared, options):
@@ -36,7 +36,8 @@ def growth(prepared, options):
 def _grow_batch(model, batches, size):
     """Median seconds and bytes (peak above rest) of predictions of so many faces."""
     times, memory = [], []
-    give_back()
+    # Freed memory goes back, so that what is in use can be measured.
+    ctypes.CDLL(None).malloc_trim(0)
     before = _reset_peak()
     with torch.inference_mode():
         # From few to many: the peak so far is then that of the present count.

@@ -18,6 +18,9 @@ from utils.landmarks.crop import PUBLISHED_CROP
 from utils.landmarks.schemes import SCHEMES, Scheme
 
 HELD_OUT = 0.05
+# Columns of sources.csv: the nominal crop and that of published NMEs, in photo pixels.
+_BOXES = [f"{kind}{side}" for kind in ("", "published_")
+          for side in ("x_min", "y_min", "x_max", "y_max")]
 
 
 @dataclasses.dataclass
@@ -93,6 +96,11 @@ class PreparedSet:
             self._split_validation(HELD_OUT if description.get("val") != 0 else 0)
 
     @property
+    def has_photos(self):
+        """Whether it is known where in its photo a crop lies; lists alone (LMK.zip) do not tell."""
+        return self._sources is not None
+
+    @property
     def tests(self):
         """The test lists by their short names: `test`, then `common` for test_common and so on."""
         return {name.removeprefix("test_"): faces for name, faces in self.lists.items()
@@ -152,7 +160,7 @@ class PreparedSet:
         try:
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 return {row["image"]: (row["photo"], numpy.array(
-                    [float(row[k]) for k in list(row)[3:11]]).reshape(2, 4), row.get("hidden"))
+                    [float(row[k]) for k in _BOXES]).reshape(2, 4), row.get("hidden"))
                     for row in csv.DictReader(file)}
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the set again") from None

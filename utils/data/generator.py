@@ -12,10 +12,10 @@ import concurrent.futures.process
 import csv
 import dataclasses
 import glob
+import hashlib
 import itertools
 import os
 import pathlib
-import random
 import shutil
 
 import numpy
@@ -205,8 +205,6 @@ class DataGenerator:
             if len(self.folders) > 1:
                 source.prefix = f"{name}_"
                 for face in source.faces:
-                    # A photo of one source is none of the other's.
-                    face.group = f"{name}/{face.group}"
                     if "test" in face.lists:
                         face.lists += (f"test_{name}",)
             sources.append(source)
@@ -318,7 +316,7 @@ class DataGenerator:
                        "layouts": sorted({d[1] for d in done})}
         if any(d[0].upright for d in done):
             description["exif"] = "obey"
-        if not options.val:
+        if "train" in lists and "val" not in lists:
             description["val"] = 0
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
@@ -334,7 +332,15 @@ def prepare_samples(size):
     # The last file that is written: without it drawing was interrupted.
     if not (folder / "test.txt").is_file():
         print(f"drawing faces into {folder}")
-        DataGenerator("samples", size, folder, layout="samples").run()
+        # Under a name of its own, for another process may be about to draw them as well.
+        drawn = folder.with_name(f"{folder.name}.{os.getpid()}")
+        try:
+            DataGenerator("samples", size, drawn, layout="samples").run()
+            if not (folder / "test.txt").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                drawn.rename(folder)
+        finally:
+            shutil.rmtree(drawn, ignore_errors=True)
     return folder
 
 
@@ -343,7 +349,7 @@ def set_folder(args):
     if args.data == "samples":
         return prepare_samples(args.input_size)
     folder = pathlib.Path(args.data_dir)
-    if any(folder.glob("t*.txt")):
+    if any(any(folder.glob(names)) for names in ("train.txt", "test.txt", "test_*.txt")):
         return folder
     beside = {int(path.name.rpartition("-")[2]): path for path in
               folder.parent.glob(f"{glob.escape(folder.name)}-*")
@@ -447,11 +453,15 @@ def _mean_face(faces):
 
 
 def _held_out(faces, share):
-    """Groups (photos) of training faces for validation: `share` of them, the same every time."""
+    """Groups (photos) of training faces for validation: `share` of them, at least one of several.
+
+    By the digest of a group's name: what one set holds out is held out where it is merged with
+    others, so that a training that goes on from it has not seen those, but for a few at the margin.
+    """
     if any("val" in face.lists for face in faces):
         return set()
-    groups = sorted({face.group for face in faces if "train" in face.lists})
-    random.Random(0).shuffle(groups)
+    groups = sorted({face.group for face in faces if "train" in face.lists},
+                    key=lambda group: hashlib.sha256(group.encode("utf-8", "replace")).digest())
     count = min(max(1, round(share * len(groups))), len(groups) - 1) if share else 0
     return set(groups[:max(count, 0)])
 

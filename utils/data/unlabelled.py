@@ -82,9 +82,11 @@ def read_boxes(path):
                 except (TypeError, ValueError):
                     box = numpy.full(4, numpy.nan)
                 # Comparisons with NaN are false, so it is refused too.
-                if not (numpy.isfinite(box).all() and (box[2:] > box[:2]).all()):
-                    raise UserError(f"{where}: expected a box x_min < x_max, y_min < y_max in "
-                                    f"pixels, found {','.join(map(str, list(row.values())[1:5]))}")
+                if not (row["image"] and numpy.isfinite(box).all()
+                        and (box[2:] > box[:2]).all()):
+                    raise UserError(
+                        f"{where}: expected an image and a box x_min < x_max, y_min < y_max in "
+                        f"pixels, found {','.join(map(str, list(row.values())[:5]))}")
                 found.append((row["image"], box))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table of boxes: {error}") from None

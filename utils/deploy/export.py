@@ -167,16 +167,26 @@ def digest(model):
 def is_stale(path):
     """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these.
     Whether it averages with the mirrored face is as it was exported."""
+    return _described(path).get("weights", "") != digest(
+        checkpoint.load_model(path, flip_test=averages(path)))
+
+
+def averages(path):
+    """Whether the .onnx beside a .pt (pathlib.Path) is there and averages with the mirrored face.
+    """
+    return _described(path).get("flip_test") == "true"
+
+
+def _described(path):
+    """The metadata of the .onnx beside a .pt; empty where there is none."""
     import onnx
     target = path.with_suffix(".onnx")
     if not target.is_file():
-        return True
+        return {}
     try:
-        said = {p.key: p.value for p in onnx.load(target).metadata_props}
+        return {p.key: p.value for p in onnx.load(target).metadata_props}
     except Exception:  # What is no ONNX file raises protobuf's own kinds.
-        return True
-    return said.get("weights", "") != digest(
-        checkpoint.load_model(path, flip_test=said.get("flip_test") == "true"))
+        return {}
 
 
 def licence(sets):

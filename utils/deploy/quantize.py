@@ -2,7 +2,6 @@
 import logging
 import os
 import pathlib
-import tempfile
 
 import numpy
 
@@ -48,8 +47,7 @@ def quantize(path, images, output=None):
 
     # Kernels that are stored as halves become constants, which the quantiser looks for.
     model = onnx.shape_inference.infer_shapes(onnxsim.simplify(model)[0])
-    handle, temporary = tempfile.mkstemp(suffix=".onnx", dir=output.parent)
-    os.close(handle)
+    temporary = output.with_name(f"{output.name}.tmp")
     # The quantiser advises preprocessing on the root logger, which has been done by then.
     logging.disable(logging.WARNING)
     try:
@@ -67,7 +65,7 @@ def quantize(path, images, output=None):
         raise UserError(f"{output}: could not be written ({error.strerror})") from None
     finally:
         logging.disable(logging.NOTSET)
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return output
 
 

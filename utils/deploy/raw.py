@@ -88,6 +88,6 @@ def metadata(model):
     if model.lids is not None:
         # Limits of landmarks whose lids the lid head has drawn together, which maps do not hold.
         del described["eyes"]
-    return {**described, "neighbours": json.dumps(table.tolist()),
+    return {**described, "flip_test": "false", "neighbours": json.dumps(table.tolist()),
             "repeats": json.dumps(repeats.tolist()), "merge": json.dumps(head.merge),
             "grid": str(model.input_size // model.stride)}

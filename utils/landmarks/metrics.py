@@ -10,10 +10,12 @@ def nme(predicted, truth, norm):
 
     predicted, truth: (N, K, 2). norm: (N,), in the same unit. 300W protocol: the mean distance of
     the points divided by the distance of the outer eye corners. Points of truth that are NaN are
-    missing and do not count; NaN where none counts or the norm is not above 0.
+    missing and do not count; NaN where none counts or the norm is not above 0, infinite where a
+    prediction is no number.
     """
     distance = numpy.linalg.norm(numpy.asarray(predicted, numpy.float64) - truth, axis=-1)
-    known = numpy.isfinite(distance)
+    known = numpy.isfinite(truth).all(-1)
+    distance = numpy.where(known & ~numpy.isfinite(distance), numpy.inf, distance)
     norm = numpy.where(norm > 0, norm, numpy.nan)
     if known.all():
         return distance.mean(-1) / norm
@@ -55,8 +57,8 @@ def summary(errors):
 
     A face whose NME is NaN cannot be scored: it is in none of these, and counted as `unscored`.
     """
-    errors = numpy.asarray(errors)
-    scored = errors[numpy.isfinite(errors)]
+    errors = numpy.asarray(errors, numpy.float64)
+    scored = errors[~numpy.isnan(errors)]
     if len(scored) < len(errors) or not len(errors):
         none = dict.fromkeys(("nme", "fr8", "auc8", "fr10", "auc10"), float("nan"))
         return {**(summary(scored) if len(scored) else {"faces": 0, **none}),

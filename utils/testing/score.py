@@ -62,7 +62,7 @@ def test(args, actions):
             report[way], found[way] = score(function, model, prepared, args.workers)
         else:
             report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
-        print_table(way, report[way])
+        print_table(way, report[way], prepared.has_photos)
         for name, faces in prepared.tests.items():
             if faces.hidden is not None:
                 report[way][name]["by_visibility"] = by_visibility(
@@ -72,12 +72,16 @@ def test(args, actions):
             report[way][name]["by_yaw"] = by_yaw(found[way][name][1], yaw)
             print_by_yaw(name, report[way][name]["by_yaw"])
     if len(ways) == 2:
-        report["max_abs_diff_px"] = largest_difference(*found.values(), prepared)
+        report["max_abs_diff_px"] = largest_difference(*found.values(), prepared, model.input_size)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
+    averaged = {way: model.flip_test for way, (model, _) in ways.items()}
+    if len(set(averaged.values())) == 2:
+        print("note: of these two only the ONNX file averages with the mirrored face; give "
+              "--flip-test to compare like with like, or --export to write it without")
     prefix = _prefix(path, args.boxes, args.flip_test)
     draw_errors(next(iter(found.values())), model.scheme, prepared, prefix)
     write_faces(next(iter(found.values())), prepared, prefix)
-    if args.boxes == "none" and tested and not args.flip_test:
+    if args.boxes == "none" and tested and not any(averaged.values()):
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
     if args.report != "none":
@@ -101,9 +105,11 @@ def score(function, model, prepared, workers=0):
     return numbers, found
 
 
-def print_table(way, numbers):
-    """Print the numbers of score(), one line a list; published units in the second half."""
-    print(f"{way:<12}{'':>7} | photo pixels{'':<33} | published units (stretched crop)")
+def print_table(way, numbers, has_photos=True):
+    """Print the numbers of score(), one line a list; published units in the second half. Without
+    photos both are of the crops as they are."""
+    unit = "photo pixels" if has_photos else "crop pixels "
+    print(f"{way:<12}{'':>7} | {unit}{'':<33} | published units (stretched crop)")
     columns = f"{'NME %':>8}{'FR8 %':>8}{'AUC8':>8}{'FR10 %':>8}{'AUC10':>8}"
     print(f"{'list':<12}{'faces':>7} |{columns}      |{columns}")
     for name, n in numbers.items():
@@ -171,11 +177,14 @@ def print_by_yaw(name, rows):
     print(f"{name}: NME % by |yaw| in degrees: {', '.join(cells)}")
 
 
-def largest_difference(first, second, prepared):
-    """Largest difference of a coordinate between two predictions of score(), in photo pixels."""
-    return max(float(numpy.abs(crop.to_photo(first[name][0], faces.boxes)
-                               - crop.to_photo(second[name][0], faces.boxes)).max())
-               for name, faces in prepared.tests.items())
+def largest_difference(first, second, prepared, input_size):
+    """Largest difference of a coordinate between two predictions of score(), in photo pixels, or
+    where the photos are not known in those of a crop of input_size."""
+    unit = 1 if prepared.has_photos else input_size
+    return unit * float(numpy.max([numpy.abs(
+        crop.to_photo(first[name][0], faces.boxes)
+        - crop.to_photo(second[name][0], faces.boxes)).max()
+        for name, faces in prepared.tests.items()]))
 
 
 def draw_errors(found, scheme, prepared, prefix):
@@ -212,7 +221,7 @@ def write_faces(found, prepared, prefix):
             for i, value in enumerate(nme):
                 photo = faces.photos[i] if faces.photos else ""
                 writer.writerow([name, faces.images[i].name, photo,
-                                 f"{100 * value:.4f}" if numpy.isfinite(value) else ""])
+                                 "" if numpy.isnan(value) else f"{100 * value:.4f}"])
 
 
 def _prefix(weights, detector, flip_test):

@@ -24,7 +24,7 @@ class Ranks:
 
     @property
     def first(self):
-        """Whether this is rank 0, the only one that writes files and prints."""
+        """Whether this is rank 0, which writes the experiment's files and prints."""
         return self.rank == 0
 
     def total(self, *values):
@@ -87,7 +87,8 @@ def _mistake(error):
 def start(device="auto"):
     """Join the group that torchrun's environment describes; a single process needs none.
 
-    device: `auto`, `cuda` or `cpu`. Raises UserError where there are fewer GPUs than processes.
+    device: `auto`, `cuda`, `cpu` or, for one process, `cuda:N`. Raises UserError where there are
+    fewer GPUs than processes.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and ":" in device:

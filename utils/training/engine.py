@@ -196,18 +196,19 @@ def unreached(model, input_size):
             if parameter.requires_grad and parameter.grad is None]
 
 
-def compiled(parallel, model, args, dtype, ranks):
+def compiled(parallel, trial, args, dtype, ranks):
     """(how to call the model in training, a sentence): compiled by torch where args.compile says
     so and each rank's machine can, else as before.
 
-    A copy is tried first, so that a compiler that is missing leaves no trace.
+    trial: a copy of the network, tried first, so that a compiler that is missing leaves no trace.
+    Of before its batch norms were synchronised: a rank must not wait in it for one that failed.
     """
     if not args.compile:
         return parallel, None
-    problem, trial = None, copy.deepcopy(model).train()
+    problem = None
     try:
         with torch.autocast(ranks.device.type, dtype, dtype is not None):
-            _try(torch.compile(trial), trial, args.input_size, args.batch_size)
+            _try(torch.compile(trial.train()), trial, args.input_size, args.batch_size)
     except Exception as error:  # Compilers raise what they like.
         problem = " ".join(str(error).split())[:160] or type(error).__name__
     problems = [found for found in ranks.collect(problem) if found]

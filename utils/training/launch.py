@@ -19,6 +19,8 @@ from utils import experiment
 from utils.args import load_args, parse
 from utils.errors import UserError, run
 
+# Settings of what follows a training, which a later command does not have unless it says so.
+OF_ONE_COMMAND = ("flip_test", "boxes", "names", "by_pose", "report", "opset", "dump_pseudo")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -108,24 +110,20 @@ def is_over():
     """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
     over = [name for name in ("stop", "stopped", "error") if _has(name)]
     if "stop" in over:
-        stopped()  # Told before it began: main.sh is to say how to go on.
+        tell_stopped()  # Told before it began: main.sh is to say how to go on.
     return bool(over)
 
 
-def report(error):
-    """Leave a UserError for main.sh, which shows it once; returns whether there is a main.sh."""
-    path = _told("error")
-    if path is not None:
-        path.write_text(str(error), encoding="utf-8")
-    return path is not None
+def tell_error(error):
+    """Leave a UserError for main.sh, if there is one, which shows it once."""
+    if has_parent():
+        _told("error").write_text(str(error), encoding="utf-8")
 
 
-def stopped():
-    """Let main.sh say how to go on; returns whether there is a main.sh."""
-    path = _told("stopped")
-    if path is not None:
-        path.touch()
-    return path is not None
+def tell_stopped():
+    """Let main.sh, if there is one, say how to go on."""
+    if has_parent():
+        _told("stopped").touch()
 
 
 def leave(patience=5.0):

@@ -1,5 +1,6 @@
 """A training from its first step to its last: the Trainer, and `train`, which runs its rounds."""
 import contextlib
+import copy
 import math
 import pathlib
 import time
@@ -27,12 +28,15 @@ READ_SECONDS = 0.5
 def train(args, resume=False, stop=None):
     """Train an experiment: best.pt, last.pt, results.csv, curves.png, args.yaml.
 
-    resume: go on from last.pt. stop: a launch.Stop, looked at after each step. Returns the
-    experiment's folder, or None where it was stopped (saved, to be resumed). Raises UserError.
+    resume: go on from last.pt. stop: a launch.Stop, looked at after each step, on a GPU twice a
+    second. Returns the experiment's folder, or None where it was stopped (saved, to be resumed).
+    Raises UserError.
     """
     check(args)
     engine.make_deterministic(args.deterministic)
     ranks = distributed.start(args.device)
+    # Another machine may not see what the experiment was begun with.
+    args = ranks.share(lambda: args)
     folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
                          else experiment.new_experiment(args.exp))
     with ranks.together(experiment.Lock if ranks.first else contextlib.nullcontext, folder):
@@ -70,8 +74,9 @@ def _train_rounds(args, folder, ranks, resume, stop):
     for round in rounds[0 if state is None else state.get("round", 0):]:
         faces, loss = trainer.begin(round, state)
         if not trainer.fit(faces, loss, state, last=round is rounds[-1]):
-            if not launch.stopped():
-                print(f"stopped and saved; go on with: python main.py --resume --exp {folder.name}")
+            if not launch.has_parent():
+                trainer.log(f"stopped and saved; go on with: python main.py --resume --exp "
+                            f"{folder.name}")
             return None
         state = None
     distributed.stop()
@@ -105,9 +110,9 @@ class Trainer:
         self.model = self.parallel = self.ema = self.optimizer = self.scheduler = None
         self.scaler = self.dtype = self.loss = self.loader = self.sampler = self.skips = None
         self.teacher = self.digest = self._carried = None
-        self.losses, self.best, self.begun = [], math.inf, time.monotonic()
+        self.losses, self.best, self.started_at = [], math.inf, time.monotonic()
         # Since the last reading: (what a step left on the device, its indices) and bad images.
-        self.unread, self.unreadable = [], set()
+        self.pending, self.bad_images = [], set()
         # The validation list's crops, from its first time on.
         self.judged = []
         self.board = ranks.together(experiment.tensorboard, folder, ranks.first) \
@@ -121,7 +126,7 @@ class Trainer:
     @property
     def seconds(self):
         """How long it has trained, earlier starts of a resumed training included."""
-        return time.monotonic() - self.begun
+        return time.monotonic() - self.started_at
 
     @property
     def title(self):
@@ -149,7 +154,7 @@ class Trainer:
         self.model = self.parallel = self.ema = self.optimizer = self.loader = self.loss = None
         args, ranks = round.args(self.experiment_args), self.ranks
         self.round, self.args, self._carried, self.judged = round, args, carried, []
-        self.losses, self.best, self.begun = [], math.inf, time.monotonic()
+        self.losses, self.best, self.started_at = [], math.inf, time.monotonic()
         self.set = ranks.together(dataset.PreparedSet, ranks.share(set_folder, args))
         self.scheme = model_scheme(args.scheme, self.set.scheme)
         if "train" not in self.set.lists:
@@ -211,13 +216,13 @@ class Trainer:
         state: of last.pt, to go on from. last: whether no round follows.
         """
         self._prepare(faces, loss)
-        begun, step = (0, 0) if state is None else self.restore(state)
+        start_epoch, step = (0, 0) if state is None else self.restore(state)
         if state is not None:
             self.log(f"resume: {self.folder.name}: {self.title}" + (
-                "all epochs are done" if begun == self.args.epochs else
-                f"goes on at epoch {begun + 1}, step {step + 1}"))
+                "all epochs are done" if start_epoch == self.args.epochs else
+                f"goes on at epoch {start_epoch + 1}, step {step + 1}"))
         elif self.round.number:
-            self.begun -= self.ranks.share(experiment.read_epochs, self.folder)[-1]["seconds"]
+            self.started_at -= self.ranks.share(experiment.read_epochs, self.folder)[-1]["seconds"]
             if self._carried is not None:
                 self.carry_on(self._carried)
             # What this round began from is about to be overwritten, or gone with the process.
@@ -225,7 +230,7 @@ class Trainer:
         self._carried = state = None
         if self.ranks.first:
             save_args(self.experiment_args, self.folder / "args.yaml")
-        for epoch in range(begun, self.args.epochs):
+        for epoch in range(start_epoch, self.args.epochs):
             finished = self.train_epoch(epoch, step)
             step = 0
             if finished:
@@ -261,12 +266,12 @@ class Trainer:
         self.scheduler = engine.make_scheduler(self.optimizer, args, steps, total_steps)
         self.schedule(0)
         self.ema = engine.make_average(self.model, args.ema, total_steps, self.round.fresh)
+        trial = copy.deepcopy(self.model) if args.compile else None
         if ranks.world > 1:
             self.model, said = engine.synchronise(self.model, args, ranks)
             self.log(f"batch norm: {said}")
         self.parallel, said = engine.compiled(
-            engine.parallelise(self.model, ranks, args.input_size), self.model, args, self.dtype,
-            ranks)
+            engine.parallelise(self.model, ranks, args.input_size), trial, args, self.dtype, ranks)
         if said:
             self.log(said)
 
@@ -274,7 +279,7 @@ class Trainer:
         """Train from optimiser step `start` of `epoch` to its end; False where asked to stop."""
         self.model.train()
         self.sampler.set_epoch(epoch, start)
-        read = saved = time.monotonic()
+        drained = saved = time.monotonic()
         pause = 1
         batches = iter(self.loader)
         bar = tqdm.tqdm(total=self.sampler.steps, initial=start, disable=not self.ranks.first,
@@ -287,12 +292,12 @@ class Trainer:
                 torch.manual_seed(int(seed.generate_state(1)[0]))
                 self.train_step(batches, epoch * self.sampler.steps + step)
                 last = step + 1 == self.sampler.steps
-                if len(self.unread) < pause and not last:
+                if len(self.pending) < pause and not last:
                     continue
                 due = self.ranks.first and time.monotonic() - saved > 60 * self.args.save_minutes
-                bar.update(len(self.unread))
-                loss, asked, due, pause = self.read(due, read)
-                read = time.monotonic()
+                bar.update(len(self.pending))
+                loss, asked, due, pause = self.drain(due, drained)
+                drained = time.monotonic()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if not last and (asked or due):
                     self.save(epoch, step + 1)
@@ -301,29 +306,29 @@ class Trainer:
                         return False
         return True
 
-    def read(self, due, since):
-        """Read what all ranks' steps have left since the last reading, at `since`.
+    def drain(self, due, since):
+        """Read what all ranks' steps have left since the last time, at `since`.
 
         due: whether this rank wants a save. Returns the last step's mean loss, whether a rank asks
-        to stop, whether one wants a save, and the number of steps until the next reading. Raises
+        to stop, whether one wants a save, and the number of steps until the next time. Raises
         UserError where too many steps or images were bad.
         """
-        left, seen = zip(*self.unread)
+        left, seen = zip(*self.pending)
         # The one place where the host waits for the device.
         left = torch.stack(left).tolist()
         # All that the ranks must agree on, in one message.
-        asked, due, unreadable, seconds, *losses = self.ranks.total(
-            self.stop.asked, due, len(self.unreadable), time.monotonic() - since,
+        asked, due, any_bad, seconds, *losses = self.ranks.total(
+            self.stop.asked, due, len(self.bad_images), time.monotonic() - since,
             *(loss for loss, *_ in left))
-        if unreadable:
-            self.skips.images(self.unreadable)
+        if any_bad:
+            self.skips.images(self.bad_images)
         losses = [loss / self.ranks.world for loss in losses]
         for loss, (_, bad, overflow), indices in zip(losses, left, seen):
             if not bad:
                 self.losses.append(loss)
             if not overflow:
                 self.skips.step(not bad, indices)
-        self.unread, self.unreadable = [], set()
+        self.pending, self.bad_images = [], set()
         # A CPU has nothing to wait for.
         pause = 1 if self.ranks.device.type == "cpu" else max(1, int(
             READ_SECONDS * self.ranks.world * len(left) / seconds))
@@ -332,8 +337,8 @@ class Trainer:
     def train_step(self, batches, number):
         """Optimiser step `number` of the round, over the accumulated micro-batches.
 
-        A GPU must not wait for the host here, so that nothing is read off it: what `read` needs is
-        left in `unread` and `unreadable`.
+        A GPU must not wait for the host here, so that nothing is read off it: what `drain` needs is
+        left in `pending` and `bad_images`.
         """
         device, accumulate = self.ranks.device, self.sampler.accumulate
         self.optimizer.zero_grad(set_to_none=True)
@@ -343,7 +348,7 @@ class Trainer:
         for micro in range(accumulate):
             images, landmarks, indices, bad = engine.next_batch(batches)
             seen += indices.tolist()
-            self.unreadable.update(set(bad.tolist()) - {-1})
+            self.bad_images.update(set(bad.tolist()) - {-1})
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
             landmarks = landmarks.to(device, self.model.mean.dtype, non_blocking=True)
             # Gradients travel between ranks once a step, not once a micro-batch.
@@ -368,7 +373,7 @@ class Trainer:
         engine.update(self.optimizer, self.ema, self.model, number, bad)
         self.scaler.update()
         self.schedule(number + 1)
-        self.unread.append((torch.stack([total, bad, overflow]), seen))
+        self.pending.append((torch.stack([total, bad, overflow]), seen))
 
     def schedule(self, steps):
         """Set the learning rate as after so many optimiser steps of this round."""
@@ -393,7 +398,7 @@ class Trainer:
             self.args.input_size, ranks=self.ranks, kept=self.judged)
         errors, _ = predict.errors(predicted, faces, self.scheme, self.set.scheme)
         # Faces that cannot be scored do not count; where none can, any epoch is as good.
-        scored = errors[numpy.isfinite(errors)]
+        scored = errors[~numpy.isnan(errors)]
         nme = 100 * float(scored.mean()) if len(scored) else math.inf
         self.ranks.share(self._finish_epoch, epoch, nme, averaged)
         self.best, self.losses = min(self.best, nme), []
@@ -472,7 +477,7 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.best, self.losses = float(state["best"]), list(state["losses"])
             self.skips.skipped, self.skips.in_a_row = state["skipped"], state["in_a_row"]
-            self.begun = time.monotonic() - state["seconds"]
+            self.started_at = time.monotonic() - state["seconds"]
             epoch, step = state["epoch"], state["step"]
             if not (0 <= epoch <= self.args.epochs and 0 <= step < self.sampler.steps):
                 raise ValueError(f"epoch {epoch}, step {step} is outside the round")

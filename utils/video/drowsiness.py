@@ -167,13 +167,13 @@ class Drowsiness:
         half, nearly = closed or level < limit, closed or level < NEARLY * self._open
         self._wide = None if nearly else time if self._wide is None else self._wide
         # What is nearly shut meanwhile is no part of a quiver.
-        bridge = (DOZE,) if nearly else (QUIVER if half else BRIDGE, self._wide)
-        self._held.update(closed or level < ALL_BUT * self._open, time, *bridge)
+        bridge, since = (DOZE, -math.inf) if nearly else (QUIVER if half else BRIDGE, self._wide)
+        self._held.update(closed or level < ALL_BUT * self._open, time, bridge, since)
         start = self._held.start
         if nearly and start is not None and time - start >= HELD - _TOLERANCE:
             closed = True
             self._shut.start = start if self._shut.start is None else min(start, self._shut.start)
-        shut = self._with_lids(self._shut.update(closed, time, *bridge), time)
+        shut = self._with_lids(self._shut.update(closed, time, bridge, since), time)
         return self._name(shut, self._half.update(half, time)), closed
 
     def _end_lids(self, time):

@@ -195,18 +195,20 @@ class Live:
                   file=sys.stderr)
 
     def _watch(self):
+        came = time.monotonic()
         while not self._stop.is_set():
-            if not self.capture.grab():
+            grabbed, now = self.capture.grab(), time.monotonic()
+            good, frame = self.capture.retrieve() if grabbed else (False, None)
+            if good:
+                self._tries, came = 0, now
+                with self._ready:
+                    self._newest = frame, now - self._start
+                    self._ready.notify()
+            # A frame that cannot be decoded may be the only one.
+            elif not grabbed or now - came > STALLED:
                 if not self._again():
                     break
-                continue
-            taken = time.monotonic() - self._start
-            good, frame = self.capture.retrieve()
-            if good:
-                self._tries = 0
-                with self._ready:
-                    self._newest = frame, taken
-                    self._ready.notify()
+                came = time.monotonic()
         self.capture.release()
         with self._ready:
             self._over = True

@@ -81,7 +81,7 @@ def read(folder, problems, scheme=None, one_based=False):
             missing = "it has no " * isinstance(error, KeyError)
             problems.append((path, f"{where}: {missing}{error}"))
             continue
-        group = os.path.normpath(photo)
+        group = os.path.relpath(photo, root)
         count[group] += 1
         name = unique_name(f"{photo.stem}-{count[group]}", taken)
         shift = float(one_based)
