@@ -41,17 +41,7 @@ def test(args, actions):
         prepared.lists["test_val"] = prepared.lists["val"]
         print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
               f"chose the best epoch")
-    ways = {}
-    if "test" in actions:
-        if args.boxes == "none":
-            device = machine.choose_device(args.device)
-            model = checkpoint.load_model(weights, device, flip_test=args.flip_test)
-            ways["pytorch"] = model, predict.torch_predict(model, device)
-        else:
-            ways["pytorch"] = Predictor(weights, args.device, flip_test=args.flip_test), None
-    if "test_onnx" in actions:
-        predictor = Predictor(path.with_suffix(".onnx"), args.device, flip_test=args.flip_test)
-        ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
+    ways = _ways(args, actions, path)
     yaws = true_yaws(prepared) if args.by_pose else {}
     report, found = {}, {}
     for way, (model, function) in ways.items():
@@ -86,6 +76,23 @@ def test(args, actions):
         experiment.record_score(path, report, data)
     if args.report != "none":
         pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def _ways(args, actions, path):
+    """{"pytorch" | "onnx": (model, function)} as score() takes them, of the weights at a path."""
+    ways = {}
+    if "test" in actions and args.boxes == "none":
+        device = machine.choose_device(args.device)
+        model = checkpoint.load_model(path.with_suffix(".pt"), device, flip_test=args.flip_test)
+        ways["pytorch"] = model, predict.torch_predict(model, device)
+    elif "test" in actions:
+        # From detected boxes a Predictor alone does everything.
+        ways["pytorch"] = Predictor(path.with_suffix(".pt"), args.device,
+                                    flip_test=args.flip_test), None
+    if "test_onnx" in actions:
+        predictor = Predictor(path.with_suffix(".onnx"), args.device, flip_test=args.flip_test)
+        ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
+    return ways
 
 
 def score(function, model, prepared, workers=0):
