@@ -387,6 +387,7 @@ def main(argv=None):
     write = bool(given.output) or not (has_display() or told)
     output = output_path(given.output, kind, what) if write else None
     refuse(kind, what, output, given)
+    experiment.find_weights(given.weights or "none", ".onnx")
     # Before the seconds that weights take to load.
     source = None if still else sources.open_source(kind, what, given.camera_size,
                                                     given.camera_rate)

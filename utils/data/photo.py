@@ -99,7 +99,8 @@ def why_unread(path):
                 f"convert it to JPEG or PNG (where it is installed, the file is damaged)")
     if _is_cut_off(content):
         return "the image is a JPEG that was cut off"
-    return "the image cannot be read: it is damaged, cut off or not an image"
+    return ("the image cannot be read: it is damaged, cut off, not an image or one of floating "
+            "point numbers")
 
 
 def _is_cut_off(content):
