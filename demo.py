@@ -177,6 +177,7 @@ class Demo:
         self.event_file = outputs.EventFile(given.events) if given.events else None
         self.alarm = Alarm(given.alarm) if given.alarm else None
         self.frames = self.faces = self.refused = 0
+        self.rare = False  # Whether frames come too rarely to see anybody sleep.
         self.tracker = None
         self.restart()
 
@@ -219,6 +220,12 @@ class Demo:
                   for track, angles in zip(tracks, poses)]
         return _write_lines(drawn, lines)
 
+    def wait(self, seconds):
+        """Let time go on, to `seconds`, without a frame: nobody is seen."""
+        if self.people:
+            _, events = self.people.watch([], [], (1, 1), seconds)
+            self._tell({}, events, seconds)
+
     def hint(self):
         """Why no face was found, in a line."""
         seen = self.refused + self.tracker.refused
@@ -239,6 +246,10 @@ class Demo:
                     file.close()
 
     def _tell(self, states, events, seconds):
+        if not self.rare and any(drowsiness.rare for drowsiness in states.values()):
+            self.rare = True
+            print("frames come more than two seconds apart: too rarely to see whether eyes are "
+                  "shut; nobody counts as visible", file=sys.stderr)
         if self.event_file:
             self.event_file.write(events)
         if not self.alarm:
@@ -332,10 +343,10 @@ def run_images(demo, kind, what, output):
 
 def run_video(demo, source, output, window):
     """Draw the frames of a sources.Recording or Live; write them to output, show them, or both, or
-    neither."""
+    neither. Returns whether a Live was given up."""
     from tqdm import tqdm
     last = time.monotonic()
-    speed = None
+    speed = drawn = None
     ended = False
     video = None if output is None else outputs.VideoFile(output, source.rate)
     # What --alarm line writes there is for programs.
@@ -347,12 +358,17 @@ def run_video(demo, source, output, window):
             ended = taken is None
             if ended:
                 break
+            if taken[0] is None:
+                demo.wait(taken[1])
+                if window and drawn is not None and show(drawn, 1):
+                    break
+                continue
             drawn = demo(cv2.cvtColor(taken[0], cv2.COLOR_BGR2RGB), taken[1], source.name, speed)
             now = time.monotonic()
             instant = 1 / max(now - last, 1e-6)
             speed, last = instant if speed is None else 0.9 * speed + 0.1 * instant, now
             if video is not None:
-                video.write(drawn, taken[1] if source.live else 0.0)
+                video.write(drawn, taken[1])
             bar.update()
             if window and show(drawn, 1):
                 break
@@ -365,14 +381,30 @@ def run_video(demo, source, output, window):
             video.close()
     if demo.frames == 0:
         raise UserError(f"{source.name}: no frame could be read; the file or the camera is damaged")
-    if ended and (source.count is None or demo.frames < source.count):
-        print(f"{source.name}: ended after {demo.frames} of {source.count or 'endless'} frames; "
-              f"the file is cut off or the camera went away", file=sys.stderr)
+    missed = 0 if source.live else source.missed
+    if missed:
+        print(f"{source.name}: {missed} frames could not be decoded and were left out",
+              file=sys.stderr)
+    if ended and not source.live and demo.frames + missed < (source.count or 0):
+        print(f"{source.name}: ended after {demo.frames} of {source.count} frames; the file is cut "
+              f"off", file=sys.stderr)
+    return ended and source.live
 
 
 def main(argv=None):
     """Run the demo as the command line says. Raises UserError."""
-    given = parse(argv)
+    with machine.signals_interrupt() as signals:
+        try:
+            demonstrate(parse(argv))
+        except KeyboardInterrupt:
+            if not signals:
+                raise
+    if signals:
+        sys.exit(128 + signals[0])
+
+
+def demonstrate(given):
+    """Find, draw, show and write, as a namespace of `parse` says. Raises UserError."""
     machine.keep_freed()
     kind, what = sources.find_source(given.source)
     still = kind in ("image", "folder")
@@ -394,18 +426,21 @@ def main(argv=None):
     detector = get_detector(given.detector)
     demo = Demo(get_predictor(given.weights, given.device), detector, given,
                 draws=write or has_display())
+    lost = False
     try:
         if still:
             run_images(demo, kind, what, output)
         else:
             live = kind in ("camera", "stream")
-            run_video(demo, source, output, has_display() and (not write or live))
+            lost = run_video(demo, source, output, has_display() and (not write or live))
     finally:
         demo.close()
     if not demo.faces:
         print(demo.hint(), file=sys.stderr)
     where = [str(path) for path in (output, given.landmarks, given.events) if path]
     print(f"{demo.frames} frames, {demo.faces} faces" + (": " if where else "") + ", ".join(where))
+    if lost:
+        raise UserError(f"{source.name}: gives no more frames; the camera or the server went away")
 
 
 if __name__ == "__main__":

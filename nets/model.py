@@ -52,7 +52,13 @@ class LandmarkNet(torch.nn.Module):
         return (images.to(mean.dtype) - mean) / std
 
     def predict(self, images):
-        """(N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K)."""
+        """uint8 RGB (N, 3, S, S) to landmarks (N, K, 2) in crop units and confidence (N, K).
+
+        Raises ValueError for other images: it would take them, and see nothing.
+        """
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected uint8 "
+                             f"(N, 3, S, S)")
         images = self.normalise(images)
         if not self.flip_test:
             return self._see(images)

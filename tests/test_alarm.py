@@ -29,5 +29,11 @@ def test_out_of_sight_rings_late_and_once(seconds, times, capsys):
     assert ring([("awake", 1), ("not visible", seconds)], capsys).count("not visible") == times
 
 
+@pytest.mark.parametrize("before, times", [("asleep", 6), ("microsleep", 6), ("drowsy", 1)])
+def test_who_went_out_of_sight_with_shut_eyes_is_rung_for_until_he_is_seen(before, times, capsys):
+    text = ring([(before, 2), ("not visible", 6 * AGAIN), ("awake", 2), ("not visible", 2)], capsys)
+    assert text.count("not visible") == times
+
+
 def test_the_bell_is_the_terminals(capsys):
     assert ring([("awake", 1), ("drowsy", 5)], capsys, "bell") == "\a"

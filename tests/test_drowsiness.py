@@ -281,3 +281,60 @@ def test_a_trip_without_anybody_is_told():
     late = Drowsiness()
     assert late.update((None, None), None, 7.0) == late.update((0.9, 0.9), False, 7.5) == []
     assert Drowsiness().finish() == []
+
+
+@pytest.mark.parametrize("rate", [1, 1.5, 2, 5])
+def test_a_sleeper_is_seen_at_few_frames_a_second(rate):
+    person, states, events = Drowsiness(), {}, []
+    for t in numpy.arange(0, 60, 1 / rate):
+        asleep = 20 <= t < 40
+        events += person.update((0.05 if asleep else 1.0,) * 2, asleep, t)
+        states[t] = person.state
+    assert not person.rare
+    (event,) = [event for event in events if event.kind != "blink"]
+    assert event.kind == "sleep"
+    assert abs(event.start - 20) <= 1 / rate and abs(event.end - 40) <= 1 / rate
+    assert {states[t] for t in states if 24 < t < 40} == {"asleep"}
+    assert {states[t] for t in states if 3 < t < 20} == {"awake"}
+    assert person.minute.unseen <= 2
+
+
+def test_a_blink_in_one_frame_of_a_slow_camera_is_no_microsleep():
+    person, events = Drowsiness(), []
+    for t in range(60):
+        events += person.update((0.05 if t == 30 else 1.0,) * 2, t == 30, t)
+    assert [event.kind for event in events] == ["blink"]
+
+
+def test_nobody_is_visible_where_frames_come_too_rarely():
+    person = Drowsiness()
+    for t in range(0, 60, 3):
+        person.update((1.0, 1.0), False, t)
+    assert person.rare and person.state == "not visible"
+
+
+@pytest.mark.parametrize("away, kinds", [
+    (1.0, ["not visible", "sleep"]), (4.0, ["not visible", "sleep", "sleep"])])
+def test_who_comes_back_with_shut_eyes_was_asleep_all_the_time(away, kinds):
+    person, events, states = Drowsiness(), [], {}
+    for t in numpy.arange(0, 20, 1 / RATE):
+        if 9 <= t < 9 + away:
+            events += person.update((None, None), None, t)
+        else:
+            shut = 5 <= t < 17
+            events += person.update((0.05 if shut else 1.0,) * 2, shut, t)
+        states[t] = person.state
+    assert sorted(event.kind for event in events) == kinds
+    back = min(t for t in states if t >= 9 + away)
+    assert states[back] == ("asleep" if away < 2 else "drowsy")
+
+
+def test_who_comes_back_with_open_eyes_slept_until_he_went():
+    person, events = Drowsiness(), []
+    for t in numpy.arange(0, 20, 1 / RATE):
+        if 9 <= t < 10:
+            events += person.update((None, None), None, t)
+        else:
+            events += person.update((0.05 if 5 <= t < 9 else 1.0,) * 2, 5 <= t < 9, t)
+    sleep, = [event for event in events if event.kind == "sleep"]
+    assert sleep.end == pytest.approx(9, abs=0.05)

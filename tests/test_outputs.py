@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import stat
 import types
 
@@ -63,6 +64,37 @@ def frames_of(path):
 
 def leftovers():
     return [path.name for path in pathlib.Path().iterdir() if ".part" in path.name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_files_are_finished_where_the_process_is_ended(number, monkeypatch):
+    before, drawn = signal.getsignal(number), []
+    of_video = outputs.VideoFile.write
+
+    def write(self, *arguments):
+        of_video(self, *arguments)
+        drawn.append(1)
+        if len(drawn) == 10:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(outputs.VideoFile, "write", write)
+    pathlib.Path("out.json").write_text("of before")
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["--source", "two.avi", "--output", "out.avi", "--landmarks", "out.json"])
+    assert ended.value.code == 128 + number and signal.getsignal(number) == before
+    assert len(json.loads(pathlib.Path("out.json").read_text())["frames"]) == 10
+    assert frames_of("out.avi") == 10 and not leftovers()
+
+
+def test_a_film_keeps_the_time_of_its_source(tmp_path):
+    film = outputs.VideoFile(tmp_path / "out.avi", 10)
+    image = numpy.zeros((32, 32, 3), numpy.uint8)
+    # Ten frames in a fifth of a second, a gap, and frames as the header says.
+    stamps = [*numpy.arange(10) / 50, 3.0, *(3.1 + numpy.arange(10) / 10)]
+    for seconds in stamps:
+        film.write(image, seconds)
+    film.close()
+    assert abs(frames_of(tmp_path / "out.avi") - 10 * stamps[-1]) <= outputs.AHEAD + 1
 
 
 @needs_full

@@ -125,6 +125,14 @@ def test_an_animation_is_its_first_picture(tmp_path, suffix):
     assert abs(read_photo(tmp_path / f"a.{suffix}").astype(int) - (255, 0, 0)).max() < 9
 
 
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_an_infra_red_camera_fills_some_of_sixteen_bits(tmp_path, bits):
+    image = numpy.linspace(0, (1 << bits) - 1, 256).round().astype(numpy.uint16).reshape(16, 16)
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", image)[1])
+    read = read_photo(tmp_path / "a.png").astype(int)
+    assert abs(read[..., 0] - numpy.arange(256).reshape(16, 16)).max() <= 1
+
+
 @pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("LA", "png"), ("P", "png"),
                                           ("P", "gif"), ("RGBA", "webp"), ("RGBA", "tif"),
                                           ("16", "png")])

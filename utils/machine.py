@@ -1,5 +1,7 @@
-"""What a process runs on: its device, the C library's habits with memory, names of its files."""
+"""What a process runs on: device, signals, the C library's memory, names of files."""
+import contextlib
 import ctypes
+import signal
 
 from utils.errors import UserError, printable
 
@@ -19,6 +21,29 @@ def keep_freed():
         return
     mallopt(_MMAP_THRESHOLD, 1 << 30)
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@contextlib.contextmanager
+def signals_interrupt():
+    """Within, SIGTERM and SIGHUP (the terminal was closed) are a KeyboardInterrupt, so that files
+    are finished; gives a list, to which their numbers are added."""
+    seen = []
+
+    def interrupt(number, _):
+        seen.append(number)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    # Windows has none, and nohup wants it ignored.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_name(path, what):
@@ -43,6 +68,9 @@ def choose_device(name, local_rank=0):
     kind, _, number = name.partition(":")
     if kind != "cuda" or not number.isdecimal():
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, found {name!r}")
+    if not count:
+        raise UserError(f"device {kind}: this machine has no GPU that torch can use; give --device "
+                        f"cpu")
     if int(number) >= count:
         raise UserError(f"asked for GPU {int(number) + 1}, this machine has {count}; ask for fewer "
                         f"processes or give --device cpu")

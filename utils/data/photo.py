@@ -18,8 +18,8 @@ def read_photo(path, upright=False):
     """An image file as RGB uint8 (H, W, 3), whatever its depth and channels; None if it is none.
 
     upright: whether the EXIF orientation is obeyed, as a person sees the photo; annotators of the
-    published sets ignored it. What is transparent is white, 16 bits become 8, and of an animation
-    it is the first picture. HEIC is read where pillow-heif is installed.
+    published sets ignored it. What is transparent is white, 10, 12 or 16 bits become 8, and of an
+    animation it is the first picture. HEIC is read where pillow-heif is installed.
     """
     try:
         # cv2.imread takes longer, fails on some paths and prints its complaints.
@@ -37,12 +37,18 @@ def read_photo(path, upright=False):
 
 
 def _decode(content, upright):
-    flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     try:
-        image = cv2.imdecode(content, flags)
+        image = cv2.imdecode(content, flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image is not None and image.dtype == numpy.uint16:
+        # Infra-red cameras fill 10 or 12 of the bits.
+        bits = next(bits for bits in (10, 12, 16) if image.max(initial=0) < 1 << bits)
+        image = (image >> bits - 8).astype(numpy.uint8)
+    if image is None or image.dtype != numpy.uint8:
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _is_container(content):

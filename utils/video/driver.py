@@ -45,7 +45,7 @@ class Driver:
     """The largest, most central face. `watch` and `finish` are as in Everyone, for him alone.
 
     `drowsiness` is his, over lost tracks, and starts anew with another driver. After a WINDOW out
-    of sight nothing of his minute is left, and the choice is free again.
+    of sight nothing of his minute is left, and who is seen next is the driver.
     """
 
     def __init__(self):
@@ -88,8 +88,9 @@ class Driver:
         return track
 
     def _known(self, tracks, time):
-        """The driver's track among tracks, or None; forgets him after a WINDOW out of sight."""
-        if self._box is None:
+        """The driver's track among tracks, or None; forgets him where others are seen after a
+        WINDOW out of sight."""
+        if self._box is None or not tracks:
             return None
         if time - self._time > WINDOW:
             self._forget()

@@ -2,6 +2,7 @@
 import collections
 import dataclasses
 import math
+import statistics
 
 import numpy
 
@@ -9,8 +10,15 @@ WINDOW = 60.0  # Seconds over which blinks and PERCLOS are counted.
 # Half of the window must have been seen before its PERCLOS is a number: to reach DROWSY then takes
 # at least 4.5 s of shut eyes, which blinks and one microsleep are not.
 MIN_SEEN = 30.0
-# Eyes not seen, or no frame, for longer is time unseen: neither awake nor asleep.
-UNSEEN = 0.5
+# Eyes not seen, or no frame, for longer is time unseen: neither awake nor asleep. With a camera of
+# few frames a second it is OF_STEP times the time between two, up to RARE: who looks less often
+# than that sees nobody sleep.
+UNSEEN, OF_STEP, RARE, STEPS = 0.5, 1.5, 2.0, 9
+# Lids that were shut before they went out of sight, and are when they come back within so many
+# seconds, were shut all the time.
+OUT_OF_SIGHT = 2.0
+# Of lids that open between two frames nobody knows when: so long after the first at the latest.
+BETWEEN = 0.25
 # A blink shuts the eye past half and opens it again, within 100 to 400 ms (Schiffman 2001); up to
 # 0.8 s is counted, as landmarks of a tired eye come late. A single frame of 1/30 s is noise.
 BLINK_BELOW, BLINK_ABOVE, BLINK_SHORTEST, BLINK_LONGEST = 0.45, 0.6, 0.05, 0.8
@@ -52,12 +60,13 @@ class Stretch:
     and counts from `since` where that is later."""
 
     def __init__(self):
-        self.start = self.lapse = None
+        self.start = self.lapse = self._last = None
 
     def update(self, holds, time, bridge=BRIDGE, since=-math.inf):
         """The (start, end) that is over by now, or None."""
         if holds:
             self.start, self.lapse = time if self.start is None else self.start, None
+            self._last = time
         elif self.start is not None:
             self.lapse = time if self.lapse is None else self.lapse
             if time - max(self.lapse, since) >= bridge - _TOLERANCE:
@@ -72,7 +81,7 @@ class Stretch:
 
     def end(self, time):
         """When it ended, as far as is known at `time`."""
-        return time if self.lapse is None else self.lapse
+        return time if self.lapse is None else min(self.lapse, self._last + BETWEEN)
 
 
 class Minute:
@@ -117,6 +126,12 @@ class Drowsiness:
         self._was_seen = self._slept = self._drowsy = False
         self._sleepy_until = float("-inf")
         self._open, self._levels, self._next_look = WIDEST, collections.deque(), None
+        self._steps, self._unseen = collections.deque(maxlen=STEPS), UNSEEN
+
+    @property
+    def rare(self):
+        """Whether frames come too rarely to see anybody sleep."""
+        return bool(self._steps) and statistics.median(self._steps) > RARE
 
     def update(self, openness, closed, time):
         """openness (right, left): 0 to 1, None for an eye that cannot be judged. closed: whether
@@ -124,11 +139,17 @@ class Drowsiness:
         judged = [value for value in openness if value is not None]
         seen = closed is not None and bool(judged)
         step = 0.0 if self._time is None else max(time - self._time, 0.0)
-        known = seen and self._was_seen and step <= UNSEEN + _TOLERANCE
+        if step:
+            self._steps.append(step)
+            self._unseen = min(max(UNSEEN, OF_STEP * statistics.median(self._steps)), RARE)
+        known = seen and self._was_seen and step <= self._unseen + _TOLERANCE
         events = []
         self._begun = time if self._begun is None else self._begun
-        if time - self._last_seen() > UNSEEN + _TOLERANCE:
-            events += self._end_lids(self._last_seen())
+        away = time - self._last_seen()
+        if away > self._unseen + _TOLERANCE:
+            held = self._shut.start is not None and self._shut.lapse is None
+            if not held or away > OUT_OF_SIGHT + _TOLERANCE or seen and not closed:
+                events += self._end_lids(self._last_seen())
             if seen:
                 events.append(Event("not visible", self._last_seen(), time))
         if seen:
@@ -146,7 +167,7 @@ class Drowsiness:
         """The Events that were still going on at the last frame."""
         if self._time is None:
             return []
-        away = self._time - self._last_seen() > UNSEEN + _TOLERANCE
+        away = self._is_away(self._time)
         events = self._end_lids(self._last_seen() if away else self._time)
         if away:
             events.append(Event("not visible", self._last_seen(), self._time))
@@ -154,7 +175,7 @@ class Drowsiness:
         return events
 
     def _is_away(self, time):
-        return self._seen is None or time - self._seen > UNSEEN + _TOLERANCE
+        return time - self._last_seen() > self._unseen + _TOLERANCE
 
     def _last_seen(self):
         """When the eyes were last seen, and before that the first frame."""
@@ -235,7 +256,7 @@ class Drowsiness:
         if self._shut.start is not None:
             start, end = self._with_lids((self._shut.start, self._shut.end(time)), time)
             shut = end - start + _TOLERANCE
-        if self._is_away(time):
+        if self._seen is None or self._is_away(time) or self.rare:
             self.state = "not visible"
         elif shut >= SLEEP:
             self.state = "asleep"

@@ -274,6 +274,9 @@ class EventFile:
         self._records.close()
 
 
+AHEAD = 2  # Frames by which a video may run ahead of its source, whose time stamps jitter.
+
+
 class VideoFile:
     """A video of RGB frames (H, W, 3), all of one size, at `rate` frames a second."""
 
@@ -284,11 +287,14 @@ class VideoFile:
         if self.target.part.exists() and not self.target.part.is_file():
             raise UserError(f"output {path}: a video needs a file, and this is a device or a pipe")
 
-    def write(self, image, seconds=0.0):
+    def write(self, image, seconds=None):
         """Add a frame, and again until the video has lasted to `seconds`, as frames of a camera are
-        dropped. Raises UserError when the disk is nearly full; the video so far is kept."""
-        for _ in range(max(1, round(seconds * self.rate) + 1 - self.count)):
-            self._add(image)
+        dropped; one for which it has lasted too long by AHEAD is left out. None: once. Raises
+        UserError when the disk is nearly full; the video so far is kept."""
+        late = 0 if seconds is None else round(seconds * self.rate) - self.count
+        if late >= -AHEAD:
+            for _ in range(max(1, late + 1)):
+                self._add(image)
 
     def _add(self, image):
         if self._writer is None:
@@ -299,7 +305,7 @@ class VideoFile:
                 self._writer = None
                 self.target.drop()
                 raise UserError(f"output {self.target.name}: OpenCV cannot write this video; is "
-                                f"the disk full?")
+                                f"the disk full, or its folder none to write into?")
         # OpenCV does not say when a frame finds no room. A frame, the writer's buffers and the
         # table of frames, without which the file is not a video, must still fit.
         room = image.nbytes // 3 + (1 << 17) + 64 * self.count

@@ -17,6 +17,7 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", "
 # HEIC only where a reader is installed; the others are told apart and named all the same.
 IMAGES = PICTURES | {".gif", ".heic", ".heif", ".avif"}
 STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://")
+PATIENCE = 1.0  # Seconds for which a reader waits for a frame of a camera.
 STALLED = 5.0  # Seconds without a frame after which a stream is opened again.
 PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each try to open it again, until it is given up.
 
@@ -27,6 +28,8 @@ def find_source(source):
 
     Raises UserError where there is no such thing.
     """
+    if not source.strip():
+        raise UserError("--source is empty: give a camera's number, a path, an address or sample")
     if source.isdigit():
         return "camera", int(source)
     if STREAM.match(source):
@@ -101,7 +104,8 @@ def _rate_of(capture):
 
 class Recording:
     """A video file: `read()` gives (frame BGR uint8 (H, W, 3), seconds by the file's own time
-    stamps) or None at its end. rate: frames a second by its header; count: of frames, or None."""
+    stamps) or None at its end. rate: frames a second by its header; count: of frames, or None;
+    missed: of frames so far that could not be decoded, and are left out."""
     live = False
 
     def __init__(self, capture, name):
@@ -110,15 +114,23 @@ class Recording:
         capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.count = count if count > 0 else None
+        self.missed, self._tries = 0, 0
         self._clock = FileClock(self.rate)
 
     def read(self):
         """The next frame and its seconds."""
-        if not self.capture.grab():
-            return None
-        seconds = self._clock(self.capture.get(cv2.CAP_PROP_POS_MSEC))
-        good, frame = self.capture.retrieve()
-        return (frame, seconds) if good else None
+        failed = 0
+        # What cannot be decoded is the end only where nothing follows.
+        while not failed or self._tries < (self.count or 0):
+            self._tries += 1
+            if self.capture.grab():
+                seconds = self._clock(self.capture.get(cv2.CAP_PROP_POS_MSEC))
+                good, frame = self.capture.retrieve()
+                if good:
+                    self.missed += failed
+                    return frame, seconds
+            failed += 1
+        return None
 
     def release(self):
         """Close the file."""
@@ -127,7 +139,8 @@ class Recording:
 
 class Live:
     """A camera or a stream: `read()` waits for the newest frame that was not read yet and gives
-    (frame BGR uint8 (H, W, 3), seconds when it was taken), or None when the source is given up.
+    (frame BGR uint8 (H, W, 3), seconds when it was taken), after PATIENCE (None, seconds), or None
+    when the source is given up.
 
     Frames that come while nobody reads are dropped, not queued. What fails or stalls is opened
     again, with a line on stderr. count is None, rate: frames a second as the source says.
@@ -156,9 +169,9 @@ class Live:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         with self._ready:
-            self._ready.wait_for(lambda: self._newest is not None or self._over)
+            came = self._ready.wait_for(lambda: self._newest is not None or self._over, PATIENCE)
             newest, self._newest = self._newest, None
-        return newest
+        return newest if came else (None, time.monotonic() - self._start)
 
     def release(self):
         """Close the source; the thread that reads it closes it once it returns."""
