@@ -71,7 +71,10 @@ def train(request):
     resume = "resume" in request.actions or launch.restarts() > 0
     with launch.Stop() as stop:
         # A signal while this imports torch is obeyed too.
+        from utils.testing import score
         from utils.training import distributed, trainer
+        if request.actions & {"test", "test_onnx"}:
+            score.check(request.args)
         try:
             args = launch.resumed(request) if resume else request.args
             folder = trainer.train(args, resume, stop)

@@ -72,7 +72,12 @@ elif [ -e "$PIPNET_CONTROL/stopped" ]; then
     [[ $again == *" --exp "* || $again == *" --exp="* ]] || again+="--exp $exp "
     [[ $again == *" --resume "* ]] || again+="--resume"
     status=$ended
-    echo "stopped; go on with: bash main.sh $processes$again" 2>/dev/null
+    # The folder is the first machine's.
+    if [ -e "weights/$exp/last.pt" ] || [ "${NODE_RANK:-0}" != 0 ]; then
+        echo "stopped; go on with: bash main.sh $processes$again" 2>/dev/null
+    else
+        echo "stopped before anything was saved" 2>/dev/null
+    fi
 fi
 rm -r "$PIPNET_CONTROL"
 # Where it failed before anything was written.

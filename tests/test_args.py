@@ -115,6 +115,8 @@ def test_wrong_command_lines(argv, reason):
     ("epochs: ten", "epochs: expected int, found 'ten'"),
     ("epochs: true", "epochs: expected int"),
     ("flip_test: 1", "flip_test: expected bool"),
+    ("exp: 007", "exp: 7 is no text to YAML; put it into quotes"),
+    ("lr: 0.1\nlr: 0.2", "key lr is there twice"),
     ("- a list", "expected lines of the form key: value"),
     ("a: [b", "cannot be read"),
     ("", "expected lines of the form key: value"),

@@ -7,6 +7,7 @@ import time
 
 import cv2
 import numpy
+import own_sets
 import pytest
 import small_sets
 import yaml
@@ -15,7 +16,7 @@ from utils.data import generator, sheet
 from utils.data.dataset import PreparedSet
 from utils.data.drawn_faces.render import render
 from utils.data.generator import DataGenerator
-from utils.data.readers.face import Face
+from utils.data.readers.face import Face, split_of
 from utils.errors import UserError
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
@@ -76,6 +77,19 @@ def test_a_set_holds_out_in_a_merged_one_what_it_holds_out_alone():
     assert 30 < len(of_first) < 50 and held_out(second, first) == merged
     twins = [face for face in first[:50] for _ in range(3)]
     assert len(held_out(twins)) == 5
+
+
+def test_a_photo_in_training_and_test_is_told(tmp_path, capsys):
+    faces = [(split, own_sets.FACE + i) for i in range(4) for split in ("train", "test")]
+    own_sets.prepare(tmp_path / "own", own_sets.FIVE, faces, [f"{i // 2}.png" for i in range(8)])
+    assert ("0.png: note: this and 3 more photos are in the test list and in another one"
+            in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("word, split", [("validation", "val"), ("Testing", "test"),
+                                         ("trainset", "train"), ("of_2019", None)])
+def test_lists_go_by_many_names(word, split):
+    assert split_of(["photos", word]) == split
 
 
 def test_lines_lead_back_to_the_photo(w300, prepared):

@@ -251,7 +251,9 @@ def test_read_scheme_as_people_write_it(tmp_path):
             ("\ufeffpoints: 3\nflip: [1, 0, 2]\ndivisor: box", [1, 0, 2], None, True),
             ("points: 2\nflip: [[0, 1]]\ndivisor: [0, 1]", [1, 0], (0, 1), True),
             ("points: 2\nflip: none", [0, 1], None, False),
-            ("points: 2\nflip:", [0, 1], None, True)):
+            ("points: 2\nflip: []", [0, 1], None, True),
+            # Nobody said what a mirrored face is.
+            ("points: 2", [0, 1], None, False)):
         path.write_text(text, encoding="utf-8")
         scheme = landmarks.read_scheme(path)
         for found in (scheme, landmarks.Scheme.from_state(scheme.state())):
@@ -280,6 +282,11 @@ def test_read_scheme_with_the_least(tmp_path):
     ("\x00\x01", "cannot be read"),
     ("flip: [[0, 1]]", "needs names"),
     ("points: 0", "found 0"),
+    ("points: 1", r"points \(2..10000\), found 1"),
+    ("points: 2\npoints: 3", "key points is there twice"),
+    ("points: 2\nname: 300W", "name: 300W is a scheme that is built in"),
+    ("points: 2\nflip: no", "flip is a list of pairs, or none, found False"),
+    ("points: 2\nflip:", "flip is a list of pairs, or none, found None"),
     ("points: true", "found True"),
     ("points: many", "found 'many'"),
     ("points: 3\nnames: [a, b]", "3 different names"),
@@ -289,7 +296,7 @@ def test_read_scheme_with_the_least(tmp_path):
     ("points: 3\nflip: [[0, nose]]", "no point 'nose'"),
     ("points: 3\nflip: [0, 1]", "list of pairs"),
     ("points: 3\nflip: 5", "list of pairs"),
-    ("points: 999999999999", "1..10000"),
+    ("points: 999999999999", "2..10000"),
     ("points: 2\nmean_face: [[.nan, 1], [1, 1]]", "finite"),
     ("points: 3\nflip: [[0, 1], [1, 2]]", "names a point twice"),
     ("points: 3\nflip: [[1, 1]]", "names a point twice"),

@@ -32,10 +32,9 @@ def test_imports_nothing_of_the_repository():
 
 
 def find(session, image, square):
-    """Landmarks (K, 2) and confidence (K,) from a square of find_faces, in two passes."""
+    """Landmarks (K, 2) and confidence (K,) from a square of find_faces."""
     crop, scheme, _ = run_onnx.read_metadata(session)
-    points, _ = run_onnx.landmarks(session, image, square[:2], square[2] * crop["scale"])
-    return run_onnx.landmarks(session, image, *run_onnx.lay_crop(points, crop, scheme))
+    return run_onnx.refine(session, image, square[:2], square[2] * crop["scale"], crop, scheme)
 
 
 @pytest.fixture(scope="module", params=["fast", "eyes"])

@@ -68,6 +68,18 @@ def read_help(path=DEFAULTS):
     return groups, helps
 
 
+class UniqueLoader(yaml.SafeLoader):
+    """yaml.SafeLoader that refuses a key which is there twice; else the last would win unseen."""
+
+    def construct_mapping(self, node, deep=False):
+        """The dict of a mapping."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key} is there twice")
+        return super().construct_mapping(node, deep)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are a UserError with the nearest known flag."""
 
@@ -118,11 +130,15 @@ def load_args(given=(), path=DEFAULTS):
 
 def _read_file(path):
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected lines of the form key: value")
+    for name, value in found.items():
+        # 007 would be the experiment 7, and `on` the experiment True.
+        if KINDS.get(name) is str and isinstance(value, (bool, int, float)):
+            raise UserError(f"{path}: {name}: {value!r} is no text to YAML; put it into quotes")
     return {name: check(name, value, f"{path}: {name}") for name, value in found.items()}
 
 
@@ -209,6 +225,9 @@ def parse(argv=None):
                         "--fit-eyes, --test-eyes or --compare (see main.py --help)")
     if "resume" in actions:
         actions |= {"train"}
+    if {"train", "raw"} <= actions and found.get("head") == "regression":
+        raise UserError("--raw: a regression has no maps; its .onnx holds no decoding and is all "
+                        "it needs")
     if pathlib.Path(path).resolve() != DEFAULTS:
         # A file that is named is as good as typed: it wins over what an experiment was begun with.
         found = {**_read_file(pathlib.Path(path)), **found}

@@ -55,9 +55,11 @@ class Lock:
     def __exit__(self, *_):
         if self.file is None:
             return
-        # An experiment that saved nothing leaves an empty folder, as if it had not begun.
+        # An experiment that saved nothing leaves nothing, as if it had not begun.
         if [path.name for path in self.path.parent.iterdir()] == [LOCK]:
             self.path.unlink()
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
         self.file.close()
 
 

@@ -25,7 +25,7 @@ SAME_FACE = 0.7  # Overlap above which two crops of a photo are of one face.
 def notes(done, scheme):
     """Notes (path, reason) on faces that cannot be scored or are there twice, and on a flip that
     does not fit."""
-    found = _twice(done)
+    found = _twice(done) + _leaks(done)
     for face, *_, published in done:
         size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]
         if not size > 0:
@@ -59,6 +59,17 @@ def _twice(done):
     return [(photo, f"note: faces {one + 1} and {two + 1} of it lie on each other: labelled twice?")
             for (photo, _), boxes in photos.items() if len(boxes) > 1
             for one, two in numpy.argwhere(numpy.triu(overlap(boxes, boxes) > SAME_FACE, 1))]
+
+
+def _leaks(done):
+    """A note where photos are in the training or validation list and in a test list."""
+    lists = collections.defaultdict(set)
+    for face, *_ in done:
+        if face.image is None:
+            lists[face.photo.resolve()].update(name.split("_")[0] for name in face.lists)
+    both = [photo for photo, names in lists.items() if "test" in names and len(names) > 1]
+    return [(both[0], f"note: this and {len(both) - 1} more photos are in the test list and in "
+             f"another one: the test says nothing of new photos")] if both else []
 
 
 def print_counts(sources, done, unusable, output):

@@ -10,6 +10,8 @@ import yaml
 
 from utils import checkpoint, experiment
 from utils.args import DEFAULTS, KINDS, load_args
+from utils.data.dataset import PreparedSet
+from utils.data.generator import set_folder
 from utils.deploy import export
 from utils.errors import UserError, run
 from utils.testing import score
@@ -161,6 +163,9 @@ def card(sources, report, title, recipe, notes=()):
         f"* trained from {begun}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: {export.licence(sets)}",
+        *[f"* {what}, fitted after them with --{flag}" for part, flag, what in (
+            ("shape", "fit-shape", "a shape head"), ("lids", "fit-eyes", "a lid head and limits"))
+          if any(name.startswith(f"{part}.") for name in checkpoint.weights_of(state))],
         *[f"* {note}" for note in notes], "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |"]
@@ -181,7 +186,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m utils.deploy.publish", description=__doc__)
     parser.add_argument("exp", help="the experiment whose best.pt is shipped")
     parser.add_argument("name", help="its name in weights/, such as fast")
-    parser.add_argument("--data-dir", default="300W", help="set to score on [300W]")
+    parser.add_argument("--data-dir", help="set to score on [that of the training]")
     parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
     parser.add_argument("--flip-test", action="store_true",
                         help="ship a model that averages with the mirrored face")
@@ -195,7 +200,13 @@ def main(argv=None):
     target = experiment.WEIGHTS / f"{given.name}.pt"
     if target == source:
         raise UserError(f"{target}: is what it would be made from")
-    # Before anything is overwritten: shipped weights that it began with may be the target.
+    # Before anything is overwritten: shipped weights that it began with may be the target, and a
+    # set that is not there leaves no card.
+    data = {"data_dir": given.data_dir} if given.data_dir else {
+        name: checkpoint.read(source)["args"][name] for name in ("data", "data_dir")}
+    scored = load_args({"exp": str(target), "report": str(target.with_suffix(".json")), **data,
+                        "input_size": checkpoint.read(source)["args"]["input_size"]})
+    PreparedSet(set_folder(scored))
     sources = chain(source)
     how, notes = recipe(sources), []
     if given.average is not None:
@@ -206,10 +217,9 @@ def main(argv=None):
     text = functools.partial(card, sources, title=given.name, recipe=how, notes=notes)
     publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]),
             given.flip_test)
-    report = target.with_suffix(".json")
+    report = pathlib.Path(scored.report)
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
-    score.test(load_args({"exp": str(target), "data_dir": given.data_dir,
-                                     "report": str(report)}), actions)
+    score.test(scored, actions)
     text = text(report=json.loads(report.read_text(encoding="utf-8")))
     target.with_suffix(".md").write_text(text, encoding="utf-8")
     report.unlink()

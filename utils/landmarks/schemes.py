@@ -5,6 +5,7 @@ import difflib
 import numpy
 import yaml
 
+from utils.args import UniqueLoader
 from utils.errors import UserError
 from utils.landmarks.mean_faces import MEAN_FACES
 
@@ -283,14 +284,15 @@ def read_scheme(path):
     """A custom scheme from a YAML file.
 
     Keys: `points` (K) or `names` (K strings), `flip` (pairs of mirror partners, or a table of K
-    points; points in no pair lie on the mid-line; `none`: a mirrored face is none of the scheme, as
-    with a point that only one side has), `divisor` (two points, `diagonal` or `box`, which is the
-    default: see Scheme), optional `regions` (name to points) and `mean_face` (K pairs; else it
-    comes from the data). A point is its name or its 0-based number. Raises UserError.
+    points; points in no pair lie on the mid-line; `none`, or no such key: a mirrored face is none
+    of the scheme, as with a point that only one side has), `divisor` (two points, `diagonal` or
+    `box`, which is the default: see Scheme), optional `regions` (name to points) and `mean_face` (K
+    pairs; else it comes from the data). A point is its name or its 0-based number. Raises
+    UserError.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            spec = yaml.safe_load(file)
+            spec = yaml.load(file, UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a scheme: {' '.join(str(error).split())}") \
             from None
@@ -304,6 +306,8 @@ def read_scheme(path):
                             + (f" (nearest: {near[0]})" if near else ""))
     try:
         points, names = _read_names(spec)
+        if str(spec.get("name")) in (*SCHEMES, *PARTS):
+            raise ValueError(f"name: {spec['name']} is a scheme that is built in; give another one")
         place = {name: i for i, name in enumerate(names or [])}
 
         def index(point):
@@ -316,8 +320,8 @@ def read_scheme(path):
                              + (" or their names" if names else "")
                              + (f" (nearest: {near[0]})" if near else ""))
 
-        mirrors = spec.get("flip") != "none"
-        flip = _read_flip(mirrors and spec.get("flip") or [], points, index, names)
+        mirrors = spec.get("flip", "none") != "none"
+        flip = _read_flip(spec["flip"] if mirrors else [], points, index, names)
         divisor = _read_divisor(spec.get("divisor"), index)
         regions = spec.get("regions") or {}
         if not isinstance(regions, dict) or not all(isinstance(v, list) for v in regions.values()):
@@ -335,8 +339,9 @@ def _read_names(spec):
     """K and the names, or None, of a scheme file's content. Raises ValueError."""
     names = spec.get("names")
     points = spec.get("points", len(names) if isinstance(names, list) else None)
-    if not isinstance(points, int) or isinstance(points, bool) or not 1 <= points <= MOST_POINTS:
-        raise ValueError(f"needs names (a list) or points (1..{MOST_POINTS}), found {points!r}")
+    if not isinstance(points, int) or isinstance(points, bool) or not 2 <= points <= MOST_POINTS:
+        # No crop can be laid round a point alone.
+        raise ValueError(f"needs names (a list) or points (2..{MOST_POINTS}), found {points!r}")
     if names is None:
         return points, None
     if not isinstance(names, list) or len(names) != points:
@@ -360,7 +365,7 @@ def _read_names(spec):
 def _read_flip(entries, points, index, names):
     """The flip table (K,) of a scheme file's entries. Raises ValueError naming the wrong one."""
     if not isinstance(entries, list):
-        raise ValueError(f"flip is a list of pairs, found {entries!r}")
+        raise ValueError(f"flip is a list of pairs, or none, found {entries!r}")
     if entries and len(entries) == points \
             and not any(isinstance(entry, (list, tuple)) for entry in entries):
         flip = numpy.array([index(entry) for entry in entries])

@@ -25,8 +25,7 @@ def test(args, actions):
     args: resolved. actions: holds "test", "test_onnx" or both; the .onnx must be there. Raises
     UserError.
     """
-    if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
-        raise UserError(f"--report {args.report}: there is no such folder")
+    check(args)
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     weights = path.with_suffix(".pt")
     if "test" in actions and not weights.is_file():
@@ -76,6 +75,14 @@ def test(args, actions):
         experiment.record_score(path, report, data)
     if args.report != "none":
         pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def check(args):
+    """What can be said of a test's settings before a training. Raises UserError."""
+    if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
+        raise UserError(f"--report {args.report}: there is no such folder")
+    if args.boxes != "none":
+        get_detector(args.boxes)
 
 
 def _ways(args, actions, path):

@@ -400,6 +400,9 @@ class Trainer:
         # Faces that cannot be scored do not count; where none can, any epoch is as good.
         scored = errors[~numpy.isnan(errors)]
         nme = 100 * float(scored.mean()) if len(scored) else math.inf
+        if not len(scored) and not epoch:
+            self.log("note: no validation face can be scored, for want of the points whose "
+                     "distance divides NME: the last epoch is the best")
         self.ranks.share(self._finish_epoch, epoch, nme, averaged)
         self.best, self.losses = min(self.best, nme), []
 

@@ -100,7 +100,9 @@ def _photo(path, image):
     COCO has it, beside its folder, perhaps in one called as the file."""
     above = path.parent.parent / "images"
     places = (path.parent, path.parent / "images", above, above / path.stem)
-    return next((p / image for p in places if (p / image).is_file()), path.parent / image)
+    # Another machine's path says no more than the name.
+    found = [p / name for name in (image, image.rpartition("/")[2]) for p in places]
+    return next((photo for photo in found if photo.is_file()), path.parent / image)
 
 
 def _forgotten(folders, named, stems):
@@ -209,7 +211,9 @@ def _in_order(rows, names, point_of, scheme):
         return rows
     if len(rows) != len(names):
         raise ValueError(f"{len(rows)} points found, its category names {len(names)}")
-    found = _by_label(zip(names, rows), point_of, scheme, 3)
+    # A person has keypoints that are none of the scheme.
+    found = _by_label([(name, row) for name, row in zip(names, rows)
+                       if _plain(str(name)) in known], point_of, scheme, 3)
     found[:, 2] = numpy.nan_to_num(found[:, 2])
     return found
 

@@ -16,16 +16,17 @@ from utils.errors import UserError
 
 NAME = "custom"
 SCHEME = None
+_TABLES = (".csv", ".tsv")
 LAYOUT = "images with .pts files beside them, or one .csv file with image,x1,y1,x2,y2,..."
 EXPECTED = {}
 _BOX = ("x_min", "y_min", "x_max", "y_max")
-_SPLITS = ("train", "val", "test")
 
 
 def matches(folder):
-    """Whether the path (pathlib.Path) is a .csv file or a folder that holds .pts or .csv files."""
+    """Whether the path (pathlib.Path) is a .csv or .tsv file or a folder that holds such or .pts
+    files."""
     if folder.is_file():
-        return folder.suffix.lower() == ".csv"
+        return folder.suffix.lower() in _TABLES
     return bool(_csv_files(folder)) or _has_pts(folder)
 
 
@@ -61,7 +62,7 @@ def _has_pts(folder):
 
 def _csv_files(folder):
     return sorted(path for path in folder.iterdir()
-                  if path.suffix.lower() == ".csv" and not path.name.startswith("."))
+                  if path.suffix.lower() in _TABLES and not path.name.startswith("."))
 
 
 def _read_folder(folder, problems, scheme):
@@ -155,6 +156,9 @@ def _check_header(path, header, scheme):
     if 0 < sum(column in header for column in _BOX) < 4:
         raise UserError(f"{path}: line 1: a face box needs all of {', '.join(_BOX)}")
     unknown = [column for column in header if column not in {"image", "split", *columns, *_BOX}]
+    if "" in unknown:
+        raise UserError(f"{path}: line 1: a column has no name: is it an index? (pandas: "
+                        f"to_csv(index=False))")
     if unknown:
         raise UserError(f"{path}: line 1: unknown column {short(unknown[0])}; known: image, split, "
                         f"{', '.join(_BOX)}, x1, y1 to x{scheme.points}, y{scheme.points} "
@@ -167,13 +171,13 @@ def _parse(header, fields, scheme, decimal_commas):
     if len(fields) != len(header):
         raise ValueError(f"{len(header)} fields expected, {len(fields)} found")
     row = dict(zip(header, fields))
-    split = row.get("split") or "train"
-    if split not in _SPLITS:
-        raise ValueError(f"split is train, val or test, found {short(split)}")
+    split = split_of([row.get("split") or "train"])
+    if split is None:
+        raise ValueError(f"split is train, val or test, found {short(row['split'])}")
     if not row["image"]:
         raise ValueError("no image named")
-    # One photo is one group, however the lines spell its path.
-    image = os.path.normpath(row["image"])
+    # One photo is one group, however the lines spell its path; on Windows with backslashes.
+    image = os.path.normpath(row["image"].replace("\\", os.sep))
     if decimal_commas:
         row = {key: value if key == "image" else value.replace(",", ".")
                for key, value in row.items()}

@@ -4,6 +4,10 @@ import pathlib
 
 import numpy
 
+# What people call the lists, the first of which that is found wins.
+SPLITS = {"test": {"test", "testing", "testset"}, "val": {"val", "valid", "validation"},
+          "train": {"train", "training", "trainset"}}
+
 
 @dataclasses.dataclass
 class Face:
@@ -35,7 +39,8 @@ class Face:
 
 
 def split_of(words):
-    """The first of the lists "test", "val" (or "valid") and "train" that is among the names of a
-    photo's folders, or the words of a file's name, letter case aside; None where none is."""
-    words = {"val" if word.lower() == "valid" else word.lower() for word in words}
-    return next((split for split in ("test", "val", "train") if split in words), None)
+    """The first of the lists "test", "val" and "train" that is meant by one of the names of a
+    photo's folders, or the words of a file's name (see SPLITS), letter case aside; None where none
+    is."""
+    words = {word.lower() for word in words}
+    return next((split for split, names in SPLITS.items() if words & names), None)

@@ -32,11 +32,11 @@ def mark_missing(points):
 def numbers(fields, missing=False):
     """Strings to a float64 array. Raises ValueError naming the first that is no finite number.
 
-    missing: whether an empty field or NaN is one that was left out, and is NaN.
+    missing: whether an empty field, NaN or NA is one that was left out, and is NaN.
     """
     values = numpy.empty(len(fields))
     for i, field in enumerate(fields):
-        if missing and field.strip().lower() in ("", "nan"):
+        if missing and field.strip().lower() in ("", "nan", "na"):
             values[i] = numpy.nan
             continue
         try:
