@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 
 import numpy
 import torch
@@ -66,15 +67,32 @@ def export(model, path):
     Input `images` (N, 3, S, S) uint8 RGB, outputs `landmarks` (N, K, 2) in crop units and
     `confidence` (N, K); N is dynamic. Metadata: see metadata(). Raises UserError.
     """
-    import onnxsim
     images = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     program = torch.onnx.export(
         _Predict(copy.deepcopy(model).cpu()).eval(), (images,), dynamo=True, opset_version=OPSET,
         input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
-    graph, _ = onnxsim.simplify(program.model_proto)
+    graph = simplify(program.model_proto)
     _store_halves(graph.graph, model)
     return write(graph, path, metadata(model))
+
+
+def simplify(graph):
+    """An ONNX model without steps that need not be taken.
+
+    onnxsim prints a warning of each operation that it cannot work out beforehand, which is none the
+    worse for it.
+    """
+    import onnxsim
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        return onnxsim.simplify(graph)[0]
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _store_halves(graph, model):

@@ -34,7 +34,6 @@ def export_raw(model, path, opset):
     landmarks of both. opset: 11 to 20. Raises UserError for a head without maps.
     """
     import onnx
-    import onnxsim
     path = pathlib.Path(path)
     if not isinstance(model.head, PIPHead):
         raise UserError(f"{path}: a regression has no maps; its .onnx holds no decoding and is all "
@@ -48,7 +47,7 @@ def export_raw(model, path, opset):
         torch.onnx.export(net, (torch.zeros(1, 3, model.input_size, model.input_size),), content,
                           dynamo=False, opset_version=opset, input_names=["images"],
                           output_names=names[:None if model.head.num_nb else 3])
-    graph, _ = onnxsim.simplify(onnx.load_from_string(content.getvalue()))
+    graph = export.simplify(onnx.load_from_string(content.getvalue()))
     described = metadata(model)
     export.write(graph, path, described)
     text = {key: value if key in export.PLAIN else json.loads(value)
