@@ -194,6 +194,7 @@ def test_a_camera_that_stalls_lets_the_driver_go_out_of_sight(monkeypatch):
             return super().grab()
 
     monkeypatch.setattr(sources, "PATIENCE", 0.1)
+    monkeypatch.setattr(sources, "AFTER", 0.1)
     monkeypatch.setattr(sources.Live, "_open", lambda self: Stalled())
     live = sources.open_source("stream", "rtsp://anywhere")
     taken = [live.read() for _ in range(12)]

@@ -17,7 +17,8 @@ PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", "
 # HEIC only where a reader is installed; the others are told apart and named all the same.
 IMAGES = PICTURES | {".gif", ".heic", ".heif", ".avif"}
 STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://")
-PATIENCE = 1.0  # Seconds for which a reader waits for a frame of a camera.
+# Seconds for which a reader waits for a frame of a camera, and for another one after that.
+PATIENCE, AFTER = 2.0, 0.5
 STALLED = 5.0  # Seconds without a frame after which a stream is opened again.
 PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each try to open it again, until it is given up.
 
@@ -159,6 +160,7 @@ class Live:
         self._say_what_differs()
         self._ready = threading.Condition()
         self._newest, self._over, self._thread, self._tries = None, False, None, 0
+        self._comes = True
         self._stop = threading.Event()
 
     def read(self):
@@ -169,9 +171,10 @@ class Live:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         with self._ready:
-            came = self._ready.wait_for(lambda: self._newest is not None or self._over, PATIENCE)
+            self._comes = self._ready.wait_for(
+                lambda: self._newest is not None or self._over, PATIENCE if self._comes else AFTER)
             newest, self._newest = self._newest, None
-        return newest if came else (None, time.monotonic() - self._start)
+        return newest if self._comes else (None, time.monotonic() - self._start)
 
     def release(self):
         """Close the source; the thread that reads it closes it once it returns."""
