@@ -19,6 +19,8 @@ HAAR, YUNET = (0.147, 0.871), (0.123, 0.779)
 SIDE = 640
 # Mean confidence below which there is no face, where the file does not say.
 MIN_CONFIDENCE = 0.15
+# As a share of a crop's size, how far one of its sides must have gone for the face to be looked at
+# again.
 MOVED = 0.12
 
 

@@ -23,10 +23,19 @@ def keep_freed():
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def ending_signals():
+    """SIGTERM and SIGHUP (the terminal was closed), where the system has it and nohup does not want
+    it ignored."""
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 @contextlib.contextmanager
 def signals_interrupt():
-    """Within, SIGTERM and SIGHUP (the terminal was closed) are a KeyboardInterrupt, so that files
-    are finished; gives a list, to which their numbers are added."""
+    """Within, ending_signals are a KeyboardInterrupt, so that files are finished; gives a list, to
+    which their numbers are added."""
     seen = []
 
     def interrupt(number, _):
@@ -34,11 +43,7 @@ def signals_interrupt():
         if len(seen) == 1:
             raise KeyboardInterrupt
 
-    numbers = [signal.SIGTERM]
-    # Windows has none, and nohup wants it ignored.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
     try:
         yield seen
     finally:

@@ -239,10 +239,7 @@ class DataGenerator:
 
     def _clear(self):
         """Make an empty output folder. Its set.yaml marks it as ours, its lists as finished."""
-        if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            if not (self.output / "set.yaml").is_file():
-                raise UserError(f"{self.output}: exists and is no prepared set; give another "
-                                f"output_dir=FOLDER (--output-dir FOLDER) or empty it")
+        if _is_filled(self.output):
             self._tell_change()
             shutil.rmtree(self.output)
         (self.output / "images").mkdir(parents=True, exist_ok=True)
@@ -326,18 +323,31 @@ class DataGenerator:
         return scheme
 
 
+def _is_filled(output):
+    """Whether a folder holds a prepared set, perhaps an interrupted one. Raises UserError where it
+    holds something else."""
+    if not output.exists() or output.is_dir() and not any(output.iterdir()):
+        return False
+    if not (output / "set.yaml").is_file():
+        raise UserError(f"{output}: exists and is no prepared set; give another output_dir=FOLDER "
+                        f"(--output-dir FOLDER) or empty it")
+    return True
+
+
 def prepare_samples(size):
     """The prepared set of drawn faces for an input size, made if it is not there; its folder."""
     folder = ROOT / f"samples-{size}"
     # The last file that is written: without it drawing was interrupted.
     if not (folder / "test.txt").is_file():
+        _is_filled(folder)  # Raises before the drawing where it is none of ours.
         print(f"drawing faces into {folder}")
         # Under a name of its own, for another process may be about to draw them as well.
         drawn = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
             DataGenerator("samples", size, drawn, layout="samples").run()
             if not (folder / "test.txt").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
+                if _is_filled(folder):
+                    shutil.rmtree(folder)
                 drawn.rename(folder)
         finally:
             shutil.rmtree(drawn, ignore_errors=True)

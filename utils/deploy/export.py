@@ -185,8 +185,9 @@ def digest(model):
 def is_stale(path):
     """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these.
     Whether it averages with the mirrored face is as it was exported."""
-    return _described(path).get("weights", "") != digest(
-        checkpoint.load_model(path, flip_test=averages(path)))
+    said = _described(path)
+    return not said or said.get("weights") != digest(
+        checkpoint.load_model(path, flip_test=said.get("flip_test") == "true"))
 
 
 def averages(path):

@@ -15,12 +15,12 @@ from utils.data.generator import set_folder
 from utils.deploy import export
 from utils.errors import UserError, run
 from utils.testing import score
-from utils.training import gssl
+from utils.training import gssl, launch
 
 # Settings of where and how a run was started, which say nothing of the model.
-PLACES = ("exp", "report", "device", "workers", "cache", "save_minutes", "boxes", "flip_test",
-          "by_pose", "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta",
-          "dump_pseudo", "opset", "tensorboard", "compile")
+PLACES = (*launch.OF_ONE_COMMAND, "exp", "device", "workers", "cache", "save_minutes",
+          "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "tensorboard",
+          "compile")
 # Those that name the weights of another experiment (what it began with first), and sets of faces.
 WEIGHTS_ARGS = ("pretrained", "teacher")
 SET_ARGS = ("data_dir", "unlabelled_dir")
@@ -202,10 +202,11 @@ def main(argv=None):
         raise UserError(f"{target}: is what it would be made from")
     # Before anything is overwritten: shipped weights that it began with may be the target, and a
     # set that is not there leaves no card.
-    data = {"data_dir": given.data_dir} if given.data_dir else {
-        name: checkpoint.read(source)["args"][name] for name in ("data", "data_dir")}
+    args = checkpoint.read(source)["args"]
+    data = {"data": "none", "data_dir": given.data_dir} if given.data_dir else {
+        name: args[name] for name in ("data", "data_dir")}
     scored = load_args({"exp": str(target), "report": str(target.with_suffix(".json")), **data,
-                        "input_size": checkpoint.read(source)["args"]["input_size"]})
+                        "input_size": args["input_size"]})
     PreparedSet(set_folder(scored))
     sources = chain(source)
     how, notes = recipe(sources), []

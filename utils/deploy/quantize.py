@@ -7,6 +7,7 @@ import numpy
 
 from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.generator import set_folder
+from utils.deploy import export
 from utils.errors import UserError
 from utils.landmarks import schemes
 from utils.predictor import Predictor
@@ -25,7 +26,6 @@ def quantize(path, images, output=None):
     those of the float model. Raises UserError.
     """
     import onnx
-    import onnxsim
     from onnxruntime import quantization
 
     path = pathlib.Path(path)
@@ -46,7 +46,7 @@ def quantize(path, images, output=None):
             return next(batches, None)
 
     # Kernels that are stored as halves become constants, which the quantiser looks for.
-    model = onnx.shape_inference.infer_shapes(onnxsim.simplify(model)[0])
+    model = onnx.shape_inference.infer_shapes(export.simplify(model))
     temporary = output.with_name(f"{output.name}.tmp")
     # The quantiser advises preprocessing on the root logger, which has been done by then.
     logging.disable(logging.WARNING)

@@ -16,8 +16,7 @@ def nme(predicted, truth, norm):
     distance = numpy.linalg.norm(numpy.asarray(predicted, numpy.float64) - truth, axis=-1)
     known = numpy.isfinite(truth).all(-1)
     distance = numpy.where(known & ~numpy.isfinite(distance), numpy.inf, distance)
-    norm = numpy.asarray(norm, numpy.float64)
-    norm = numpy.where(norm > 0, norm, numpy.nan)
+    norm = numpy.where(numpy.asarray(norm) > 0, norm, numpy.nan)
     if known.all():
         return distance.mean(-1) / norm
     total = numpy.where(known, distance, 0).sum(-1)

@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 
-from utils import experiment
+from utils import experiment, machine
 from utils.args import load_args, parse
 from utils.errors import UserError, run
 
@@ -164,11 +164,8 @@ class Stop:
         self._signal, self._file = None, _told("stop")
 
     def __enter__(self):
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        # Windows has none, and nohup wants it ignored.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        self._before = {number: signal.signal(number, self._ask)
+                        for number in (*machine.ending_signals(), signal.SIGINT)}
         return self
 
     def __exit__(self, *_):

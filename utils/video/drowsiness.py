@@ -126,12 +126,12 @@ class Drowsiness:
         self._was_seen = self._slept = self._drowsy = False
         self._sleepy_until = float("-inf")
         self._open, self._levels, self._next_look = WIDEST, collections.deque(), None
-        self._steps, self._unseen = collections.deque(maxlen=STEPS), UNSEEN
+        self._steps, self._step = collections.deque(maxlen=STEPS), 0.0  # The last ones; usually.
 
     @property
     def rare(self):
         """Whether frames come too rarely to see anybody sleep."""
-        return bool(self._steps) and statistics.median(self._steps) > RARE
+        return self._step > RARE
 
     def update(self, openness, closed, time):
         """openness (right, left): 0 to 1, None for an eye that cannot be judged. closed: whether
@@ -141,12 +141,12 @@ class Drowsiness:
         step = 0.0 if self._time is None else max(time - self._time, 0.0)
         if step:
             self._steps.append(step)
-            self._unseen = min(max(UNSEEN, OF_STEP * statistics.median(self._steps)), RARE)
-        known = seen and self._was_seen and step <= self._unseen + _TOLERANCE
+            self._step = statistics.median(self._steps)
+        known = seen and self._was_seen and step <= self._unseen()
         events = []
         self._begun = time if self._begun is None else self._begun
         away = time - self._last_seen()
-        if away > self._unseen + _TOLERANCE:
+        if away > self._unseen():
             held = self._shut.start is not None and self._shut.lapse is None
             if not held or away > OUT_OF_SIGHT + _TOLERANCE or seen and not closed:
                 events += self._end_lids(self._last_seen())
@@ -175,7 +175,11 @@ class Drowsiness:
         return events
 
     def _is_away(self, time):
-        return time - self._last_seen() > self._unseen + _TOLERANCE
+        return time - self._last_seen() > self._unseen()
+
+    def _unseen(self):
+        """Seconds after which time without eyes is unseen."""
+        return min(max(UNSEEN, OF_STEP * self._step), RARE) + _TOLERANCE
 
     def _last_seen(self):
         """When the eyes were last seen, and before that the first frame."""
