@@ -12,7 +12,7 @@ import pytest
 import torch
 import warm as warm_module
 
-from utils import checkpoint, errors, experiment
+from utils import checkpoint, errors, experiment, files
 from utils.training import engine, launch
 
 
@@ -295,7 +295,7 @@ def test_a_save_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(errors.UserError, match="No space left on device"):
         checkpoint.save({"format": checkpoint.FORMAT, "epoch": 2}, path)
     assert checkpoint.read(path)["epoch"] == 1

@@ -123,12 +123,12 @@ def _install(hook):
     """Send a signal to this process at the n-th moment of a kind; hook: "KIND:N[:SIGNAL]".
 
     step: before an optimiser step; update: after the optimiser, before the average; half, fsync,
-    replace, renamed: in a save, with half of the temporary file written, all of it written, synced,
-    and renamed.
+    replace, renamed: in a save of a .pt, with half of the temporary file written, all of it
+    written, synced, and renamed.
     """
     import torch
 
-    from utils import checkpoint
+    from utils import files
     from utils.deploy import export
     from utils.training.trainer import Trainer
 
@@ -149,17 +149,19 @@ def _install(hook):
             return getattr(os, attribute)
 
         def fsync(self, file):
-            if not os.path.isdir(f"/proc/self/fd/{file}"):
+            if os.readlink(f"/proc/self/fd/{file}").endswith(".pt.tmp"):
                 moment("half", lambda: os.truncate(file, os.fstat(file).st_size // 2))
                 moment("fsync")
             os.fsync(file)
 
         def replace(self, old, new):
-            moment("replace")
+            if new.suffix == ".pt":
+                moment("replace")
             os.replace(old, new)
-            moment("renamed")
+            if new.suffix == ".pt":
+                moment("renamed")
 
-    checkpoint.os = Watched()
+    files.os = Watched()
     optimise, update = Trainer.train_step, torch.optim.AdamW.step
 
     def optimise_watched(*arguments):

@@ -9,6 +9,7 @@ import typing
 import yaml
 
 from utils.errors import UserError
+from utils.files import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "args.yaml"
@@ -190,9 +191,8 @@ def save_args(args, path):
     lines = []
     for title, names in groups.items():
         lines += [f"# {title}", *(yaml.safe_dump({n: getattr(args, n)}).strip() for n in names), ""]
-    temporary = pathlib.Path(path).with_suffix(".tmp")
-    temporary.write_text("\n".join(lines), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

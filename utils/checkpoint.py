@@ -1,7 +1,6 @@
 """Saving and loading: atomic files of tensors and plain values, read with weights_only=True."""
 import contextlib
 import io
-import os
 import pathlib
 import re
 import warnings
@@ -14,6 +13,7 @@ from nets.model import LandmarkNet, check_size
 from nets.shape import ShapeHead
 from utils.args import KINDS, load_args
 from utils.errors import UserError
+from utils.files import replacing
 from utils.landmarks.lids import Limits
 from utils.landmarks.schemes import Scheme
 
@@ -31,37 +31,12 @@ def save(state, path):
 
     Raises UserError where the disk is full or cannot be written; the old file is then untouched.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     # Through memory: torch's own writer hides why a disk refuses, and may abort the process.
     content = io.BytesIO()
     torch.save(state, content)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be saved ({error.strerror}); what was saved before is "
-                        f"untouched. Make room, then go on with --resume") from None
-
-
-def _sync_folder(folder):
-    """Make the rename itself durable; not every system lets a folder be synced."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    with replacing(path, "; what was saved before is untouched. Make room, then go on with "
+                         "--resume") as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
 
 
 def read(path):

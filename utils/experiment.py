@@ -9,6 +9,7 @@ import socket
 
 from utils.args import ROOT
 from utils.errors import UserError
+from utils.files import replacing
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = "tiny"  # Of the models there, what is used where none is named.
@@ -216,12 +217,11 @@ def read_records(folder=WEIGHTS):
 
 
 def _write(path, fields, rows):
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (replacing(path) as temporary,
+          open(temporary, "w", newline="", encoding="utf-8") as file):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def compare(folder=WEIGHTS):

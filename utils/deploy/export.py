@@ -10,7 +10,7 @@ import numpy
 import torch
 
 from utils import checkpoint
-from utils.errors import UserError
+from utils.files import replacing
 
 OPSET = 18
 SMALL = 1024  # Numbers in a tensor that is not worth storing otherwise.
@@ -140,13 +140,8 @@ def write(graph, path, described):
     path = pathlib.Path(path)
     onnx.helper.set_model_props(graph, described)
     onnx.checker.check_model(graph, full_check=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         onnx.save(graph, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be written ({error.strerror})") from None
     return path
 
 

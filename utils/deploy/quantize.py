@@ -1,6 +1,5 @@
 """Int8 ONNX models: QDQ, calibrated on training crops, fast in ONNX Runtime on CPUs."""
 import logging
-import os
 import pathlib
 
 import numpy
@@ -9,6 +8,7 @@ from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.generator import set_folder
 from utils.deploy import export
 from utils.errors import UserError
+from utils.files import replacing
 from utils.landmarks import schemes
 from utils.predictor import Predictor
 
@@ -47,25 +47,22 @@ def quantize(path, images, output=None):
 
     # Kernels that are stored as halves become constants, which the quantiser looks for.
     model = onnx.shape_inference.infer_shapes(export.simplify(model))
-    temporary = output.with_name(f"{output.name}.tmp")
     # The quantiser advises preprocessing on the root logger, which has been done by then.
     logging.disable(logging.WARNING)
     try:
-        quantization.quantize_static(
-            model, temporary, Crops(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would saturate.
-            reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS)
-        result = onnx.load(temporary)
-        onnx.helper.set_model_props(result, metadata)
-        onnx.save(result, temporary)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"{output}: could not be written ({error.strerror})") from None
+        with replacing(output) as temporary:
+            quantization.quantize_static(
+                model, temporary, Crops(), quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True, activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would
+                # saturate.
+                reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS)
+            result = onnx.load(temporary)
+            onnx.helper.set_model_props(result, metadata)
+            onnx.save(result, temporary)
     finally:
         logging.disable(logging.NOTSET)
-        temporary.unlink(missing_ok=True)
     return output
 
 

@@ -5,7 +5,6 @@ with a single picture.
 """
 import dataclasses
 import json
-import os
 import pathlib
 
 import numpy
@@ -15,6 +14,7 @@ from utils import checkpoint, draw, experiment
 from utils.data.eye_states import STATES, list_photos
 from utils.data.photo import read_photo
 from utils.errors import UserError
+from utils.files import replacing
 from utils.landmarks import lids
 from utils.predictor import Predictor
 from utils.video import eyes
@@ -234,9 +234,8 @@ def _keep_in_onnx(limits, path):
     graph = onnx.load(path)
     described = {entry.key: entry.value for entry in graph.metadata_props}
     onnx.helper.set_model_props(graph, described | {"eyes": json.dumps(limits.state())})
-    temporary = path.with_name(path.name + ".tmp")
-    onnx.save(graph, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        onnx.save(graph, temporary)
 
 
 def print_numbers(numbers):
