@@ -100,6 +100,15 @@ def points(image, points_px, colour, radius=None):
     return image
 
 
+def lines(image, texts):
+    """A copy of an RGB uint8 image with lines of text at its top left."""
+    image = image.copy() if texts else image
+    scale = max(0.4, image.shape[0] / 900)
+    for row, text in enumerate(texts, 1):
+        _write(image, text, (8, 30 * scale * row), scale)
+    return image
+
+
 def _write(image, text, at, scale, colour=(255, 255, 255)):
     text = printable(text)
     at = int(max(0, at[0])), int(max(22 * scale, at[1]))
