@@ -12,7 +12,7 @@ import painted_faces
 import pytest
 
 import demo
-from utils.video import tracker
+from utils.video import pipeline, tracker
 
 RATE, SIZE, HAND = 30, 160, (90, 70, 60)
 TURNS = ((4.0, 5.0, 35), (11.0, 12.0, -35), (27.0, 28.5, 35))  # start, end, yaw
@@ -76,7 +76,7 @@ def watch(monkeypatch, path, times, *flags):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(demo, "get_predictor", lambda weights, device: painted_faces.Painted())
     monkeypatch.setattr(demo, "get_detector", lambda name: None)
-    monkeypatch.setattr(demo, "Tracker", lambda *settings, **more: Script(times))
+    monkeypatch.setattr(pipeline, "Tracker", lambda *settings, **more: Script(times))
     demo.main(["--source", str(path), "--output", str(path.with_name("out.avi")), "--events",
                str(path.with_name("events.csv")), *flags])
     with open(path.with_name("events.csv"), encoding="utf-8") as file:
