@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks import lids, metrics, schemes
 from utils.video.detector import get_detector
-from utils.video.passes import refine
+from utils.video.passes import landmarks, lay, refine
 
 # A face is left out where landmarks of the mirrored photo, or of another teacher, lie further off,
 # as NME: on faces of 300W it is at 0.01 to 0.03, above this limit on the wrong one or on none.
@@ -52,9 +52,10 @@ class Teachers:
         width, found = image.shape[1], []
         mirrored = numpy.ascontiguousarray(image[:, ::-1])
         for model in self.models:
-            points, _, laid = refine(model, image, detector.to_crop(boxes, model.crop["scale"]))
+            points, _, _ = refine(model, image, detector.to_crop(boxes, model.crop["scale"]))
+            laid, rolls = lay(model, points)
             other = laid * (-1, 1, -1, 1) + (width - 1, 0, width - 1, 0)
-            again, _, _ = refine(model, mirrored, other[:, [2, 1, 0, 3]], passes=1)
+            again, _ = landmarks(model, mirrored, other[:, [2, 1, 0, 3]], -rolls)
             found += [points, again[:, self.scheme.flip] * (-1, 1) + (width - 1, 0)]
         first = found[0]
         sizes = metrics.divisors(first, self.scheme.divisor, laid)
