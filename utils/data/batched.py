@@ -6,13 +6,33 @@ differs by one level or two, rarely by more where neighbouring pixels are far ap
 values of the same distribution. Nothing here makes a GPU wait for the host, and no loop is over
 faces.
 """
+import typing
+
 import numpy
 import torch
 
 from utils.data import augment, shutting
 from utils.landmarks import lids
 
-EYE = 14  # Numbers of an eye: see _eye_numbers.
+
+class EyeNumbers(typing.NamedTuple):
+    """A lids.Eye to be shut in a column of numbers, or a tensor (N, ...) of each. scale: of pixels
+    along the eye's axes to its width, squared for `along` and `across` are as long as it. Curves
+    have two numbers each: see lids.Eye. share: of the way to where the lids meet."""
+    x: float
+    y: float
+    along_x: float
+    along_y: float
+    across_x: float
+    across_y: float
+    scale: float
+    upper: float
+    upper_skew: float
+    lower: float
+    lower_skew: float
+    meeting: float
+    meeting_skew: float
+    share: float
 
 
 class Batch:
@@ -62,16 +82,16 @@ class Batch:
         for side in range(2):
             rows = numpy.array([_eye_numbers(points, share, self.scheme.eyes[side])
                                 for points, share in shuts])
-            n = self.send(rows)[..., None, None].unbind(1)
-            away_x, away_y = self.x - n[0], self.y - n[1]
-            s = (away_x * n[2] + away_y * n[3]) * n[6]
-            t = (away_x * n[4] + away_y * n[5]) * n[6]
-            upper, lower, meeting = (_height(n[k], n[k + 1], s) for k in (7, 9, 11))
-            source = shutting.source(t, upper, torch.maximum(lower, upper), meeting, n[13],
-                                     torch.where)
+            eye = EyeNumbers(*self.send(rows)[..., None, None].unbind(1))
+            away_x, away_y = self.x - eye.x, self.y - eye.y
+            s = (away_x * eye.along_x + away_y * eye.along_y) * eye.scale
+            t = (away_x * eye.across_x + away_y * eye.across_y) * eye.scale
+            upper = _height(eye.upper, eye.upper_skew, s)
+            lower = torch.maximum(_height(eye.lower, eye.lower_skew, s), upper)
+            meeting = _height(eye.meeting, eye.meeting_skew, s)
+            source = shutting.source(t, upper, lower, meeting, eye.share, torch.where)
             moved = torch.where((s > 0) & (s < 1), source, t) - t
-            # Across, which is as long as the eye is wide.
-            x, y = self.x + moved * n[4], self.y + moved * n[5]
+            x, y = self.x + moved * eye.across_x, self.y + moved * eye.across_y
             images = _sample(images, x, y, "border").round_()
         return images
 
@@ -209,10 +229,10 @@ def _correlate(images, kernels):
 
 
 def _eye_numbers(points, share, contour):
-    """What _shut needs of an eye; nothing moves where a landmark is missing or the eye is tiny."""
+    """EyeNumbers as an array; nothing moves where a landmark is missing or the eye is tiny."""
     eye = None if numpy.isnan(points[contour]).any() else lids.Eye(points, contour)
     if eye is None or eye.width < 2:
-        return numpy.zeros(EYE)
+        return numpy.zeros(len(EyeNumbers._fields))
     return numpy.concatenate([eye.origin, eye.along, eye.across, [eye.width ** -2], eye.upper,
                               eye.lower, eye.meeting, [share]])
 
