@@ -70,7 +70,7 @@ def read(folder, problems, scheme=None, one_based=False):
     faces, taken, count = [], set(), collections.Counter()
     for path, words, photo, image, where, _, make in entries:
         try:
-            points, box, *hidden = make(point_of)
+            points, box, hidden = make(point_of)
             if image is None:
                 raise ValueError("it does not say of which image it is, or of one that is unknown")
             if not os.path.isfile(photo):
@@ -89,7 +89,7 @@ def read(folder, problems, scheme=None, one_based=False):
         split = split_of(folders) or split_of(words) or "train"
         faces.append(Face(photo, points - shift, (split,), split, group, name,
                           None if box is None else box - shift,
-                          hidden=hidden[0] if hidden else None))
+                          hidden=hidden))
     named = {os.path.normpath(photo) for _, _, photo, *_ in entries}
     problems += _forgotten(beside, named, {path.stem for path in _files(folder)})
     return faces
@@ -135,8 +135,8 @@ def _kind(content):
     """The function that reads such content; None where it is of none of the four.
 
     It yields (which item, image, labels of its points, make) of each face; make(point_of), with the
-    function of _labels, gives points (K, 2), box (4,) or None and perhaps hidden (K,), or raises
-    what a wrong item raises.
+    function of _labels, gives points (K, 2), box (4,) or None and hidden (K,) or None, or raises what
+    a wrong item raises.
     """
     if isinstance(content, dict):
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
@@ -228,7 +228,8 @@ def _labelme(content, scheme):
         groups[None] = []  # Lines or areas alone: that no point is labelled will be said of it.
     for group, found in groups.items():
         def make(point_of, found=found):
-            return _by_label([(label, place[0]) for label, place in found], point_of, scheme), None
+            points = _by_label([(label, place[0]) for label, place in found], point_of, scheme)
+            return points, None, None
         yield _group(group), content.get("imagePath"), [label for label, _ in found], make
 
 
@@ -279,7 +280,7 @@ def _dlib(content, scheme):
                                     for part in parts], point_of, scheme)
                 left, top, width, height = numbers([face.get(key) for key in
                                                     ("left", "top", "width", "height")])
-                return points, numpy.array([left, top, left + width, top + height])
+                return points, numpy.array([left, top, left + width, top + height]), None
             yield (f"image {short(image.get('file'))} box {number}", image.get("file"),
                    [part.get("name") for part in parts], make)
 
