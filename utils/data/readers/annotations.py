@@ -135,8 +135,8 @@ def _kind(content):
     """The function that reads such content; None where it is of none of the four.
 
     It yields (which item, image, labels of its points, make) of each face; make(point_of), with the
-    function of _labels, gives points (K, 2), box (4,) or None and hidden (K,) or None, or raises what
-    a wrong item raises.
+    function of _labels, gives points (K, 2), box (4,) or None and hidden (K,) or None, or raises
+    what a wrong item raises.
     """
     if isinstance(content, dict):
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
