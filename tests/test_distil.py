@@ -57,6 +57,15 @@ def test_a_teacher_of_another_input_size(tiny_weights):
     assert seen[1].unique().tolist() == [7]
 
 
+def test_a_shipped_teacher_sees_images_of_another_size(tiny_weights):
+    teacher = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for size in (teacher.model.input_size + 32, teacher.model.input_size):
+        resized = torch.nn.functional.interpolate(images.float(), (size, size)).byte()
+        moved = teacher(resized, torch.zeros(2, 68, 2))
+        assert moved.shape == (2, 68, 2) and moved.isfinite().all()
+
+
 def test_a_student_of_some_of_its_points(tiny_weights):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     eyes = get_scheme("eyes", SCHEMES["300W"])

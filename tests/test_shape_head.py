@@ -72,6 +72,15 @@ def test_validation_decides_whether_it_is_kept(drawn_set, tiny_weights, monkeypa
     assert head is None and worse > before
 
 
+def test_a_fit_that_gains_nothing_leaves_the_file(drawn_set, tiny_weights, tmp_path, monkeypatch):
+    path = tmp_path / "mine.pt"
+    shutil.copy(tiny_weights, path)
+    monkeypatch.setattr(shape_fit, "fit", lambda *_: (None, 0.1, 0.2))
+    typed = ["--fit-shape", "--exp", str(path), "--data-dir", str(drawn_set), "--workers", "0"]
+    main.dispatch(args.parse(typed))
+    assert path.read_bytes() == tiny_weights.read_bytes()
+
+
 def test_it_goes_with_the_weights(drawn_set, tiny_weights, weights, capsys):
     path = weights / "mine.pt"
     shutil.copy(tiny_weights, path)

@@ -39,7 +39,7 @@ LEAST = {"input_size": 32, "epochs": 1, "batch_size": 1, "effective_batch": 1, "
          "detect_every": 1, "gssl_rounds": 1, "gssl_keep": 0.01, "opset": 11}
 LARGEST = {"flip": 1, "colour": 1, "grey": 1, "blur": 1, "occlusion": 1, "occlusion_size": 1,
            "shut": 1, "ema": 1, "min_confidence": 1, "shift": 1, "rotation": 180, "gssl_keep": 1,
-           "teacher_share": 1, "opset": 20}
+           "teacher_share": 1, "opset": 20, "seed": 2 ** 63 - 1}
 ACTIONS = {
     "train": "train, choose the best epoch on the validation list",
     "test": "score the test lists with PyTorch",
@@ -175,6 +175,8 @@ def _convert(value, kind: type, where) -> typing.Any:
             return str(value).lower() == "true"
     elif not isinstance(value, bool):
         try:
+            if kind is int and re.fullmatch(r"\s*[+-]?\d+\s*", str(value)):
+                return int(value)  # A float of a large one is another one.
             number = float(value)
             if kind is float and number == number:
                 return number

@@ -23,7 +23,7 @@ FORMAT = "pipnet-1"
 FIXED = ("data", "scheme", "mean_face", "backbone", "activation", "head", "num_nb",
          "stride", "input_size", "epochs", "effective_batch", "batch_size", "seed", "ema",
          "gssl", "unlabelled_dir", "gssl_preset", "gssl_rounds", "gssl_epochs", "gssl_keep",
-         "teacher", "teacher_share")
+         "teacher", "teacher_share", "pretrained")
 
 
 def save(state, path):

@@ -45,7 +45,8 @@ def test_aflw_names_bad_faces_and_reads_the_rest(tmp_path):
     points = [face_of("AFLW", seed) for seed in range(5)]
     for name in names[:4]:
         image(tmp_path / "flickr" / name)
-    points[0][3] = -2
+    points[0][3] = numpy.inf
+    points[3][2, 0] = -2
     points[1][4, 1] = numpy.nan
     boxes = numpy.tile([1., 9, 1, 9], (5, 1))
     boxes[2] = [9, 1, 1, 9]

@@ -71,6 +71,18 @@ def test_custom_csv_names_the_bad_line(tmp_path, line, reason):
     assert where == path and text.startswith("line 3: ") and reason in text
 
 
+def test_custom_csv_folders_say_the_list_where_no_column_does(tmp_path):
+    names = ["train/a.jpg", "test/a.jpg", "b.jpg", "val/c.jpg"]
+    for name in names:
+        image(tmp_path / name)
+    lines = [f"{name},1,2,3,4,5,6" for name in names]
+    path = write(tmp_path / "faces.csv", "\n".join([HEADER, *lines]))
+    assert [face.lists for face in custom.read(path, [], THREE)] == [
+        ("train",), ("test",), ("train",), ("val",)]
+    path = write(tmp_path / "said.csv", f"{HEADER},split\ntest/a.jpg,1,2,3,4,5,6,train")
+    assert [face.lists for face in custom.read(path, [], THREE)] == [("train",)]
+
+
 def test_custom_csv_bad_split_and_box(tmp_path):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / "faces.csv", "\n".join([

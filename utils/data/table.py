@@ -55,9 +55,9 @@ def _twice(done):
     """Notes on faces that lie on another one of the same photo and list."""
     photos = collections.defaultdict(list)
     for face, _, _, box, _ in done:
-        photos[face.photo, face.lists].append(box)
+        photos[face.photo, face.group, face.lists].append(box)
     return [(photo, f"note: faces {one + 1} and {two + 1} of it lie on each other: labelled twice?")
-            for (photo, _), boxes in photos.items() if len(boxes) > 1
+            for (photo, *_), boxes in photos.items() if len(boxes) > 1
             for one, two in numpy.argwhere(numpy.triu(overlap(boxes, boxes) > SAME_FACE, 1))]
 
 

@@ -36,6 +36,7 @@ class Teacher:
         if images.shape[-1] != size:
             images = torch.nn.functional.interpolate(images.float(), (size, size), mode="bilinear",
                                                      antialias=True)
+            images = images.round().clamp(0, 255).to(torch.uint8)
         found, _ = self.model.predict(images.contiguous(memory_format=torch.channels_last))
         move = self.share * (found[:, self.points].to(landmarks.dtype) - landmarks)
         for contour, indices in self.eyes:

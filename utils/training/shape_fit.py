@@ -37,11 +37,11 @@ def fit_weights(args):
                         f"faces, of which --fit-shape takes both")
     head, before, after = fit(model, prepared, args.workers)
     if head is None:
-        print(f"shape head of {path}: none, the validation list gains nothing "
+        print(f"shape head of {path}: nothing is changed, the validation list gains nothing "
               f"({100 * before:.3f} %, {100 * after:.3f} % with it)")
-    else:
-        print(f"shape head of {path}: validation NME {100 * after:.3f} %, {100 * before:.3f} % "
-              f"without it")
+        return False
+    print(f"shape head of {path}: validation NME {100 * after:.3f} %, {100 * before:.3f} % "
+          f"without it")
     keep(head, path)
     return path.with_suffix(".onnx").is_file()
 

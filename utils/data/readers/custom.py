@@ -171,13 +171,14 @@ def _parse(header, fields, scheme, decimal_commas):
     if len(fields) != len(header):
         raise ValueError(f"{len(header)} fields expected, {len(fields)} found")
     row = dict(zip(header, fields))
-    split = split_of([row.get("split") or "train"])
-    if split is None:
-        raise ValueError(f"split is train, val or test, found {short(row['split'])}")
     if not row["image"]:
         raise ValueError("no image named")
     # One photo is one group, however the lines spell its path; on Windows with backslashes.
     image = os.path.normpath(row["image"].replace("\\", os.sep))
+    split = split_of([row["split"]]) if row.get("split") else \
+        split_of([] if os.path.isabs(image) else image.split(os.sep)[:-1]) or "train"
+    if split is None:
+        raise ValueError(f"split is train, val or test, found {short(row['split'])}")
     if decimal_commas:
         row = {key: value if key == "image" else value.replace(",", ".")
                for key, value in row.items()}
