@@ -1,4 +1,4 @@
-"""Saving and loading: atomic files of tensors and plain values, read with weights_only=True."""
+"""Saving and loading: files of tensors and plain values, read with weights_only=True."""
 import contextlib
 import io
 import pathlib
@@ -34,9 +34,8 @@ def save(state, path):
     # Through memory: torch's own writer hides why a disk refuses, and may abort the process.
     content = io.BytesIO()
     torch.save(state, content)
-    with replacing(path, "; what was saved before is untouched. Make room, then go on with "
-                         "--resume") as temporary, open(temporary, "wb") as file:
-        file.write(content.getbuffer())
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def read(path):

@@ -101,7 +101,7 @@ def points(image, points_px, colour, radius=None):
 
 
 def lines(image, texts):
-    """A copy of an RGB uint8 image with lines of text at its top left."""
+    """A copy of an RGB uint8 image with lines of text at its top left; without any, itself."""
     image = image.copy() if texts else image
     scale = max(0.4, image.shape[0] / 900)
     for row, text in enumerate(texts, 1):

@@ -7,11 +7,11 @@ from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path, note=""):
+def replacing(path):
     """Within, a path beside `path` to write a file to; at the end it takes the place of `path`.
 
     After a crash at any moment the old file is there or the new one, and after an error the old
-    one. Raises UserError, with note at its end, where the disk is full or cannot be written.
+    one. Raises UserError where the disk is full or cannot be written.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -22,7 +22,8 @@ def replacing(path, note=""):
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}){note}") from None
+        raise UserError(f"{path}: could not be written ({error.strerror}); what was saved before "
+                        f"is untouched. Make room; a training goes on with --resume") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

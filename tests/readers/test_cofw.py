@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 from reader_files import face_of, reasons, write
 
+from utils.data.generator import DataGenerator
 from utils.data.readers import aflw, cofw
 from utils.errors import UserError
 
@@ -74,6 +75,14 @@ def test_cofw_points_boxes_and_images(tmp_path, old):
         grey = picture.ndim == 2
         assert (decoded == (picture[:, :, None] if grey else picture)).all()
         assert decoded.shape == (*picture.shape[:2], 3)
+
+
+def test_faces_of_one_file_are_of_as_many_photos(tmp_path, capsys):
+    phis, boxes = cofw_rows([face_of("COFW", 0)] * 3)
+    write_cofw(tmp_path, "train", [numpy.zeros((256, 256, 3), numpy.uint8)] * 3, phis, boxes)
+    DataGenerator(tmp_path, 64, output_dir=tmp_path / "prepared", workers=1).run()
+    out = capsys.readouterr().out
+    assert "lie on each other" not in out and "3 faces of 3 photos" in out
 
 
 def test_cofw_marks_what_is_covered(tmp_path):

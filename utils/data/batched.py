@@ -16,9 +16,12 @@ from utils.landmarks import lids
 
 
 class EyeNumbers(typing.NamedTuple):
-    """A lids.Eye to be shut in a column of numbers, or a tensor (N, ...) of each. scale: of pixels
-    along the eye's axes to its width, squared for `along` and `across` are as long as it. Curves
-    have two numbers each: see lids.Eye. share: of the way to where the lids meet."""
+    """A lids.Eye that is to be shut, as numbers, or as a tensor (N, 1, 1) of each.
+
+    `along` and `across` are as long as the eye is wide, so that products with them, times scale,
+    are in its widths. Of upper, lower and meeting, curves a + b s, `skew` is b. share: of the way
+    to where the lids meet.
+    """
     x: float
     y: float
     along_x: float

@@ -11,6 +11,7 @@ from nets.head import PIPHead
 from utils import checkpoint
 from utils.deploy import export
 from utils.errors import UserError
+from utils.files import replacing
 
 
 class _Maps(torch.nn.Module):
@@ -52,11 +53,8 @@ def export_raw(model, path, opset):
     export.write(graph, path, described)
     text = {key: value if key in export.PLAIN else json.loads(value)
             for key, value in described.items()}
-    try:
-        path.with_suffix(".json").write_text(json.dumps(text), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path.with_suffix('.json')}: could not be written ({error.strerror})") \
-            from None
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(text), encoding="utf-8")
     return path
 
 

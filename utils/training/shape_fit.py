@@ -105,9 +105,8 @@ def _normalised(found, truth):
 
 
 def keep(head, path):
-    """Write a ShapeHead, or none, into a .pt in the place of the one before."""
+    """Write a ShapeHead into a .pt in the place of the one before."""
     state = checkpoint.read(path)
-    weights = checkpoint.without(checkpoint.weights_of(state), "shape")
-    if head is not None:
-        weights |= {f"shape.{name}": value.detach() for name, value in head.state_dict().items()}
+    weights = checkpoint.without(checkpoint.weights_of(state), "shape") | {
+        f"shape.{name}": value.detach() for name, value in head.state_dict().items()}
     checkpoint.save({**state, "weights": weights}, path)

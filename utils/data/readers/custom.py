@@ -175,8 +175,12 @@ def _parse(header, fields, scheme, decimal_commas):
         raise ValueError("no image named")
     # One photo is one group, however the lines spell its path; on Windows with backslashes.
     image = os.path.normpath(row["image"].replace("\\", os.sep))
-    split = split_of([row["split"]]) if row.get("split") else \
-        split_of([] if os.path.isabs(image) else image.split(os.sep)[:-1]) or "train"
+    if row.get("split"):
+        split = split_of([row["split"]])
+    else:
+        # Folders above the file's own say nothing of its photos.
+        folders = [] if os.path.isabs(image) else image.split(os.sep)[:-1]
+        split = split_of(folders) or "train"
     if split is None:
         raise ValueError(f"split is train, val or test, found {short(row['split'])}")
     if decimal_commas:
