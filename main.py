@@ -57,7 +57,7 @@ def dispatch(request):
         if actions & {"train", "export", "test_onnx"}:
             export(args, actions)
         if actions & {"test", "test_onnx"}:
-            test(args, actions)
+            test(args, actions, request.typed)
         if "test_eyes" in actions:
             test_eyes(args, actions)
         if "compare" in actions:
@@ -125,10 +125,10 @@ def fit(args, actions):
         export(args, actions)
 
 
-def test(args, actions):
+def test(args, actions, typed):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
     from utils.testing import score
-    score.test(args, actions)
+    score.test(args, actions, typed)
 
 
 def test_eyes(args, actions):

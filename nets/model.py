@@ -101,6 +101,28 @@ def check_size(input_size, stride, name="", only=None):
                         f"32 (output stride {stride}); nearest: {nearest}")
 
 
+def check_maps(model, input_size, batch):
+    """Raises UserError where a LandmarkNet's backbone gives no map of input_size / stride cells, or
+    batches of so many images leave its batch norm one number a channel to learn from."""
+    backbone, wanted = model.backbone, input_size // model.stride
+    device, training = next(model.parameters()).device, model.training
+    try:
+        with torch.no_grad():
+            found = tuple(backbone.eval()(torch.zeros(1, 3, input_size, input_size, device=device))
+                          .shape[2:])
+    except RuntimeError as error:
+        found = " ".join(str(error).split())[:100]
+    model.train(training)
+    if found != (wanted, wanted):
+        raise UserError(f"the backbone's map of a {input_size} px image is not {wanted} x {wanted} "
+                        f"cells ({found}), as stride {model.stride} asks: it cuts its borders off; "
+                        f"give another --backbone")
+    if batch == 1 and input_size == 32 and any(isinstance(m, torch.nn.BatchNorm2d)
+                                               for m in backbone.modules()):
+        raise UserError("--batch-size 1 with --input-size 32 leaves batch norm one number a "
+                        "channel; give a larger one of the two")
+
+
 def gmacs(model, input_size):
     """Billions of multiply-accumulates for one image (convolutions and matrix products)."""
     device = next(model.parameters()).device

@@ -214,4 +214,15 @@ def test_a_resumed_epoch_goes_on_where_it_was():
 
 def test_epochs_differ_and_a_small_set_is_repeated():
     assert steps(103, 16, 1, 1, epoch=0) != steps(103, 16, 1, 1, epoch=1)
-    assert {step: sorted(set(v)) for step, v in steps(5, 4, 2, 2).items()} == {0: [0, 1, 2, 3, 4]}
+    assert {step: sorted(turn % 5 for turn in turns) for step, turns in steps(5, 4, 2, 2).items()
+            } == {0: sorted([*range(5)] * 3 + [steps(5, 1, 1, 1)[0][0]])}
+
+
+def test_a_face_that_comes_again_in_an_epoch_is_augmented_anew(drawn_set):
+    faces = PreparedSet(drawn_set).lists["train"].take([0, 1])
+    augmentation = Augment(load_args(), SCHEMES["300W"].flip)
+    data = FaceDataset(faces, 1.2, 64, augmentation=augmentation)
+    first, again, other = (data[(0, turn)] for turn in (0, 2, 1))
+    assert first[2] == again[2] == 0 and other[2] == 1
+    assert not torch.equal(first[1], again[1])
+    assert torch.equal(data[(0, 2)][0], again[0])

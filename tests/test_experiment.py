@@ -135,6 +135,18 @@ def test_records_scores_and_comparison(tmp_path):
     assert experiment.read_records(tmp_path)[1]["data"] == "samples-64"
 
 
+def test_a_file_that_was_fitted_anew_loses_its_old_scores(tmp_path):
+    experiment.record({"exp": "a", "data": "300W", "val_nme": "3.300"}, tmp_path)
+    best = tmp_path / "a" / "best.pt"
+    experiment.record_score(best, {"pytorch": {"test": {"nme": 3.1}}}, "300W")
+    assert experiment.read_records(tmp_path)[0]["nme"] == "3.100"
+    experiment.record_fit(tmp_path / "b" / "best.pt", 1.0)
+    experiment.record_fit(tmp_path / "a" / "last.pt", 1.0)
+    experiment.record_fit(best, 3.25)
+    (row,) = experiment.read_records(tmp_path)
+    assert (row["val_nme"], row["nme"], row["data"]) == ("3.250", "", "300W")
+
+
 def test_ced(tmp_path):
     values = numpy.random.default_rng(0).gamma(4, 0.01, 200)
     experiment.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")

@@ -136,6 +136,17 @@ def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
     assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
 
 
+def test_a_rate_below_the_least_does_not_rise():
+    args = load_args({"lr": 1e-6, "warmup_epochs": 0})
+    optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), args)
+    scheduler = engine.make_scheduler(optimizer, args, 5, 50)
+    rates = set()
+    for step in range(50):
+        scheduler.step_update(step)
+        rates.add(optimizer.param_groups[0]["lr"])
+    assert rates == {1e-6}
+
+
 def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
     training_ = training(warm.faces, tmp_path, {0, 2, 6, 8})
     assert training_.train_epoch(0)

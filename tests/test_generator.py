@@ -297,6 +297,31 @@ def test_folders_of_the_same_name_do_not_collide(tmp_path):
     assert len(set(prepared.lists["test"].images)) == 4
 
 
+def test_published_faces_reach_out_of_the_photo(tmp_path, capsys):
+    data = small_sets.write_wflw(tmp_path / "WFLW")
+    path = data / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
+    lines = [line.split() for line in path.read_text().splitlines()]
+    far = numpy.array(lines[0][:196], float).reshape(-1, 2)
+    side = numpy.ptp(far, 0).max()
+    # Almost half of the first face lies left of its photo, all of the second much further off.
+    for fields, move in zip(lines, (0.4, 3)):
+        moved = far - [far[:, 0].min() + move * side, 0]
+        fields[:200] = [f"{v:.3f}" for v in (*moved.flatten(), *moved.min(0), *moved.max(0))]
+    path.write_text("\n".join(map(" ".join, lines)) + "\n")
+    prepared = prepare(data, tmp_path / "out")
+    faces = prepared.lists["test"]
+    assert len(faces) == 2 and "far outside the photo" in capsys.readouterr().out
+    cut = [face for face in range(2) if faces.boxes[face, 0] < 0]
+    assert len(cut) == 1
+    # Published units are of what the authors cut out: the part inside the photo.
+    low, high = faces.published[cut[0], :2], faces.published[cut[0], 2:]
+    assert low[0] == 0 and high[0] == pytest.approx(
+        far[:, 0].max() - far[:, 0].min() - 0.4 * side + 0.1 * numpy.ptp(far[:, 0]), abs=0.1)
+    prepared.tell_incomplete()
+    assert ("note: other faces than published: WFLW train 4 of 7500, WFLW test 2 of 2500"
+            in capsys.readouterr().out)
+
+
 def test_wflw_subset_lists(tmp_path, capsys):
     data = small_sets.write_wflw(tmp_path / "WFLW")
     lines = (data / "WFLW_annotations" / "list_98pt_rect_attr_train_test"

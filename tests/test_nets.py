@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 import torch
 
-from nets.backbone import build_backbone, reparameterise
-from nets.model import LandmarkNet, check_size, gmacs, parameters
+from nets.backbone import OWN, build_backbone, reparameterise
+from nets.model import LandmarkNet, check_maps, check_size, gmacs, parameters
 from utils import checkpoint
 from utils.args import load_args
 from utils.data.augment import Augment
@@ -242,6 +242,26 @@ def test_names_and_sizes_that_are_wrong():
     for size in (250, 16, 0):
         with pytest.raises(UserError, match=f"input size {size} .*stride 32.*output stride 16"):
             check_size(size, 16)
+
+
+def test_maps_that_do_not_line_up_are_refused(monkeypatch):
+    class Cut(torch.nn.Module):
+        """Maps like Inception's, of convolutions without padding."""
+        channels, strides = (4, 4), (16, 32)
+
+        def forward(self, images):
+            return [images[:, :1, ::s, ::s][:, :, :-1, :-1].expand(-1, 4, -1, -1) for s in (16, 32)]
+
+    monkeypatch.setitem(OWN, "cut", lambda activation: Cut())
+    for stride, said in ((32, r"is not 2 x 2 cells \(\(1, 1\)\), as stride 32 asks"),
+                         (16, "is not 4 x 4 cells")):
+        with pytest.raises(UserError, match=said):
+            check_maps(LandmarkNet(SCHEMES["300W"], "cut", stride=stride), 64, 8)
+    model = LandmarkNet(SCHEMES["300W"], "test_resnet").train()
+    check_maps(model, 32, 2)
+    assert model.training and model.backbone.training
+    with pytest.raises(UserError, match="--batch-size 1 with --input-size 32"):
+        check_maps(model, 32, 1)
 
 
 def test_timm_weights_without_a_network(monkeypatch):

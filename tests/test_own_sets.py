@@ -61,6 +61,24 @@ def test_a_set_without_training_faces_is_not_trained_on(tmp_path, weights):
         train(data, num_nb=4)
 
 
+def test_an_empty_validation_list_holds_nothing_out(tmp_path):
+    data = prepare(tmp_path / "own", FIVE, [("train", FACE + i) for i in range(4)])
+    (data / "val.txt").write_text("\n")
+    assert {name: len(faces) for name, faces in PreparedSet(data).lists.items()} == {
+        "train": 3, "val": 0}
+
+
+def test_a_report_of_no_scored_face_is_json(tmp_path, weights):
+    eyeless = FACE.copy()
+    eyeless[0] = numpy.nan
+    data = prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", FACE), ("test", eyeless)])
+    folder, report = train(data, num_nb=4), tmp_path / "report.json"
+    score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+                          "report": str(report)}), {"test"})
+    numbers = json.loads(report.read_text(), parse_constant=pytest.fail)["pytorch"]["test"]
+    assert numbers["nme"] is None and numbers["unscored"] == 1
+
+
 def test_nothing_scored_has_no_mean():
     numbers = metrics.summary([])
     assert numbers["faces"] == 0 and numpy.isnan(numbers["nme"]) and "unscored" not in numbers
@@ -172,7 +190,7 @@ def test_other_crops_of_the_same_set_are_told(tmp_path, capsys):
 def test_settings_of_eyes_without_eyes_are_told(tmp_path, weights, capsys):
     data = prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", FACE), ("val", FACE)])
     train(data, num_nb=4, shut=0.5)
-    assert "--eye-weight and --shut do nothing" in capsys.readouterr().out
+    assert "no regions right eye and left eye: --shut without effect" in capsys.readouterr().out
 
 
 def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):

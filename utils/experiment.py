@@ -189,6 +189,15 @@ def record(row, folder=WEIGHTS):
         _write(path, RUN_FIELDS, rows)
 
 
+def record_fit(weights, val_nme):
+    """The validation NME (in %) of an experiment's best file that was changed after its training;
+    what it was tested with before goes."""
+    if weights.stem == "best" and any(row["exp"] == weights.parent.name
+                                      for row in read_records(weights.parent.parent)):
+        record({"exp": weights.parent.name, "val_nme": f"{val_nme:.3f}", "nme": "",
+                "onnx_nme": ""}, weights.parent.parent)
+
+
 def record_score(weights, report, data):
     """Add the NMEs of a test's report to the line of the experiment that the weights belong to.
 
@@ -264,7 +273,7 @@ def plot_ced(errors, path):
     for label, values in errors.items():
         values = 100 * numpy.sort(values[numpy.isfinite(values)])
         share = numpy.arange(1, len(values) + 1) / len(values)
-        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {values.mean():.2f}")
+        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {values.mean():.2f}" if len(values) else f"{label}: none")
     axis.set(xlim=(0, 10), ylim=(0, 1), xlabel="NME, %", ylabel="share of faces",
              title="cumulative error distribution")
     axis.grid(alpha=0.3)

@@ -194,12 +194,12 @@ class BatchedLoader:
     def __iter__(self):
         data = self.dataset
         for keys in self.sampler:
-            found = [data.readable(wanted, self._side) for _, wanted in keys]
-            bad = [-1 if index == wanted else wanted
-                   for (_, wanted), (index, _) in zip(keys, found)]
+            wanted = [turn % len(data) for _, turn in keys]
+            found = [data.readable(index, self._side) for index in wanted]
+            bad = [-1 if index == asked else asked for asked, (index, _) in zip(wanted, found)]
             records = [data.augmentation.draw(data.points[index], data.margin, side, data.size,
-                                              data.generator(epoch, index))
-                       for (epoch, _), (index, side) in zip(keys, found)]
+                                              data.generator(epoch, turn - asked + index))
+                       for (epoch, turn), asked, (index, side) in zip(keys, wanted, found)]
             indices = [index for index, _ in found]
             crops = self.cache.crops[self.batch.send(numpy.array(indices))]
             landmarks = torch.from_numpy(numpy.stack([record.landmarks for record in records]))

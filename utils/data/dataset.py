@@ -85,15 +85,19 @@ class PreparedSet:
                 f"target_size=256).run()'")
         self._sources = self._read_sources()
         description = self._read_description()
-        points = {p.stem: _read_list(p) for p in lists}
+        # Who holds nothing out may say so with an empty list.
+        none_held = any(p.stem == "val" and not p.read_bytes().strip() for p in lists)
+        points = {p.stem: _read_list(p) for p in lists if not (none_held and p.stem == "val")}
         self.scheme = self._scheme(description, points)
         self.size, self.margin = description.get("size"), description.get("margin", 1.0)
         self.crop = description.get("crop", PUBLISHED_CROP)
         self.lists = {name: self._face_list(name, *rows) for name, rows in points.items()}
+        self._incomplete = description.get("incomplete", {})
         self.drawn = description.get("layouts") == ["samples"]
         self.upright = description.get("exif") == "obey"
         if "train" in self.lists and "val" not in self.lists:
-            self._split_validation(HELD_OUT if description.get("val") != 0 else 0)
+            held_out = 0 if none_held or description.get("val") == 0 else HELD_OUT
+            self._split_validation(held_out)
 
     @property
     def has_photos(self):
@@ -110,6 +114,13 @@ class PreparedSet:
         """Say where these crops are other ones than those that a model was trained on."""
         if crop != self.crop:
             log(f"note: {whose} was trained on crops {crop}, the set has {self.crop}")
+
+    def tell_incomplete(self, log=print):
+        """Say where these are not the faces that published figures rest on."""
+        if self._incomplete:
+            log("note: other faces than published: " + ", ".join(
+                f"{subset} {prepared} of {count}"
+                for subset, (prepared, count) in self._incomplete.items()))
 
     def tell_size(self, size, log=print):
         """Say where these crops are smaller than a network's input of size pixels."""
@@ -300,7 +311,8 @@ class FaceDataset(torch.utils.data.Dataset):
     """Samples of a FaceList: (image (S, S, 3) uint8, landmarks (K, 2) float32, index, bad).
 
     indices: which of the set's points (a subset scheme), or None. augmentation: an Augment, or
-    None for the plain nominal crop. Keys are indices, or (epoch, index) for training. An image that
+    None for the plain nominal crop. Keys are indices, or (epoch, turn) for training, where turn is
+    an index, plus the number of faces each time that it comes again. An image that
     cannot be read is replaced by the next one; `bad` is then its index, else -1. cache: None, or a
     cache.CropCache to be set later.
     """
@@ -315,8 +327,8 @@ class FaceDataset(torch.utils.data.Dataset):
         return len(self.faces)
 
     def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        wanted = index
+        epoch, turn = key if isinstance(key, tuple) else (0, key)
+        wanted = turn % len(self)
         index, stored = self.readable(wanted, self._stored)
         bad = -1 if index == wanted else wanted
         if self.augmentation is None:
@@ -324,7 +336,7 @@ class FaceDataset(torch.utils.data.Dataset):
             landmarks = self.points[index].astype(numpy.float32)
         else:
             image, landmarks = self.augmentation(stored, self.points[index], self.margin, self.size,
-                                                 self.generator(epoch, index))
+                                                 self.generator(epoch, turn - wanted + index))
         return torch.from_numpy(image), torch.from_numpy(landmarks), index, bad
 
     def readable(self, index, look):
@@ -336,9 +348,9 @@ class FaceDataset(torch.utils.data.Dataset):
                 return other, found
         raise UserError(f"{self.faces.images[index]} and all others cannot be read")
 
-    def generator(self, epoch, index):
-        """The random generator of a face in an epoch."""
-        return numpy.random.default_rng((self.seed, epoch, index))
+    def generator(self, epoch, turn):
+        """The random generator of a face's turn in an epoch."""
+        return numpy.random.default_rng((self.seed, epoch, turn))
 
     def _stored(self, index):
         return self.read(index) if self.cache is None else self.cache[index]
@@ -364,7 +376,8 @@ class FaceDataset(torch.utils.data.Dataset):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Batches of (epoch, index) keys for one rank, the same faces a step for any number of ranks.
+    """Batches of (epoch, turn) keys (see FaceDataset) for one rank, the same faces a step for any
+    number of ranks.
 
     The epoch's order follows from (seed, epoch). Optimiser step s takes the next
     batch * accumulate * world faces; micro-batch a of rank r is its slice a * world + r. Faces that
@@ -388,6 +401,7 @@ class EpochSampler(torch.utils.data.Sampler):
         order = numpy.random.default_rng((self.seed, self.epoch)).permutation(self.faces)
         per_step = self.batch * self.accumulate * self.world
         order = numpy.resize(order, self.steps * per_step)
+        order += numpy.arange(len(order)) // self.faces * self.faces
         for step in range(self.start, self.steps):
             for micro in range(self.accumulate):
                 at = step * per_step + (micro * self.world + self.rank) * self.batch

@@ -32,8 +32,9 @@ from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
 
 # What the authors crop to before they measure NME: rule and factor; others as 300W.
 PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
-# A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin.
-OUTSIDE = 0.15
+# A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin. Of
+# published sets, whose counts are the benchmark, only what no person can have meant is one.
+OUTSIDE, OUTSIDE_PUBLISHED = 0.15, 1.0
 SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
            "published_y_min", "published_x_max", "published_y_max")
 # The options that photos without landmarks have, to be trained with or to be labelled by a teacher.
@@ -184,7 +185,8 @@ class DataGenerator:
             if any(layout != "samples" for _, layout, *_ in done):
                 print(f"kept: every face of a photo whose points' box is {SMALLEST} px or longer "
                       f"and reaches out of the photo, where it is black, by at most "
-                      f"{100 * OUTSIDE:.0f} % of that")
+                      f"{100 * OUTSIDE:.0f} % of that ({100 * OUTSIDE_PUBLISHED:.0f} % in "
+                      f"published sets)")
                 table.print_sizes(done, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
@@ -315,6 +317,8 @@ class DataGenerator:
             description["exif"] = "obey"
         if "train" in lists and "val" not in lists:
             description["val"] = 0
+        if incomplete := table.incomplete(sources, done):
+            description["incomplete"] = incomplete
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
         # Last, so that a set which was interrupted has no list and is not taken for whole.
@@ -405,12 +409,12 @@ def _cut(job, settings):
     height, width = image.shape[:2]
     try:
         box = crops.face_box(face.points, rule, scale, face.box)
-        published = _published_box(face, layout)
+        published = _published_box(face, layout, width, height)
     except UserError as error:
         return str(error)
     if face.side < SMALLEST:
         return f"the face is of {face.side:.1f} px, less than {SMALLEST}"
-    reach = OUTSIDE * face.side
+    reach = face.side * (OUTSIDE_PUBLISHED if _is_published(layout) else OUTSIDE)
     outside = _outside(face.points, width, height, reach)
     if outside.any():
         point = int(numpy.flatnonzero(outside.any(1))[0])
@@ -439,11 +443,24 @@ def _turned(face, image, reach):
             f"labels were made on stored pixels, give exif=\"ignore\" (--exif ignore)")
 
 
-def _published_box(face, layout):
+def _is_published(layout):
+    return readers.READERS.get(layout) in readers.PUBLISHED
+
+
+def _published_box(face, layout, width, height):
+    """The crop (4,) in which the authors measure NME: of their sets what of it lies in the photo;
+    for 300W they move its left and top edges into the photo without the others (their
+    lib/preprocess.py). Of own sets the landmarks' box, grown."""
     rule, scale = PUBLISHED_CROPS.get(layout, crops.PUBLISHED_CROP.values())
     if rule == "box" and face.box is None:
         rule, scale = crops.PUBLISHED_CROP.values()
-    return crops.face_box(face.points, rule, scale, face.box)
+    box = crops.face_box(face.points, rule, scale, face.box)
+    if not _is_published(layout):
+        return box
+    low = numpy.maximum(box[:2], 0)
+    high = low + box[2:] - box[:2] if rule == "stretch" else box[2:]
+    inside = numpy.concatenate([low, numpy.minimum(high, (width - 1, height - 1))])
+    return inside if (inside[2:] - inside[:2] >= 1).all() else box
 
 
 def _mean_face(faces):

@@ -72,6 +72,19 @@ def _leaks(done):
              f"another one: the test says nothing of new photos")] if both else []
 
 
+def incomplete(sources, done):
+    """{"layout subset": [prepared, published]} of what is not as many faces as were published."""
+    usable, prepared = {id(face) for face, *_ in done}, collections.Counter()
+    published = {}
+    for source in sources:
+        prepared.update(f"{source.layout} {face.subset}" for face in source.faces
+                        if id(face) in usable)
+        published.update((f"{source.layout} {subset}", count)
+                         for subset, count in source.expected.items())
+    return {key: [prepared[key], count] for key, count in published.items()
+            if prepared[key] != count}
+
+
 def print_counts(sources, done, unusable, output):
     """Print, for each source and subset, what was found, expected, skipped and why."""
     usable = {id(face) for face, *_ in done}

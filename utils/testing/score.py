@@ -1,6 +1,7 @@
 """The test: whole lists scored with PyTorch, ONNX Runtime or both; tables, plots, report."""
 import csv
 import json
+import math
 import pathlib
 
 import numpy
@@ -19,11 +20,11 @@ TRUTH = (0, 255, 0)  # The colour of annotated points beside predicted ones.
 YAWS = (0, 15, 30, 60, 90)
 
 
-def test(args, actions):
+def test(args, actions, typed=()):
     """Score the test lists with PyTorch, ONNX Runtime or both; print, plot, report.
 
-    args: resolved. actions: holds "test", "test_onnx" or both; the .onnx must be there. Raises
-    UserError.
+    args: resolved. actions: holds "test", "test_onnx" or both; the .onnx must be there. typed: the
+    names of settings that the user gave. Raises UserError.
     """
     check(args)
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
@@ -40,7 +41,9 @@ def test(args, actions):
         prepared.lists["test_val"] = prepared.lists["val"]
         print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
               f"chose the best epoch")
+    prepared.tell_incomplete()
     ways = _ways(args, actions, path)
+    _tell_fixed(next(iter(ways.values()))[0], args, typed)
     yaws = true_yaws(prepared) if args.by_pose else {}
     report, found = {}, {}
     for way, (model, function) in ways.items():
@@ -74,7 +77,26 @@ def test(args, actions):
         data = args.data if args.data != "none" else prepared.folder.name
         experiment.record_score(path, report, data)
     if args.report != "none":
-        pathlib.Path(args.report).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        pathlib.Path(args.report).write_text(json.dumps(_plain(report), indent=2), encoding="utf-8")
+
+
+def _tell_fixed(model, args, typed):
+    """Say which settings that were typed are the model's own, and others."""
+    own = getattr(getattr(model, "model", None) or model, "args", None)
+    if own is not None:
+        for name in ("backbone", "head", "num_nb", "merge", "stride", "input_size"):
+            if name in typed and getattr(own, name) != getattr(args, name):
+                print(f"note: --{name.replace('_', '-')} {getattr(args, name)} without effect: the "
+                      f"model has {getattr(own, name)}, with which it was trained")
+
+
+def _plain(value):
+    """A report as JSON has it: null where a number is none, as of no face."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check(args):

@@ -27,6 +27,7 @@ from utils.training import launch
 
 BAD_STEPS = 3
 BAD_IMAGES = 0.01
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Below so many faces a process and forward pass, the statistics of one process are too few.
 FEW_FACES = 16
 
@@ -61,7 +62,12 @@ def choose_precision(name, device, model):
             name = "bf16" if fast and not grouped else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use auto, bf16 or fp32")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return PRECISIONS[name]
+
+
+def name_of(dtype):
+    """What --precision calls a dtype of choose_precision."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def make_optimizer(model, args):
@@ -133,7 +139,7 @@ def make_scheduler(optimizer, args, steps, total_steps):
     """A cosine to min_lr over total_steps, its beginning replaced by a linear warm-up; steps: of an
     epoch."""
     return timm.scheduler.CosineLRScheduler(
-        optimizer, t_initial=total_steps, lr_min=args.min_lr, t_in_epochs=False,
+        optimizer, t_initial=total_steps, lr_min=min(args.min_lr, args.lr), t_in_epochs=False,
         warmup_t=min(round(args.warmup_epochs * steps), total_steps - 1),
         warmup_lr_init=args.lr / 10)
 
@@ -256,13 +262,15 @@ class Skips:
         self.skipped += not finite
         if self.in_a_row < BAD_STEPS:
             return
-        path = self.folder / "bad_batch.txt"
+        path, best = self.folder / "bad_batch.txt", self.folder / "best.pt"
         names = [f"{self.faces.images[i]}\n" for part in self.ranks.collect(indices) for i in part]
         if self.ranks.first:
             path.write_text("".join(names), encoding="utf-8")
         raise UserError(f"{BAD_STEPS} steps in a row had a loss or gradient that is no number; the "
                         f"last batch is listed in {path}, last.pt is from before: go on with "
-                        f"--resume and a lower --lr or --precision fp32")
+                        f"--resume and a lower --lr or --precision fp32; where the loss had "
+                        f"grown before, begin anew with these"
+                        + (f" (--pretrained {best})" if best.is_file() else ""))
 
 
 def next_batch(batches):

@@ -10,7 +10,7 @@ import torch
 import tqdm
 
 from nets.backbone import check_backbone
-from nets.model import check_size, gmacs, parameters
+from nets.model import check_maps, check_size, gmacs, parameters
 from utils import checkpoint, experiment
 from utils.args import save_args
 from utils.data import dataset, unlabelled
@@ -23,6 +23,8 @@ from utils.training.loss import build_loss
 
 # How long a GPU may run ahead of the host; losses are shown, and a stop is answered, that late.
 READ_SECONDS = 0.5
+# Settings that some models have no use for, as they do nothing.
+NEUTRAL = {"eye_weight": 1, "shut": 0, "merge": "plain", "activation": "prelu"}
 
 
 def train(args, resume=False, stop=None):
@@ -55,6 +57,20 @@ def check(args):
             raise UserError(f"{path}: no such file")
     if args.gssl:
         unlabelled.check(args.unlabelled_dir)
+
+
+def _tell_useless(args, scheme, log):
+    """Say which settings change nothing in this training, and why."""
+    for reason, holds, names in (
+            (f"scheme {scheme.name} has no regions right eye and left eye", scheme.eyes is None,
+             ("eye_weight", "shut")),
+            ("the regression head has no maps", args.head == "regression", ("eye_weight", "merge")),
+            (f"{args.backbone} is no IRNet", not args.backbone.startswith("irnet"),
+             ("activation",))):
+        useless = [f"--{name.replace('_', '-')}" for name in names
+                   if getattr(args, name) != NEUTRAL[name]]
+        if holds and useless:
+            log(f"note: {reason}: {' and '.join(useless)} without effect")
 
 
 def _train_rounds(args, folder, ranks, resume, stop):
@@ -160,9 +176,7 @@ class Trainer:
         if "train" not in self.set.lists:
             raise UserError(f"{self.set.folder}: has no train.txt; it can only be tested on")
         self.set.tell_size(args.input_size, self.log)
-        if self.scheme.eyes is None and (args.eye_weight != 1 or args.shut):
-            self.log(f"note: scheme {self.scheme.name} has no regions right eye and left eye: "
-                     f"--eye-weight and --shut do nothing")
+        _tell_useless(args, self.scheme, self.log)
         torch.manual_seed(args.seed)
         self.neighbour_face = dataset.neighbour_face(args.mean_face, self.scheme)
         pretrained = args.pretrained if state is None else "none"
@@ -173,6 +187,7 @@ class Trainer:
             fresh = f"; fresh: {', '.join(left_out)}" if left_out else ""
             self.log(f"{pretrained}: loaded{fresh}")
         self.model.to(ranks.device, memory_format=torch.channels_last)
+        check_maps(self.model, args.input_size, args.batch_size)
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
         if self.teacher:
@@ -253,13 +268,13 @@ class Trainer:
                  + (", drawn by the repository" if self.set.drawn else ""))
         if not len(self.set.lists["val"]):
             self.log("no validation faces: the last epoch is the best")
+        self.dtype = engine.choose_precision(args.precision, ranks.device, self.model)
         self.log(f"{args.backbone}, {args.head} head, {parameters(self.model) / 1e6:.2f} M "
-                 f"parameters, on {ranks.device.type}")
+                 f"parameters, on {ranks.device.type} in {engine.name_of(self.dtype)}")
         steps, batch = self.measure
         self.log(f"batch: {args.batch_size} a process x {ranks.world} processes x {accumulate} "
                  f"accumulated = {batch} a step (asked {args.effective_batch}); "
                  f"{steps} steps an epoch, {steps * args.epochs} in all")
-        self.dtype = engine.choose_precision(args.precision, ranks.device, self.model)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self.dtype is torch.float16)
         self.optimizer = engine.make_optimizer(self.model, args)
         total_steps = steps * (self.round.cosine_epochs or args.epochs)

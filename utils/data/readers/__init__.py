@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 READERS = {module.NAME: module for module in (w300, wflw, cofw, aflw, lapa, custom,
                                               annotations, drawn)}
-_PUBLISHED = (w300, wflw, cofw, aflw, lapa)
+PUBLISHED = (w300, wflw, cofw, aflw, lapa)
 
 
 def get(name):
@@ -38,7 +38,7 @@ def recognise(folder):
                         f"file (.json, .xml)")
     if (folder / "set.yaml").is_file():
         raise UserError(f"{folder}: is a prepared set already; train with --data-dir {folder}")
-    found = [module for module in _PUBLISHED if module.matches(folder)]
+    found = [module for module in PUBLISHED if module.matches(folder)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -46,7 +46,7 @@ def recognise(folder):
                         f"the one to read")
     # Before custom, which looks into subfolders and would take the photos of a published set.
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for module in _PUBLISHED:
+        for module in PUBLISHED:
             if module.matches(inner):
                 raise UserError(f"{folder}: its folder {inner.name} has the layout of "
                                 f"{module.NAME}; give {inner}")
