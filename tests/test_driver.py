@@ -5,9 +5,8 @@ import numpy
 import pytest
 
 from utils.video.driver import PATIENCE, Driver, Everyone, distance, fitness
-from utils.video.drowsiness import WINDOW
+from utils.video.drowsiness import OUT_OF_SIGHT, WINDOW
 from utils.video.eyes import Eyes
-from utils.video.tracker import MEMORY
 
 RATE, SHAPE = 10, (480, 640, 3)
 OPEN, SHUT = Eyes((1.0, 1.0), False, (0.3, 0.3)), Eyes((0.0, 0.0), True, (0.05, 0.05))
@@ -107,12 +106,25 @@ def test_without_a_driver_each_face_has_its_own():
     assert states[1].perclos == 1 and states[2].perclos == 0
     assert states[1].state == "asleep" and states[2].state == "awake"
     # The first is gone: his sleep is over with the last frame that showed him.
-    states, events = watch(people, 2 * MEMORY + 0.5, [(face(2, PASSENGER), OPEN)], 40)
+    states, events = watch(people, OUT_OF_SIGHT + 0.5, [(face(2, PASSENGER), OPEN)], 40)
     assert set(states) == {2}
     (who, event), = events
     assert (who, event.kind) == (1, "sleep") and event.end == pytest.approx(40, abs=0.2)
-    states, _ = watch(people, 1, [(face(3, DRIVER), OPEN)], 43)
+    # He is watched on, as nobody knows that he woke up, until a face is in his place.
+    assert people.watched[1].state == "not visible" and people.watched[1].shut
+    states, events = watch(people, 1, [(face(3, DRIVER), OPEN)], 43)
     assert states[3].state == "awake" and states[3].perclos is None
+    assert (1, "not visible") in [(who, event.kind) for who, event in events]
+    # The passenger was awake when he went.
+    assert set(people.watched) == {3}
+
+
+def test_who_went_out_of_sight_asleep_is_watched_for_a_minute():
+    people = Everyone()
+    watch(people, 2, [(face(1, DRIVER), SHUT)])
+    for seconds in (2 + WINDOW - 1, 2 + WINDOW + 1):
+        states, _ = people.watch([], [], SHAPE, seconds)
+        assert states == {} and set(people.watched) == ({1} if seconds < WINDOW + 2 else set())
 
 
 def test_what_goes_on_at_the_end_is_told():

@@ -326,7 +326,8 @@ def test_who_comes_back_with_shut_eyes_was_asleep_all_the_time(away, kinds):
         states[t] = person.state
     assert sorted(event.kind for event in events) == kinds
     back = min(t for t in states if t >= 9 + away)
-    assert states[back] == ("asleep" if away < 2 else "drowsy")
+    assert states[back] == ("asleep" if away < 2 else "microsleep")
+    assert states[19.0] == "drowsy"
 
 
 def test_who_comes_back_with_open_eyes_slept_until_he_went():

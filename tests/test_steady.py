@@ -3,6 +3,7 @@ import numpy
 import painted_faces
 import pytest
 
+from utils.landmarks.lids import aspect_ratio
 from utils.landmarks.schemes import SCHEMES
 from utils.video.steady import FaceFilter
 from utils.video.tracker import Tracker
@@ -34,6 +35,26 @@ def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
     if velocity:
         step = (true[1] - true[0]).mean(0)
         assert -(error.mean((0, 1)) @ step) / (step @ step) < 1
+
+
+def test_a_blink_of_three_frames_is_seen_in_the_steadied_points():
+    _, measured = noisy(0, 90)
+    eyes = SCHEMES["300W"].eyes
+    openness = []
+    for lids in ((), sum(eyes, [])):
+        steady = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings, lids)
+        found = []
+        for frame, points in enumerate(measured):
+            points = points.copy()
+            for contour in eyes:
+                for upper, lower in ((1, 5), (2, 4)):
+                    if 60 <= frame < 63:
+                        points[contour[upper]] = points[contour[lower]]
+            found.append(aspect_ratio(steady(points, 200.0, 1 / RATE)[None], eyes[0])[0])
+        openness.append(numpy.array(found) / numpy.median(found))
+    slow, quick = openness
+    assert quick[62] < 0.1 < 0.2 < slow[62]
+    assert quick[64] > slow[64] + 0.1
 
 
 def test_filter_does_not_depend_on_the_size_of_the_frame():

@@ -273,7 +273,8 @@ def plot_ced(errors, path):
     for label, values in errors.items():
         values = 100 * numpy.sort(values[numpy.isfinite(values)])
         share = numpy.arange(1, len(values) + 1) / len(values)
-        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {values.mean():.2f}" if len(values) else f"{label}: none")
+        mean = f"{values.mean():.2f}" if len(values) else "none"
+        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {mean}")
     axis.set(xlim=(0, 10), ylim=(0, 1), xlabel="NME, %", ylabel="share of faces",
              title="cumulative error distribution")
     axis.grid(alpha=0.3)

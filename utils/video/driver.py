@@ -14,10 +14,19 @@ BETTER, PATIENCE = 1.5, 5.0
 
 
 class Everyone:
-    """Each face has its own minute. `watch` frame by frame, `finish` at the end."""
+    """Each face has its own minute. `watch` frame by frame, `finish` at the end.
+
+    Who goes out of sight with shut eyes is watched on, for a WINDOW or until a face is where he
+    was; others are forgotten when the tracker forgets them.
+    """
 
     def __init__(self):
-        self._people = {}  # A track's id to (Drowsiness, when it was last seen).
+        self._people = {}  # A track's id to (Drowsiness, when it was last seen, its box there).
+
+    @property
+    def watched(self):
+        """{name: Drowsiness} of all, in sight or not."""
+        return {i: one for i, (one, *_) in self._people.items()}
 
     def watch(self, tracks, looks, shape, time):
         """tracks of a frame of shape (H, W, ...) and the eyes.Eyes of each, at time in seconds.
@@ -27,18 +36,24 @@ class Everyone:
         events = []
         for track, look in zip(tracks, looks):
             drowsiness = self._people.get(track.id, (None,))[0] or Drowsiness()
-            self._people[track.id] = drowsiness, time
+            self._people[track.id] = drowsiness, time, track.box
             over = drowsiness.update(look.openness, look.closed, time)
             events += [(track.id, event) for event in over]
-        # After so long the tracker gives the face another id.
-        gone = [i for i, (_, seen) in self._people.items() if time - seen > MEMORY]
-        for i in gone:
-            events += [(i, event) for event in self._people.pop(i)[0].finish()]
+        for i, (drowsiness, seen, box) in list(self._people.items()):
+            # After so long the tracker gives the face another id.
+            if time - seen <= MEMORY:
+                continue
+            if drowsiness.shut and time - seen <= WINDOW and not any(
+                    distance(box, track.box) <= NEAR for track in tracks):
+                over = drowsiness.update((None, None), None, time)
+            else:
+                over = self._people.pop(i)[0].finish()
+            events += [(i, event) for event in over]
         return {track.id: self._people[track.id][0] for track in tracks}, events
 
     def finish(self):
         """The events that were still going on: [(track id, Event)]."""
-        return [(i, event) for i, (one, _) in self._people.items() for event in one.finish()]
+        return [(i, event) for i, (one, *_) in self._people.items() for event in one.finish()]
 
 
 class Driver:
@@ -52,6 +67,11 @@ class Driver:
         self.drowsiness, self._before = Drowsiness(), []
         self._id = self._box = self._time = None
         self._rival = None  # (id, since when) of a face that may take over.
+
+    @property
+    def watched(self):
+        """As Everyone's: {"driver": Drowsiness}."""
+        return {"driver": self.drowsiness}
 
     def watch(self, tracks, looks, shape, time):
         """As Everyone.watch; without him in sight the first is empty, and his state goes on."""

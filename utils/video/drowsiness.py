@@ -113,6 +113,7 @@ class Drowsiness:
     """`update(openness, closed, time)` frame by frame gives the Events that are over; then read
     `state` (one of STATES), `perclos` and `blinks_per_minute` (None until MIN_SEEN of the last
     minute were seen), `blinks` since the start, and `minute`, whose `unseen` counts neither way.
+    Eyes that were shut when they went out of sight and come back shut are so at once.
     """
 
     def __init__(self):
@@ -123,7 +124,8 @@ class Drowsiness:
         self._blinks = collections.deque()  # When each of the last minute ended.
         # Of the first frame, the last one, and the last that showed the eyes.
         self._begun = self._time = self._seen = None
-        self._was_seen = self._slept = self._drowsy = False
+        self.shut = False  # Whether the eyes were shut, as asleep, when they were last seen.
+        self._was_seen = self._slept = self._drowsy = self._still = False
         self._sleepy_until = float("-inf")
         self._open, self._levels, self._next_look = WIDEST, collections.deque(), None
         self._steps, self._step = collections.deque(maxlen=STEPS), 0.0  # The last ones; usually.
@@ -152,10 +154,12 @@ class Drowsiness:
                 events += self._end_lids(self._last_seen())
             if seen:
                 events.append(Event("not visible", self._last_seen(), time))
+                self._still = self.shut and closed
         if seen:
             level = sum(judged) / len(judged)
             over, closed = self._watch_lids(level, closed, time)
             events += over
+            self._still = self._still and closed
             self._seen = time
         self.minute.add(time, step, known or step == 0, bool(known and closed))
         self._time, self._was_seen = time, seen
@@ -264,11 +268,13 @@ class Drowsiness:
             self.state = "not visible"
         elif shut >= SLEEP:
             self.state = "asleep"
-        elif shut >= MICROSLEEP:
+        elif shut >= MICROSLEEP or self._still:
             self.state = "microsleep"
         else:
             # Who has just slept is not awake yet, though a minute may not have been seen.
             self.state = "drowsy" if self._drowsy or time < self._sleepy_until else "awake"
+        if self.state != "not visible":
+            self.shut = self.state in ("microsleep", "asleep")
 
 
 def _lasts(stretch, seconds):

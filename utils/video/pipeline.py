@@ -112,8 +112,7 @@ class Pipeline:
             self.event_file.write(events)
         if not self.alarm:
             return
-        people = {"driver": self.people.drowsiness} if self.given.driver else states
-        for person, drowsiness in people.items():
+        for person, drowsiness in self.people.watched.items():
             self.alarm.update(person, drowsiness.state, seconds)
 
     def _draw(self, image, tracks, told, driver):

@@ -274,7 +274,8 @@ class Tracker:
         self.tracks.sort(key=lambda track: track.id)
 
     def _filter(self):
-        return FaceFilter(*self.filter_settings) if self.filter_settings[0] else None
+        lids = sum(self.predictor.scheme.eyes or (), [])
+        return FaceFilter(*self.filter_settings, lids) if self.filter_settings[0] else None
 
 
 def largest(tracks):
