@@ -192,6 +192,8 @@ def run_images(pipeline, kind, what, output):
         else:
             target = output / names[path] if kind == "folder" else output
             outputs.write_picture(target, drawn)
+    if not pipeline.frames:
+        raise UserError(f"{paths[0].parent}: none of its {len(paths)} pictures could be read")
 
 
 def run_video(pipeline, source, output, window):

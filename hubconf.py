@@ -12,4 +12,5 @@ def pipnet(weights="fast", device="cpu"):
     landmarks (N, K, 2) in crop units and confidence (N, K); model.crop says how a crop is laid,
     model.scheme what the points are. Raises utils.errors.UserError.
     """
-    return checkpoint.load_model(experiment.find_weights(weights), device)
+    # Who trains it on turns this back; who does not would keep a graph with each result.
+    return checkpoint.load_model(experiment.find_weights(weights), device).requires_grad_(False)

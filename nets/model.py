@@ -56,9 +56,10 @@ class LandmarkNet(torch.nn.Module):
 
         Raises ValueError for other images: it would take them, and see nothing.
         """
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+        if (images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3
+                or images.shape[2] != images.shape[3] or images.shape[3] % 32):
             raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected uint8 "
-                             f"(N, 3, S, S)")
+                             f"(N, 3, S, S), S a multiple of 32")
         images = self.normalise(images)
         if not self.flip_test:
             return self._see(images)

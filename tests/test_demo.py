@@ -139,6 +139,14 @@ def test_folder_leaves_out_what_is_no_image(painted, capsys):
     assert [face["id"] for face in frames[1]["faces"]] == [1, 2]
 
 
+def test_a_folder_of_which_nothing_can_be_read_is_a_mistake(painted, capsys):
+    pathlib.Path("in").mkdir()
+    for name in ("a.png", "b.jpg"):
+        pathlib.Path("in", name).write_bytes(b"")
+    with pytest.raises(UserError, match="in: none of its 2 pictures could be read"):
+        demo.main(["--source", "in", "--output", "out"])
+
+
 def image_kinds():
     image = frame()
     return {"one.png": numpy.zeros((1, 1, 3), numpy.uint8), "grey.png": image[..., 0],

@@ -79,6 +79,14 @@ def test_box_and_label_leave_marks():
     assert (labelled != plain).any()
 
 
+def test_lines_leave_the_picture_to_its_faces():
+    image = numpy.zeros((900, 600, 3), numpy.uint8)
+    few, many = (draw.lines(image, [f"line {i}" for i in range(count)]) for count in (3, 40))
+    rows = [numpy.flatnonzero(drawn.any((1, 2))).max() for drawn in (few, many)]
+    assert 60 < rows[0] < 120 < rows[1] <= 240 and not image.any()
+    assert draw.lines(image, []) is image
+
+
 def test_sheet_shape_and_order():
     images = [numpy.full((30 + i, 30, 3), 60 + 20 * i, numpy.uint8) for i in range(5)]
     page = draw.sheet(images, columns=3, size=40)

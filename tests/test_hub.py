@@ -11,6 +11,7 @@ import sys, torch
 model = torch.hub.load(sys.argv[1], "pipnet", weights=sys.argv[2], source="local")
 size = model.input_size
 points, confidence = model.predict(torch.zeros(2, 3, size, size, dtype=torch.uint8))
+points.numpy(), confidence.numpy()
 print(model.scheme.name, tuple(points.shape), tuple(confidence.shape), model.training)
 """
 

@@ -244,6 +244,13 @@ def test_names_and_sizes_that_are_wrong():
             check_size(size, 16)
 
 
+def test_images_that_no_crop_is_are_refused():
+    model = LandmarkNet(SCHEMES["300W"], "test_resnet").eval()
+    for shape in ((1, 3, 64, 96), (1, 3, 50, 50), (1, 4, 64, 64)):
+        with pytest.raises(ValueError, match="expected uint8"):
+            model.predict(torch.zeros(shape, dtype=torch.uint8))
+
+
 def test_maps_that_do_not_line_up_are_refused(monkeypatch):
     class Cut(torch.nn.Module):
         """Maps like Inception's, of convolutions without padding."""

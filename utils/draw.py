@@ -101,9 +101,15 @@ def points(image, points_px, colour, radius=None):
 
 
 def lines(image, texts):
-    """A copy of an RGB uint8 image with lines of text at its top left; without any, itself."""
+    """A copy of an RGB uint8 image with lines of text at its top left; without any, itself.
+
+    What would cover more than a quarter of its height is left out, and said to be.
+    """
     image = image.copy() if texts else image
     scale = max(0.4, image.shape[0] / 900)
+    most = max(2, int(image.shape[0] / 4 / (30 * scale)))
+    if len(texts) > most:
+        texts = [*texts[:most - 1], f"and {len(texts) - most + 1} more"]
     for row, text in enumerate(texts, 1):
         _write(image, text, (8, 30 * scale * row), scale)
     return image
