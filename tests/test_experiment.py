@@ -140,11 +140,13 @@ def test_a_file_that_was_fitted_anew_loses_its_old_scores(tmp_path):
     best = tmp_path / "a" / "best.pt"
     experiment.record_score(best, {"pytorch": {"test": {"nme": 3.1}}}, "300W")
     assert experiment.read_records(tmp_path)[0]["nme"] == "3.100"
-    experiment.record_fit(tmp_path / "b" / "best.pt", 1.0)
-    experiment.record_fit(tmp_path / "a" / "last.pt", 1.0)
-    experiment.record_fit(best, 3.25)
-    (row,) = experiment.read_records(tmp_path)
-    assert (row["val_nme"], row["nme"], row["data"]) == ("3.250", "", "300W")
+    experiment.record_fit(tmp_path / "b" / "best.pt", 1.0, "300W")
+    experiment.record_fit(tmp_path / "a" / "last.pt", 1.0, "300W")
+    assert experiment.read_records(tmp_path)[0]["val_nme"] == "3.300"
+    for data, val_nme in (("300W", "3.250"), ("WFLW", "")):
+        experiment.record_fit(best, 3.25, data)
+        (row,) = experiment.read_records(tmp_path)
+        assert (row["val_nme"], row["nme"], row["data"]) == (val_nme, "", "300W")
 
 
 def test_ced(tmp_path):

@@ -189,13 +189,14 @@ def record(row, folder=WEIGHTS):
         _write(path, RUN_FIELDS, rows)
 
 
-def record_fit(weights, val_nme):
-    """The validation NME (in %) of an experiment's best file that was changed after its training;
-    what it was tested with before goes."""
-    if weights.stem == "best" and any(row["exp"] == weights.parent.name
-                                      for row in read_records(weights.parent.parent)):
-        record({"exp": weights.parent.name, "val_nme": f"{val_nme:.3f}", "nme": "",
-                "onnx_nme": ""}, weights.parent.parent)
+def record_fit(weights, val_nme, data):
+    """Put the validation NME (in %, of the set called data) of an experiment's best file that was
+    changed after its training into its line, if the line is of that set; older scores go."""
+    name = weights.parent.name
+    for row in read_records(weights.parent.parent):
+        if weights.stem == "best" and row["exp"] == name:
+            record({"exp": name, "val_nme": f"{val_nme:.3f}" if row["data"] == data else "",
+                    "nme": "", "onnx_nme": ""}, weights.parent.parent)
 
 
 def record_score(weights, report, data):
