@@ -189,6 +189,11 @@ def record(row, folder=WEIGHTS):
         _write(path, RUN_FIELDS, rows)
 
 
+def data_name(args, folder):
+    """What a line of results.csv calls the set of args, which lies in folder (pathlib.Path)."""
+    return args.data if args.data != "none" else folder.name
+
+
 def record_fit(weights, val_nme, data):
     """Put the validation NME (in %, of the set called data) of an experiment's best file that was
     changed after its training into its line, if the line is of that set; older scores go."""

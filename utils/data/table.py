@@ -74,13 +74,9 @@ def _leaks(done):
 
 def incomplete(sources, done):
     """{"layout subset": [prepared, published]} of what is not as many faces as were published."""
-    usable, prepared = {id(face) for face, *_ in done}, collections.Counter()
-    published = {}
-    for source in sources:
-        prepared.update(f"{source.layout} {face.subset}" for face in source.faces
-                        if id(face) in usable)
-        published.update((f"{source.layout} {subset}", count)
-                         for subset, count in source.expected.items())
+    prepared = collections.Counter(f"{layout} {face.subset}" for face, layout, *_ in done)
+    published = {f"{source.layout} {subset}": count for source in sources
+                 for subset, count in source.expected.items()}
     return {key: [prepared[key], count] for key, count in published.items()
             if prepared[key] != count}
 

@@ -74,8 +74,7 @@ def test(args, actions, typed=()):
     draw_errors(next(iter(found.values())), model.scheme, prepared, prefix)
     write_faces(next(iter(found.values())), prepared, prefix)
     if args.boxes == "none" and tested and not any(averaged.values()):
-        data = args.data if args.data != "none" else prepared.folder.name
-        experiment.record_score(path, report, data)
+        experiment.record_score(path, report, experiment.data_name(args, prepared.folder))
     if args.report != "none":
         pathlib.Path(args.report).write_text(json.dumps(_plain(report), indent=2), encoding="utf-8")
 

@@ -43,8 +43,7 @@ def fit_weights(args):
     print(f"shape head of {path}: validation NME {100 * after:.3f} %, {100 * before:.3f} % "
           f"without it")
     keep(head, path)
-    experiment.record_fit(path, 100 * after,
-                          args.data if args.data != "none" else prepared.folder.name)
+    experiment.record_fit(path, 100 * after, experiment.data_name(args, prepared.folder))
     return path.with_suffix(".onnx").is_file()
 
 

@@ -451,8 +451,8 @@ class Trainer:
         """Write the experiment's line of weights/results.csv."""
         args, best = self.experiment_args, checkpoint.load_model(self.folder / "best.pt")
         experiment.record({
-            "exp": self.folder.name, "data": args.data if args.data != "none" else
-            self.set.folder.name, "scheme": self.scheme.name, "backbone": args.backbone,
+            "exp": self.folder.name, "data": experiment.data_name(args, self.set.folder),
+            "scheme": self.scheme.name, "backbone": args.backbone,
             "head": args.head, "lr": args.lr, "epochs": self.round.first + self.round.epochs,
             "batch": self.measure[1], "parameters": parameters(best),
             "gmacs": f"{gmacs(best, args.input_size):.2f}", "val_nme":

@@ -1,9 +1,10 @@
 """A bell or a line when a person's state asks for it."""
 import sys
 
+from utils.video.drowsiness import SHUT
+
 AGAIN = 1.0  # Seconds after which it rings again for eyes that stay shut.
 AWAY = 3.0  # Seconds out of sight before that is worth an alarm, as for a long look away.
-SHUT = ("microsleep", "asleep")
 
 
 class Alarm:

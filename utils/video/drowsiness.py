@@ -43,7 +43,8 @@ MICROSLEEP, SLEEP = 0.5, 3.0
 DROWSY, AWAKE = 0.15, 0.075
 # A person's own open eyes, between narrow and wide ones, or sleep would become the norm.
 NARROWEST, WIDEST = 0.5, 1.0
-STATES = ("awake", "drowsy", "microsleep", "asleep", "not visible")
+SHUT = ("microsleep", "asleep")  # The states of shut eyes.
+STATES = ("awake", "drowsy", *SHUT, "not visible")
 _TOLERANCE = 1e-3  # Time stamps of files are rounded to milliseconds.
 
 
@@ -274,7 +275,7 @@ class Drowsiness:
             # Who has just slept is not awake yet, though a minute may not have been seen.
             self.state = "drowsy" if self._drowsy or time < self._sleepy_until else "awake"
         if self.state != "not visible":
-            self.shut = self.state in ("microsleep", "asleep")
+            self.shut = self.state in SHUT
 
 
 def _lasts(stretch, seconds):
