@@ -15,7 +15,7 @@ def test_labels_move_towards_the_teacher(tiny_weights):
     labels = torch.rand(2, 68, 2)
     seen, _ = checkpoint.load_model(tiny_weights).predict(images)
     for share in (0.0, 0.25, 1.0):
-        moved = distil.Teacher(tiny_weights, SCHEMES["300W"], share)(images, labels)
+        moved = distil.Teacher(str(tiny_weights), SCHEMES["300W"], share)(images, labels)
         torch.testing.assert_close(moved, (1 - share) * labels + share * seen, atol=1e-5, rtol=0)
         assert not moved.requires_grad
 
@@ -23,7 +23,7 @@ def test_labels_move_towards_the_teacher(tiny_weights):
 def test_unknown_landmarks_stay_unknown(tiny_weights):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     labels = torch.full((1, 68, 2), torch.nan)
-    assert distil.Teacher(tiny_weights, SCHEMES["300W"], 0.5)(images, labels).isnan().all()
+    assert distil.Teacher(str(tiny_weights), SCHEMES["300W"], 0.5)(images, labels).isnan().all()
 
 
 def test_a_teacher_does_not_open_eyes_that_the_labels_shut(tiny_weights):
@@ -33,13 +33,13 @@ def test_a_teacher_does_not_open_eyes_that_the_labels_shut(tiny_weights):
     shut[36:42] = torch.from_numpy(lids.close(scheme.mean_face, scheme)).float()[36:42]
     labels = torch.stack([points, shut])
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    moved = distil.Teacher(tiny_weights, scheme, 0.5)(images, labels) != labels
+    moved = distil.Teacher(str(tiny_weights), scheme, 0.5)(images, labels) != labels
     assert not moved[1, 36:42].any()
     assert moved[1, :36].any(1).all() and moved[1, 42:].any(1).all() and moved[0].any(1).all()
 
 
 def test_a_teacher_of_another_input_size(tiny_weights):
-    teacher, seen = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0), []
+    teacher, seen = distil.Teacher(str(tiny_weights), SCHEMES["300W"], 1.0), []
 
     class Model:
         input_size = 32
@@ -48,7 +48,7 @@ def test_a_teacher_of_another_input_size(tiny_weights):
             seen.append(images)
             return torch.zeros(1, 68, 2), None
 
-    teacher.model = Model()
+    teacher.models = [Model()]
     teacher(torch.arange(256).view(1, 1, 16, 16).repeat(1, 3, 4, 4).byte(), torch.ones(1, 68, 2))
     teacher(torch.full((1, 3, 32, 32), 7, dtype=torch.uint8), torch.ones(1, 68, 2))
     assert [tuple(images.shape) for images in seen] == [(1, 3, 32, 32)] * 2
@@ -58,9 +58,10 @@ def test_a_teacher_of_another_input_size(tiny_weights):
 
 
 def test_a_shipped_teacher_sees_images_of_another_size(tiny_weights):
-    teacher = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0)
+    teacher = distil.Teacher(str(tiny_weights), SCHEMES["300W"], 1.0)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    for size in (teacher.model.input_size + 32, teacher.model.input_size):
+    own = teacher.models[0].input_size
+    for size in (own + 32, own):
         resized = torch.nn.functional.interpolate(images.float(), (size, size)).byte()
         moved = teacher(resized, torch.zeros(2, 68, 2))
         assert moved.shape == (2, 68, 2) and moved.isfinite().all()
@@ -69,11 +70,25 @@ def test_a_shipped_teacher_sees_images_of_another_size(tiny_weights):
 def test_a_student_of_some_of_its_points(tiny_weights):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     eyes = get_scheme("eyes", SCHEMES["300W"])
-    whole = distil.Teacher(tiny_weights, SCHEMES["300W"], 1.0)(images, torch.zeros(1, 68, 2))
-    part = distil.Teacher(tiny_weights, eyes, 1.0)(images, torch.zeros(1, 12, 2))
+    whole = distil.Teacher(str(tiny_weights), SCHEMES["300W"], 1.0)(images, torch.zeros(1, 68, 2))
+    part = distil.Teacher(str(tiny_weights), eyes, 1.0)(images, torch.zeros(1, 12, 2))
     torch.testing.assert_close(part, whole[:, 36:48])
     with pytest.raises(UserError, match="teacher: .*has the 300W scheme .68 points.*WFLW"):
-        distil.Teacher(tiny_weights, SCHEMES["WFLW"], 1.0)
+        distil.Teacher(str(tiny_weights), SCHEMES["WFLW"], 1.0)
+
+
+def test_several_teachers_teach_their_mean(tiny_weights, tmp_path):
+    state = checkpoint.read(tiny_weights)
+    other = tmp_path / "other.pt"
+    checkpoint.save({**state, "weights": {
+        k: v + 0.05 * torch.rand_like(v) if k.startswith("head") else v
+        for k, v in checkpoint.weights_of(state).items()}}, other)
+    images, labels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.rand(2, 68, 2)
+    scheme = SCHEMES["300W"]
+    first, second, both = (distil.Teacher(setting, scheme, 0.5)(images, labels) for setting in (
+        str(tiny_weights), str(other), f"{tiny_weights},{other}"))
+    assert (first - second).abs().max() > 0.01
+    torch.testing.assert_close(both, (first + second) / 2)
 
 
 def test_training_with_a_teacher(tiny_weights, drawn_set, weights):

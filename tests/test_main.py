@@ -252,7 +252,9 @@ def test_mistakes_of_real_processes(argv, reason):
 
 @pytest.mark.parametrize("argv, reason", [
     ("--backbone resnet19", "near: "), ("--input-size 250", "is not a multiple"),
-    ("--teacher gone.pt", "gone.pt: no such file"), ("--pretrained gone.pt", "no such file"),
+    ("--teacher gone.pt", "gone.pt: no such file"),
+    ("--teacher args.yaml,gone.pt", "gone.pt: no such file"),
+    ("--pretrained gone.pt", "no such file"),
     ("--gssl", "--gssl needs --unlabelled-dir"),
     ("--gssl --unlabelled-dir nowhere", "nowhere: no unlabelled set")])
 def test_mistakes_are_said_before_faces_are_drawn(argv, reason):

@@ -70,11 +70,13 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
 
     large = stage("large", backbone="resnet18", pretrained=str(stage("larger")))
     begun = stage("begun")
-    taught = stage("taught", pretrained=str(begun), teacher=str(large))
+    taught = stage("taught", pretrained=str(begun), teacher=f"{large},{stage('second')}")
     found = stage("found", pretrained=str(taught), teacher=str(large), gssl=True, epochs=3,
                   gssl_rounds=2, gssl_epochs=4, unlabelled_dir="/somewhere/lfw-64")
     chain = publish.chain(found)
-    assert [p.parent.name for p in chain] == ["begun", "larger", "large", "taught", "found"]
+    assert [p.parent.name for p in chain] == [
+        "begun", "larger", "large", "second", "taught", "found"]
+    assert "--teacher weights/large/best.pt,weights/second/best.pt" in publish.command(taught)
     last = publish.command(found)
     assert "--teacher weights/large/best.pt" in last and "--gssl --unlabelled-dir lfw " in last
     assert "--gssl-rounds 2 --gssl-epochs 4" in last and "somewhere" not in last

@@ -84,12 +84,17 @@ def set_name(folder, args):
     return pathlib.Path(folder).name.removesuffix(f"-{args['input_size']}")
 
 
+def teachers(setting):
+    """The .pt files that the setting `teacher` names: none, A.pt, or A.pt,B.pt and so on."""
+    return [] if setting == "none" else [pathlib.Path(p.strip()) for p in setting.split(",")]
+
+
 def data_sets(args):
     """Names of the sets whose faces made weights of these settings (a dict), each once: its own,
     and those of the .pt files that it began with and was taught by, where they are at hand."""
     names = _own_sets(args)
-    for path in (args["pretrained"], args["teacher"]):
-        if path.endswith(".pt") and pathlib.Path(path).is_file():
+    for path in (pathlib.Path(args["pretrained"]), *teachers(args["teacher"])):
+        if path.suffix == ".pt" and path.is_file():
             # What others made is of no set of ours, and what is damaged is told where it is used.
             with contextlib.suppress(UserError, KeyError, TypeError):
                 names += sets_of(read(path))

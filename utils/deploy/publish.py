@@ -65,10 +65,10 @@ def _mean_weights(state, other, share):
 
 def chain(source):
     """The checkpoints to be trained for one, in this order: those that it began with, from the
-    first one on, then its teacher's, and itself last."""
+    first one on, then its teachers', and itself last."""
     args, found = checkpoint.read(source)["args"], []
-    for setting in WEIGHTS_ARGS:
-        path = pathlib.Path(args.get(setting, "none"))
+    begun = pathlib.Path(args.get("pretrained", "none"))
+    for path in (begun, *checkpoint.teachers(args.get("teacher", "none"))):
         if path.is_file():
             found += [before for before in chain(path) if before not in found]
     return [*found, pathlib.Path(source)]
@@ -122,7 +122,9 @@ def _named(args):
     """Settings with sets and weights named as the repository's user would, without the machine's
     paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
     sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
-    return {**args, **sets, **{k: _weights_name(args.get(k, "none")) for k in WEIGHTS_ARGS}}
+    weights = {k: ",".join(map(_weights_name, args.get(k, "none").split(",")))
+               for k in WEIGHTS_ARGS}
+    return {**args, **sets, **weights}
 
 
 def _weights_name(path):

@@ -52,8 +52,9 @@ def check(args):
     """What can be said of settings before faces are drawn or read. Raises UserError."""
     check_backbone(args.backbone)
     check_size(args.input_size, args.stride)
-    for path in (args.pretrained, args.teacher):
-        if path not in ("none", "timm") and not pathlib.Path(path).exists():
+    begun = [] if args.pretrained in ("none", "timm") else [pathlib.Path(args.pretrained)]
+    for path in (*begun, *checkpoint.teachers(args.teacher)):
+        if not path.exists():
             raise UserError(f"{path}: no such file")
     if args.gssl:
         unlabelled.check(args.unlabelled_dir)
@@ -190,8 +191,8 @@ class Trainer:
         check_maps(self.model, args.input_size, args.batch_size)
         self.teacher = None if args.teacher == "none" else ranks.together(
             distil.Teacher, args.teacher, self.scheme, args.teacher_share, ranks.device)
-        if self.teacher:
-            self.set.tell_crop(self.teacher.model.crop, "the teacher", self.log)
+        for model in self.teacher.models if self.teacher else ():
+            self.set.tell_crop(model.crop, "the teacher", self.log)
         faces = self.set.lists["train"]
         self.digest = faces.digest()
         if not args.hidden and faces.hidden is not None:
