@@ -23,25 +23,17 @@ import tqdm
 import yaml
 
 from utils.args import ROOT, Parser
-from utils.data import readers, sheet, table
-from utils.data.photo import read_photo, why_unread, write_crop
+from utils.data import cutting, readers, sheet, table
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
 
-# What the authors crop to before they measure NME: rule and factor; others as 300W.
-PUBLISHED_CROPS = {"WFLW": ("box", 1.2), "COFW": ("box", 1.0), "AFLW": ("box", 1.0)}
-# A point this far outside the photo, as a share of the face, is a mistake and no cut-off chin. Of
-# published sets, whose counts are the benchmark, only what no person can have meant is one.
-OUTSIDE, OUTSIDE_PUBLISHED = 0.15, 1.0
 SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
            "published_y_min", "published_x_max", "published_y_max")
 # The options that photos without landmarks have, to be trained with or to be labelled by a teacher.
 UNLABELLED = {"labelled", "boxes", "detector"}
 LABELLED_BY_TEACHER = {"labelled", "teacher", "detector", "names"}
-# A face whose points' box has a longer side of fewer pixels shows nothing.
-SMALLEST = 8
 
 
 @dataclasses.dataclass
@@ -183,10 +175,7 @@ class DataGenerator:
             problems += table.notes(done, scheme)
             table.print_counts(sources, done, problems, self.output)
             if any(layout != "samples" for _, layout, *_ in done):
-                print(f"kept: every face of a photo whose points' box is {SMALLEST} px or longer "
-                      f"and reaches out of the photo, where it is black, by at most "
-                      f"{100 * OUTSIDE:.0f} % of that ({100 * OUTSIDE_PUBLISHED:.0f} % in "
-                      f"published sets)")
+                print(cutting.KEPT)
                 table.print_sizes(done, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
@@ -268,7 +257,7 @@ class DataGenerator:
         crops.prepare_fork()
         try:
             with concurrent.futures.ProcessPoolExecutor(self.options.workers) as pool:
-                results = pool.map(_cut, jobs, itertools.repeat(settings), chunksize=16)
+                results = pool.map(cutting.cut, jobs, itertools.repeat(settings), chunksize=16)
                 bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
                 for job, result in bar:
                     if isinstance(result, str):
@@ -384,83 +373,6 @@ def _refuse_merge(first, second, folder):
             way = f"{a.name} maps to {b.name}: give scheme=\"{b.name}\" (--scheme {b.name})"
     return (f"{folder}: has the {second.name} scheme ({second.points} points), the set before it "
             f"{first.name} ({first.points}); they do not merge as they are; {way}")
-
-
-def image_of(face, layout):
-    """The photo of a face as RGB uint8 (H, W, 3), or None where it cannot be read."""
-    if face.image is not None:
-        return face.image
-    module = readers.READERS.get(layout)
-    if hasattr(module, "image_of"):
-        return module.image_of(face)
-    return read_photo(face.photo, face.upright)
-
-
-def _cut(job, settings):
-    """Write one crop; (box, published box), or the reason why not."""
-    face, layout, name = job
-    folder, size, rule, scale, margin = settings
-    try:
-        image = image_of(face, layout)
-    except UserError as error:
-        return str(error)
-    if image is None:
-        return why_unread(face.photo)
-    height, width = image.shape[:2]
-    try:
-        box = crops.face_box(face.points, rule, scale, face.box)
-        published = _published_box(face, layout, width, height)
-    except UserError as error:
-        return str(error)
-    if face.side < SMALLEST:
-        return f"the face is of {face.side:.1f} px, less than {SMALLEST}"
-    reach = face.side * (OUTSIDE_PUBLISHED if _is_published(layout) else OUTSIDE)
-    outside = _outside(face.points, width, height, reach)
-    if outside.any():
-        point = int(numpy.flatnonzero(outside.any(1))[0])
-        return (f"point {point} at {face.points[point, 0]:.0f}, {face.points[point, 1]:.0f} is far "
-                f"outside the photo of {width} x {height}"
-                + (_turned(face, image, reach) or "; to keep the face, leave out the points that "
-                   "the photo does not show"))
-    stored = crops.cut(image, crops.grow(box, margin), round(size * margin))
-    write_crop(folder / f"{name}.jpg", stored)
-    return box, published
-
-
-def _outside(points, width, height, reach):
-    return (points < -reach) | (points > numpy.array([width, height]) - 1 + reach)
-
-
-def _turned(face, image, reach):
-    """What to add for points that lie inside the photo as stored but not as a person sees it."""
-    stored = read_photo(face.photo) if face.upright and face.image is None else None
-    if stored is None or stored.shape == image.shape:
-        return ""
-    height, width = stored.shape[:2]
-    if _outside(face.points, width, height, reach).any():
-        return ""
-    return (f" as a person sees it, and inside the {width} x {height} that are stored: if the "
-            f"labels were made on stored pixels, give exif=\"ignore\" (--exif ignore)")
-
-
-def _is_published(layout):
-    return readers.READERS.get(layout) in readers.PUBLISHED
-
-
-def _published_box(face, layout, width, height):
-    """The crop (4,) in which the authors measure NME: of their sets what of it lies in the photo;
-    for 300W they move its left and top edges into the photo without the others (their
-    lib/preprocess.py). Of own sets the landmarks' box, grown."""
-    rule, scale = PUBLISHED_CROPS.get(layout, crops.PUBLISHED_CROP.values())
-    if rule == "box" and face.box is None:
-        rule, scale = crops.PUBLISHED_CROP.values()
-    box = crops.face_box(face.points, rule, scale, face.box)
-    if not _is_published(layout):
-        return box
-    low = numpy.maximum(box[:2], 0)
-    high = low + box[2:] - box[:2] if rule == "stretch" else box[2:]
-    inside = numpy.concatenate([low, numpy.minimum(high, (width - 1, height - 1))])
-    return inside if (inside[2:] - inside[:2] >= 1).all() else box
 
 
 def _mean_face(faces):
