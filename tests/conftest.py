@@ -35,6 +35,20 @@ def drawn_set(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def photo_set(tmp_path, shared):
+    """A prepared set of three real test faces at 64 px, whose photos are beside it."""
+    from utils.data.dataset import PreparedSet
+    from utils.data.generator import DataGenerator
+    source = tmp_path / "300W" / "lfpw" / "testset"
+    source.mkdir(parents=True)
+    for name in ("image_0001", "image_0002", "image_0003"):
+        for suffix in (".jpg", ".pts"):
+            found = shared / "data/300W/lfpw/testset" / (name + suffix)
+            (source / (name + suffix)).write_bytes(found.read_bytes())
+    return PreparedSet(DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=1).run())
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(drawn_set, tmp_path_factory):
     """weights/<exp>/best.pt of an untrained tiny net with lively batch norms, on the drawn set."""

@@ -26,18 +26,6 @@ class Oracle:
         return points, numpy.ones(points.shape[:2], numpy.float32)
 
 
-@pytest.fixture
-def photo_set(tmp_path, shared):
-    from utils.data.generator import DataGenerator
-    source = tmp_path / "300W" / "lfpw" / "testset"
-    source.mkdir(parents=True)
-    for name in ("image_0001", "image_0002", "image_0003"):
-        for suffix in (".jpg", ".pts"):
-            found = shared / "data/300W/lfpw/testset" / (name + suffix)
-            (source / (name + suffix)).write_bytes(found.read_bytes())
-    return PreparedSet(DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=1).run())
-
-
 def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
     faces = photo_set.tests["test"]
     truth_px = crop.to_photo(faces.points, faces.boxes)
