@@ -13,7 +13,7 @@ from utils.testing import predict, score
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
-LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 12e6, "eyes": 6e6}  # Parameters.
+LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 6e6, "eyes": 6e6}  # Parameters.
 
 
 @pytest.fixture(scope="module")
