@@ -96,6 +96,18 @@ def test_a_head_on_its_side_is_seen_upright(quarter):
     assert abs(numpy.angle(numpy.exp(1j * (found - quarter * numpy.pi / 2)))) < passes.TILTED + 1e-6
 
 
+def test_the_crops_of_turned_heads_lie_where_a_detector_has_them():
+    # A detector's box about a head: its landmarks have their middle below that of the box.
+    middle, side = numpy.array([300.0, 200.0]), 120.0
+    below = numpy.array([[[0.0, passes.BELOW * side]]])
+    crops = [numpy.concatenate([centre - side / 2, centre + side / 2]) for centre in (
+        middle + crop.turn(below, numpy.zeros((1, 2)), numpy.array([roll]))[0, 0]
+        for roll in (0, *passes.QUARTERS))]
+    numpy.testing.assert_allclose(passes._quarters(crops[0]), crops[1:])
+    # Of a head turned clockwise by a quarter the chin is on the left.
+    assert crops[1][0] < crops[0][0] and crops[3][1] < crops[0][1]
+
+
 def test_no_boxes_no_call():
     predictor = painted_faces.Painted()
     points, confidence, boxes = passes.refine(predictor, painted_faces.background(), [])

@@ -40,12 +40,13 @@ def turned(photo, points_px, degrees):
 
 def read(predictor, detector, picture, truth):
     """(landmarks (K, 2), whether the eyes are called shut: a bool, or None where that cannot be
-    judged) of the face with landmarks `truth`, or None where the detector does not find it."""
-    box = detector.same_face(detector(picture), numpy.concatenate([truth.min(0), truth.max(0)]))
-    if box is None:
+    judged) of the detector's best box over the middle of landmarks `truth`; None where none is."""
+    boxes, middle = detector(picture), (truth.min(0) + truth.max(0)) / 2
+    inside = ((boxes[:, :2] < middle) & (middle < boxes[:, 2:4])).all(1)
+    if not inside.any():
         return None
-    points, confidence = (found[0] for found in refine(
-        predictor, picture, detector.to_crop(box, predictor.crop["scale"]))[:2])
+    start = detector.to_crop(boxes[inside.argmax()], predictor.crop["scale"])
+    points, confidence = (found[0] for found in refine(predictor, picture, start)[:2])
     return points, eyes.look(points, confidence, predictor.scheme, predictor.eyes,
                              picture.shape).closed
 
@@ -62,7 +63,9 @@ def measure(predictor, detector, prepared, degrees):
         found = read(predictor, detector, picture, truth)
         if found is not None:
             norm = metrics.divisors(truth[None], prepared.scheme.divisor, published[None])
-            errors.append(metrics.nme(found[0][None], truth[None], norm)[0])
+            known = truth if predictor.scheme.base is None else truth[
+                list(predictor.scheme.indices)]
+            errors.append(metrics.nme(found[0][None], known[None], norm)[0])
             closed.append(found[1])
     judged = [shut for shut in closed if shut is not None]
     return [f"{len(errors)} of {len(faces)}", f"{100 * numpy.mean(errors):.2f}" if errors else "",
