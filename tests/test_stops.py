@@ -93,7 +93,7 @@ def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=Fals
     training = test_faults.training(warm.faces, folder, head=head)
     batches = [batch for _, batch in zip(range(6), training.loader)]
     if teacher is not None:
-        training.teacher = distil.Teacher(teacher, training.model.scheme, 0.5)
+        training.teacher = distil.Teacher(str(teacher), training.model.scheme, 0.5)
         model = training.teacher.model
         model.lids = LidHead(model.backbone.channels, model.scheme)
         fake.move(model)
