@@ -94,7 +94,7 @@ def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=Fals
     batches = [batch for _, batch in zip(range(6), training.loader)]
     if teacher is not None:
         training.teacher = distil.Teacher(str(teacher), training.model.scheme, 0.5)
-        model = training.teacher.model
+        model, = training.teacher.models
         model.lids = LidHead(model.backbone.channels, model.scheme)
         fake.move(model)
         with fake.mode:
