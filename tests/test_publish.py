@@ -70,7 +70,7 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
 
     large = stage("large", backbone="resnet18", pretrained=str(stage("larger")))
     begun = stage("begun")
-    taught = stage("taught", pretrained=str(begun), teacher=f"{large},{stage('second')}")
+    taught = stage("taught", pretrained=str(begun), teacher=f"{large}, {stage('second')}")
     found = stage("found", pretrained=str(taught), teacher=str(large), gssl=True, epochs=3,
                   gssl_rounds=2, gssl_epochs=4, unlabelled_dir="/somewhere/lfw-64")
     chain = publish.chain(found)

@@ -122,7 +122,7 @@ def _named(args):
     """Settings with sets and weights named as the repository's user would, without the machine's
     paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
     sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
-    weights = {k: ",".join(map(_weights_name, args.get(k, "none").split(",")))
+    weights = {k: ",".join(_weights_name(path.strip()) for path in args.get(k, "none").split(","))
                for k in WEIGHTS_ARGS}
     return {**args, **sets, **weights}
 
