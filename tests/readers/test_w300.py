@@ -1,5 +1,4 @@
 """300W's folders."""
-
 import cv2
 from reader_files import DAMAGED, GOOD, face_of, image, pts, reasons, write
 

@@ -21,8 +21,7 @@ from utils.training import gssl, launch
 PLACES = (*launch.OF_ONE_COMMAND, "exp", "device", "workers", "cache", "save_minutes",
           "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "tensorboard",
           "compile")
-# Those that name the weights of another experiment (what it began with first), and sets of faces.
-WEIGHTS_ARGS = ("pretrained", "teacher")
+# Those that name sets of faces.
 SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
@@ -122,9 +121,9 @@ def _named(args):
     """Settings with sets and weights named as the repository's user would, without the machine's
     paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
     sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
-    weights = {k: ",".join(_weights_name(path.strip()) for path in args.get(k, "none").split(","))
-               for k in WEIGHTS_ARGS}
-    return {**args, **sets, **weights}
+    teachers = checkpoint.teachers(args.get("teacher", "none"))
+    return {**args, **sets, "pretrained": _weights_name(args.get("pretrained", "none")),
+            "teacher": ",".join(map(_weights_name, teachers)) or "none"}
 
 
 def _weights_name(path):

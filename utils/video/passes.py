@@ -109,9 +109,9 @@ def _begin(predictor, image, boxes):
 
 def _quarters(box):
     """The crops (4,) of a detector's box for heads turned by each of QUARTERS."""
-    below = BELOW * (box[3] - box[1])
-    # From below the middle of the box to where turned heads have it.
-    shift = below * numpy.stack([-numpy.sin(QUARTERS), numpy.cos(QUARTERS) - 1], 1)
+    centre = (box[:2] + box[2:]) / 2
+    middle = centre - (0, BELOW * (box[3] - box[1]))
+    shift = crop.turn(centre[None, None], middle[None], QUARTERS)[:, 0] - centre
     return box + numpy.concatenate([shift, shift], 1)
 
 
