@@ -4,6 +4,8 @@ import numpy
 import pytest
 from benchmark import tilted
 
+from utils.data.dataset import PreparedSet
+from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
 from utils.video.detector import Detector
 
@@ -29,6 +31,12 @@ def test_a_face_that_is_not_found_is_none():
     nothing = Detector("nothing", lambda image: numpy.zeros((0, 5)), (0, 0, 1))
     truth = SCHEMES["300W"].mean_face * 100
     assert tilted.read(None, nothing, numpy.zeros((100, 100, 3), numpy.uint8), truth) is None
+
+
+def test_a_set_without_photos_is_told(photo_set):
+    (photo_set.folder / "sources.csv").unlink()
+    with pytest.raises(UserError, match="has no test list of which"):
+        tilted.measure(None, None, PreparedSet(photo_set.folder), 90)
 
 
 def test_a_shipped_model_looks_at_turned_photos(photo_set, shared, capsys, monkeypatch):

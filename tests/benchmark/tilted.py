@@ -53,7 +53,10 @@ def read(predictor, detector, picture, truth):
 
 def measure(predictor, detector, prepared, degrees):
     """The cells of an angle: faces found, NME, faces beyond 10 %, called shut of those judged."""
-    faces, errors, closed = prepared.lists["test"], [], []
+    faces, errors, closed = prepared.lists.get("test"), [], []
+    if faces is None or faces.photos is None:
+        raise UserError(f"{prepared.folder}: has no test list of which it is known where in their "
+                        f"photos the faces lie; prepare one")
     truths = crop.to_photo(faces.points, faces.boxes)
     for path, points, published in zip(faces.photos, truths, faces.published):
         photo = read_photo(path, prepared.upright)
