@@ -89,7 +89,7 @@ def test_pose_is_written(painted):
     demo.main(["--source", "two.png", "--pose", "--output", "drawn.png", "--landmarks", "two.csv"])
     row, _ = csv.DictReader(open("two.csv", encoding="utf-8"))
     points = numpy.array([[float(row[f"{axis}{i}"]) for axis in "xy"] for i in range(68)])
-    expected = pose.head_pose(points, SCHEMES["300W"], (320, 240))
+    expected = pose.head_pose(points, SCHEMES["300W"])
     assert [float(row[k]) for k in ("yaw", "pitch", "roll")] == pytest.approx(expected, abs=0.1)
     assert (cv2.imread("drawn.png")[:40, :200] != frame()[:40, :200, ::-1]).any(), "the numbers"
     demo.main(["--source", "two.png", "--pose", "--eyes", "--landmarks", "two.json"])

@@ -87,6 +87,17 @@ def test_lines_leave_the_picture_to_its_faces():
     assert draw.lines(image, []) is image
 
 
+def test_lines_end_within_a_portrait_film():
+    text = "1: eyes 100% 100%, 12 blinks/min, PERCLOS 10%"
+    drawn = draw.lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text])
+    right = numpy.flatnonzero(drawn.any((0, 2))).max()
+    assert 500 < right < 718
+    # As large with a digit more or less.
+    shorter = draw.lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text.replace("100%", "0%")])
+    rows = [numpy.flatnonzero(one.any((1, 2))).max() for one in (drawn, shorter)]
+    assert rows[0] == rows[1]
+
+
 def test_sheet_shape_and_order():
     images = [numpy.full((30 + i, 30, 3), 60 + 20 * i, numpy.uint8) for i in range(5)]
     page = draw.sheet(images, columns=3, size=40)

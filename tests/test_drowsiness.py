@@ -146,6 +146,15 @@ def test_a_blink_opens_the_eye_again(after, blinks):
     assert len([event for event in events + person.finish() if event.kind == "blink"]) == blinks
 
 
+@pytest.mark.parametrize("rate, blinks", [(15, 1), (24, 1), (29.97, 1), (60, 0)])
+def test_a_blink_may_be_a_single_frame(rate, blinks):
+    """As a man in a car blinked: 1.0, 1.0, 0.0, 0.99, 1.0 at 29.97 frames a second."""
+    person, events = Drowsiness(), []
+    for i, level in enumerate([1.0] * 40 + [0.0, 0.99] + [1.0] * 20):
+        events += person.update((level, level), level < 0.2, round(i / rate, 3))
+    assert [event.kind for event in events] == ["blink"] * blinks == ["blink"] * person.blinks
+
+
 def test_a_short_loss_keeps_the_state_and_the_event():
     def level(t):
         return None if 2.5 <= t < 2.5 + UNSEEN - 0.1 else 0.0 if 1 <= t < 5 else 1.0

@@ -3,7 +3,6 @@
 Source of the 3-D points: the Anthropometric 3D Model of the Institute of Systems and Robotics,
 Coimbra (glAnthropometric3DModel), in centimetres, made symmetric.
 """
-import cv2
 import numpy
 
 from utils.errors import UserError
@@ -42,15 +41,15 @@ def model_points(scheme):
     return numpy.array([known[row] for row in rows]), _MODEL[rows] * (1, -1, -1)
 
 
-def head_pose(points_px, scheme, image_size=None):
+def head_pose(points_px, scheme):
     """(yaw, pitch, roll) in degrees of a face with landmarks (K, 2) in pixels.
 
     yaw: positive where the face looks to the right of the image; pitch: positive upwards; roll:
-    positive clockwise in the image; the head is turned by yaw, then pitch, then roll. Least squares
-    (SQPnP, then Levenberg-Marquardt) for a pinhole camera whose focal length is the longer side of
-    image_size (width, height); without it, four times the face's, from straight ahead. Points
-    that are NaN are left out; of fewer than FEWEST all three are NaN. Raises UserError, see
-    model_points.
+    positive clockwise in the image; the head is turned by yaw, then pitch, then roll. All are 0 for
+    a face that looks into the camera, wherever it is in the picture. Least squares for a camera
+    that is far away (scaled orthographic projection, as the poses of 300W-LP and AFLW2000-3D are):
+    what a lens does is not in one picture, and a wrong one halves the yaw. Points that are NaN are
+    left out; of fewer than FEWEST all three are NaN. Raises UserError, see model_points.
     """
     indices, model = model_points(scheme)
     points = numpy.asarray(points_px, numpy.float64)[indices]
@@ -58,16 +57,11 @@ def head_pose(points_px, scheme, image_size=None):
     if known.sum() < FEWEST:
         return (numpy.nan,) * 3
     points, model = points[known], model[known]
-    low, high = points.min(0), points.max(0)
-    focal, centre = 4 * max(float((high - low).max()), 1e-6), (low + high) / 2
-    if image_size is not None:
-        focal, centre = float(max(image_size)), (numpy.asarray(image_size, float) - 1) / 2
-    # In units of the focal length, whatever the photo's size.
-    points, camera = (points - centre) / focal, numpy.eye(3)
-    _, turn, shift = cv2.solvePnP(model, points, camera, None, flags=cv2.SOLVEPNP_SQPNP)
-    turn, _ = cv2.solvePnPRefineLM(model, points, camera, None, turn, shift)
-    matrix = cv2.Rodrigues(turn)[0]
-    yaw = numpy.arctan2(matrix[2, 0], matrix[2, 2])
-    pitch = -numpy.arcsin(numpy.clip(matrix[2, 1], -1, 1))
-    roll = numpy.arctan2(-matrix[0, 1], matrix[1, 1])
+    affine = numpy.linalg.lstsq(model - model.mean(0), points - points.mean(0), rcond=None)[0]
+    left, _, right = numpy.linalg.svd(affine.T, full_matrices=False)
+    x, y = left @ right
+    z = numpy.cross(x, y)
+    yaw = numpy.arctan2(z[0], z[2])
+    pitch = -numpy.arcsin(numpy.clip(z[1], -1, 1))
+    roll = numpy.arctan2(-x[1], y[1])
     return tuple(float(v) for v in numpy.degrees([yaw, pitch, roll]))

@@ -63,7 +63,7 @@ class Pipeline:
         driver = None
         if self.given.driver:
             driver = next(iter(states), None), outputs.readings(None, self.people.drowsiness)
-        poses = [pose.head_pose(track.points_px, self.predictor.scheme, image.shape[1::-1])
+        poses = [pose.head_pose(track.points_px, self.predictor.scheme)
                  for track in tracks] if self.given.pose else []
         if self.landmark_file:
             self.landmark_file.write((self.frames, seconds, name), tracks, told, driver, poses)
