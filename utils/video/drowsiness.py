@@ -20,9 +20,9 @@ OUT_OF_SIGHT = 2.0
 # Of lids that open between two frames nobody knows when: so long after the first at the latest.
 BETWEEN = 0.25
 # A blink shuts the eye past half and opens it again, within 100 to 400 ms (Schiffman 2001); up to
-# 0.8 s is counted, as landmarks of a tired eye come late. Of nine blinks in films of 24 and 30 frames
-# a second five are past half in a single frame; noise is not: of 312 s of swaying faces with open
-# eyes and noise (tiny, ninety photos) none is taken for a blink. At 60 frames a second it may be.
+# 0.8 s is counted, as landmarks of a tired eye come late. Of nine blinks in films of 24 and 30
+# frames a second five are past half in a single frame; noise is not: of 312 s of swaying faces with
+# open eyes and noise (tiny, ninety photos) none is taken for a blink. At 60 it may be.
 BLINK_BELOW, BLINK_ABOVE, BLINK_SHORTEST, BLINK_LONGEST = 0.45, 0.6, 0.03, 0.8
 BRIDGE = 0.1  # Eyes that seem open for less, amid shut ones, were not: no lid is that fast.
 # Nor for so long where lids that were shut never got past half: one that opens is there within LID.
