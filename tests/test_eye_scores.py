@@ -98,7 +98,7 @@ def test_a_face_is_one_with_all_below_its_eyes_covered(tmp_path):
     found = scores.fit_face(predictor, readings)
     # Eyes lie above the middle of a crop, and are seen; the mouth is not.
     assert all(0.3 < share < 0.55 for share in predictor.shares)
-    assert found == pytest.approx(0.9 * 0.9 * numpy.percentile(predictor.shares, 5))
+    assert found == pytest.approx(0.9 * numpy.percentile(predictor.shares, 5))
 
 
 def test_limits_of_too_few_faces_or_of_a_blind_model():

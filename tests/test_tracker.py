@@ -9,6 +9,7 @@ import pytest
 from utils.landmarks.lids import Limits
 from utils.video import tracker
 from utils.video.detector import Detector
+from utils.video.passes import TURNS
 
 RATE = 30
 
@@ -65,7 +66,7 @@ def test_points_that_fill_part_of_a_detectors_box():
     for i in range(12):
         assert [track.id for track in made.update(image, i / RATE)] == [1]
     # Three passes for the first frame, and turned ones, then one a frame: no look finds it anew.
-    assert predictor.batches == [1, 3] + [1] * 13
+    assert predictor.batches == [1, len(TURNS)] + [1] * 13
 
 
 def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():
