@@ -61,7 +61,7 @@ def test_points_that_fill_part_of_a_detectors_box():
     made = make(predictor, every=3, min_confidence=0.4)
     made.detector = Detector("wide", painted_faces.find, (0, 0.1, 2.0))
     # As sure as this, a face that no look sees would be given up.
-    predictor.confidence = 0.45
+    predictor.confidence = 0.42
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     for i in range(12):
         assert [track.id for track in made.update(image, i / RATE)] == [1]
@@ -118,7 +118,7 @@ def test_whom_a_quick_look_misses_is_looked_for_thoroughly():
     predictor, calls = painted_faces.Painted(), []
     made = make(predictor, min_confidence=0.4)
     made.detector = counting(calls, find_quick=large)
-    predictor.confidence = 0.45
+    predictor.confidence = 0.42
     for i in range(40):
         assert len(made.update(numbered(i, (1, 80, 120, 30)), i / RATE)) == 1
     # As sure as this, a face that no look sees would be given up.
@@ -240,7 +240,7 @@ def test_low_confidence_ends_a_track():
     made = make(predictor, min_confidence=0.5)
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     assert len(made.update(image, 0)) == 1
-    predictor.confidence = 0.45
+    predictor.confidence = 0.42
     assert made.update(image, 1 / RATE) == []
 
 
@@ -268,7 +268,7 @@ def test_what_the_detector_misses_must_be_more_certain():
             tracks = made.update(image, i / RATE)
         return tracks
 
-    assert len(last(0.6)) == 1 and last(0.45) == []
+    assert len(last(0.6)) == 1 and last(0.42) == []
 
 
 def test_without_scores_the_looks_decide():
