@@ -62,6 +62,7 @@ def test_neither_size_nor_place_nor_a_subset_changes_anything():
     points = photo(scheme, 25, 5, -10)
     expected = pose.head_pose(points, scheme)
     numpy.testing.assert_allclose(pose.head_pose(points * 3 + 50, scheme), expected, atol=1e-3)
+    numpy.testing.assert_allclose(expected, (25, 5, -10), atol=0.1)
     part = scheme.subset(range(17, 68))
     found = pose.head_pose(points[17:], part)
     numpy.testing.assert_allclose(found, (25, 5, -10), atol=0.1)

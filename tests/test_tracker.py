@@ -240,7 +240,7 @@ def test_low_confidence_ends_a_track():
     made = make(predictor, min_confidence=0.5)
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     assert len(made.update(image, 0)) == 1
-    predictor.confidence = 0.42
+    predictor.confidence = 0.45
     assert made.update(image, 1 / RATE) == []
 
 

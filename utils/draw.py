@@ -106,7 +106,8 @@ def lines(image, texts):
     What would cover more than a quarter of its height is left out, and said to be.
     """
     image = image.copy() if texts else image
-    # A portrait film is narrow; by tens of letters, or letters would change with each reading.
+    # A portrait film is narrow. Ten letters are 200 px wide at scale 1; by tens, or they would
+    # change with each reading.
     tens = -(-max(map(len, texts), default=1) // 10)
     scale = max(0.4, min(image.shape[0] / 900, (image.shape[1] - 16) / (200 * tens)))
     most = max(2, int(image.shape[0] / 4 / (30 * scale)))

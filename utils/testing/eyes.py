@@ -29,7 +29,7 @@ ALARM_COST = 3
 # A face is one with all below its eyes covered, by a hand or a mask; COVERED of the width of both
 # eyes below them the cover begins. What all but LOST % of such faces have is asked: the last
 # hundredth are heads turned aside as well, for which `fast` would be asked 0.17, not 0.27. Nine
-# tenths of it would keep 21 instead of 13 of 52 boxes that Haar takes for faces (`tiny`).
+# tenths of it would keep 21 instead of 14 of 52 boxes that Haar takes for faces (`tiny`).
 COVERED, LOST = 0.15, 5
 # The shares of false alarms at which recall is told.
 ALARMS = {"1": 0.01, "0.1": 0.001}
