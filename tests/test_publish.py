@@ -27,6 +27,46 @@ def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weig
     assert (onnx.scheme.flip == ours.scheme.flip).all()
 
 
+def test_kernels_in_eight_bits_take_half_the_file_and_score_the_same(tiny_weights, tmp_path):
+    halves, small = tmp_path / "halves.pt", tmp_path / "small.pt"
+    publish.publish(tiny_weights, halves)
+    publish.publish(tiny_weights, small, bits=8)
+    trained, kept = (checkpoint.weights_of(checkpoint.read(path)) for path in (tiny_weights, small))
+    stored = checkpoint.read(small)["weights"]
+    kernels = [name for name, value in stored.items() if isinstance(value, tuple)]
+    assert kernels and all(name.startswith("backbone.") for name in kernels)
+    numbers = sum(trained[name].numel() for name in kernels)
+    for suffix in (".pt", ".onnx"):
+        large, less = (path.with_suffix(suffix).stat().st_size for path in (halves, small))
+        assert large - less > 0.8 * numbers
+    for name in kernels:
+        largest = trained[name].abs().flatten(1).amax(1).max()
+        assert (trained[name] - kept[name]).abs().max() <= largest / 127 / 2 * 1.001
+    images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
+    ours, onnx = Predictor(small), Predictor(small.with_suffix(".onnx"))
+    for first, second in zip(ours(images), onnx(images)):
+        numpy.testing.assert_allclose(first, second, atol=1e-4)
+    assert numpy.abs(ours(images)[0] - Predictor(halves)(images)[0]).mean() < 0.01
+
+
+def test_what_is_stored_in_eight_bits_stays_so_when_a_head_is_fitted(tiny_weights, tmp_path):
+    path, again = tmp_path / "small.pt", tmp_path / "again.pt"
+    publish.publish(tiny_weights, path, with_onnx=False, bits=8)
+    state = checkpoint.read(path)
+    fitted = checkpoint.with_head(state, "shape", torch.nn.Linear(136, 136))
+    assert fitted["weights"]["shape.weight"].shape == (136, 136)
+    for name, value in state["weights"].items():
+        assert fitted["weights"][name] is value
+    # Published once more, no number moves.
+    publish.publish(path, again, with_onnx=False, bits=8)
+    first, second = (checkpoint.weights_of(checkpoint.read(p)) for p in (path, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = checkpoint.load_model(tiny_weights)
+    assert not checkpoint.load_pretrained(model, path)
+    torch.testing.assert_close(dict(model.state_dict()), {
+        name: value.to(model.state_dict()[name].dtype) for name, value in first.items()})
+
+
 def test_a_model_is_shipped_with_its_flip_test(tiny_weights, tmp_path):
     first, second = tmp_path / "one.pt", tmp_path / "two.pt"
     publish.publish(tiny_weights, first, with_onnx=False, flip_test=True)

@@ -26,6 +26,9 @@ FIXED = ("data", "scheme", "mean_face", "backbone", "activation", "head", "num_n
          "teacher", "teacher_share", "pretrained")
 
 
+LARGE = 1024  # Numbers in a kernel that is worth storing otherwise.
+
+
 def save(state, path):
     """Write state to path so that a crash at any moment leaves the old file or the new one.
 
@@ -69,7 +72,42 @@ def read(path):
 
 def weights_of(state):
     """The weights to predict with: those published, or of a last.pt the average, or the model's."""
+    return {name: stored[0] * stored[1] if isinstance(stored, tuple) else stored
+            for name, stored in _stored(state).items()}
+
+
+def in_bytes(weights):
+    """Weights as a smaller file has them: the backbone's large kernels as whole numbers (int8) and
+    a factor for each output channel, the rest as halves.
+
+    Heads stay halves, as their numbers become coordinates: in 8 bits they would cost `accurate`
+    0.07 of 2.76 % on the validation list, while kernels cost it nothing.
+    """
+    return {name: _bytes(value) if name.startswith("backbone.") and value.dim() > 1
+            and value.numel() >= LARGE else halved(value) for name, value in weights.items()}
+
+
+def halved(value):
+    """A tensor as halves, if it is of floats."""
+    return value.half() if value.is_floating_point() else value
+
+
+def with_head(state, name, head):
+    """A state with `head`, a module, fitted as `name` in the place of the one before; the other
+    weights stay as they are stored."""
+    return {**state, "weights": without(_stored(state), name) | {
+        f"{name}.{key}": value.detach() for key, value in head.state_dict().items()}}
+
+
+def _stored(state):
     return state["weights"] if "weights" in state else state["ema"] or state["model"]
+
+
+def _bytes(kernel):
+    # A channel that training has switched off may hold nothing but zeros.
+    factor = kernel.float().flatten(1).abs().amax(1).clamp(min=1e-9) / 127
+    factor = factor.reshape(-1, *[1] * (kernel.dim() - 1))
+    return (kernel / factor).round().to(torch.int8), factor
 
 
 def describe(args, scheme, crop, neighbour_face=None, **more):
@@ -187,10 +225,8 @@ def load_pretrained(model, path):
     ours = model.state_dict()
     try:
         weights = weights_of(read(path))
-        if not isinstance(weights, dict):
-            raise KeyError("weights")
-    except KeyError as error:
-        raise UserError(f"{path}: is damaged: it has no {error}") from None
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path}: is damaged: it has no weights ({error})") from None
     except UserError as refused:
         from nets.released import map_irnet, read_released
         if not pathlib.Path(path).is_file():

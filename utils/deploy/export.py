@@ -73,7 +73,7 @@ def export(model, path):
         input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
     graph = simplify(program.model_proto)
-    _store_halves(graph.graph, model)
+    store_small(graph.graph, {f"model.{k}": v.cpu().numpy() for k, v in model.state_dict().items()})
     return write(graph, path, metadata(model))
 
 
@@ -95,40 +95,59 @@ def simplify(graph):
         os.close(nowhere)
 
 
-def _store_halves(graph, model):
-    """Keep weights that are halves already, as those of a shipped .pt are, in 16 bits: half the
-    file, and no output changes.
+def store_small(graph, weights):
+    """Keep weights that a .pt stores in 16 or 8 bits so in an ONNX graph too: a half or a quarter
+    of the file, and no output changes.
 
-    Batch norm was folded into the convolutions, so a kernel is a half times a factor a channel;
-    a runtime multiplies the constants when it loads the file.
+    weights: numpy arrays as trained, by their names in the graph; of others the graph's own are
+    looked at. Batch norm was folded into the convolutions, so a kernel is what was trained times a
+    factor a channel; a runtime multiplies the constants when it loads the file.
     """
     from onnx import TensorProto, helper, numpy_helper
-    weights = {f"model.{k}": v.cpu().numpy() for k, v in model.state_dict().items()}
     before = []
     for tensor in list(graph.initializer):
         kernel, name = numpy_helper.to_array(tensor), tensor.name
-        if kernel.dtype != numpy.float32 or kernel.size < SMALL:
+        if kernel.dtype != numpy.float32 or kernel.ndim < 2 or kernel.size < SMALL:
             continue
-        trained = weights.get(name, kernel)
-        with numpy.errstate(over="ignore"):
-            half = trained.astype(numpy.float16)
-        if trained.shape != kernel.shape or not numpy.array_equal(half, trained):
+        small, factor = _smaller(weights.get(name, kernel), kernel)
+        if small is None:
             continue
-        steps = [helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT)]
-        if not numpy.array_equal(half, kernel):
-            rows, folded = trained.reshape(len(half), -1), kernel.reshape(len(half), -1)
-            factor = (rows * folded).sum(1) / numpy.maximum((rows * rows).sum(1), EPSILON)
-            if (abs(rows * factor[:, None] - folded) > 1e-6 * abs(folded).max(1)[:, None]).any():
-                continue
-            factor = factor.reshape(-1, *[1] * (half.ndim - 1))
+        steps = [helper.make_node("Cast", [f"{name}_small"], [name], to=TensorProto.FLOAT)]
+        if (factor != 1).any():
+            factor = factor.reshape(-1, *[1] * (kernel.ndim - 1))
             graph.initializer.append(numpy_helper.from_array(factor, f"{name}_factor"))
             steps[0].output[0] = f"{name}_trained"
             steps.append(helper.make_node("Mul", [f"{name}_trained", f"{name}_factor"], [name]))
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        tensor.CopyFrom(numpy_helper.from_array(small, f"{name}_small"))
         before += steps
     nodes = before + list(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _smaller(trained, kernel):
+    """(int8 or float16 array, factors (C,) float32) whose product is the kernel (C, ...), which is
+    `trained` times a factor a channel; None twice where it is none."""
+    if trained.shape != kernel.shape:
+        return None, None
+    folded, rows = (values.reshape(len(kernel), -1) for values in (kernel, trained))
+    largest = abs(folded).max(1, keepdims=True)
+    step = numpy.maximum(abs(rows).max(1, keepdims=True), EPSILON) / 127
+    with numpy.errstate(over="ignore"):
+        halves = rows.astype(numpy.float16)
+    candidates = [(rows / step).round().astype(numpy.int8)]
+    if numpy.array_equal(halves, rows):
+        candidates.append(halves)
+    for small in candidates:
+        if numpy.array_equal(small, folded):
+            factor = numpy.ones(len(kernel), numpy.float32)
+        else:
+            values = small.astype(numpy.float32)
+            factor = (values * folded).sum(1) / numpy.maximum((values * values).sum(1), EPSILON)
+            if (abs(values * factor[:, None] - folded) > 1e-6 * largest).any():
+                continue
+        return small.reshape(kernel.shape), factor
+    return None, None
 
 
 def write(graph, path, described):

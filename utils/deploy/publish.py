@@ -1,4 +1,4 @@
-"""An experiment's best weights as files to ship: fp16 .pt, .onnx of the same numbers, card."""
+"""An experiment's best weights as files to ship: a small .pt, .onnx of the same numbers, card."""
 import argparse
 import functools
 import json
@@ -25,8 +25,9 @@ PLACES = (*launch.OF_ONE_COMMAND, "exp", "device", "workers", "cache", "save_min
 SET_ARGS = ("data_dir", "unlabelled_dir")
 
 
-def publish(source, target, with_onnx=True, other=None, share=0.0, sets=(), flip_test=False):
-    """Write the weights of checkpoint `source` as fp16 to `target`, its .onnx beside it.
+def publish(source, target, with_onnx=True, other=None, share=0.0, sets=(), flip_test=False,
+            bits=16):
+    """Write the weights of checkpoint `source` in 16 or 8 bits to `target`, its .onnx beside it.
 
     sets: names of those that it was trained on which it does not say itself. flip_test: it is to
     average with the mirrored face, in twice the time.
@@ -41,8 +42,9 @@ def publish(source, target, with_onnx=True, other=None, share=0.0, sets=(), flip
         state = {**state, "eyes": None,
                  "weights": _mean_weights(state, checkpoint.read(other), share)}
     args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
-    weights = {k: v.half() if v.is_floating_point() else v
-               for k, v in checkpoint.weights_of(state).items()}
+    weights = checkpoint.weights_of(state)
+    weights = checkpoint.in_bytes(weights) if bits == 8 else {
+        name: checkpoint.halved(value) for name, value in weights.items()}
     shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
                                        "val_nme", "eyes")}
     sets = dict.fromkeys([*checkpoint.sets_of(state), *sets])
@@ -194,6 +196,8 @@ def main(argv=None):
     parser.add_argument("--average", metavar="PT",
                         help="weights it was trained on from, of which to keep a share")
     parser.add_argument("--share", type=float, default=0.3, help="that share, 0 to 1 [0.3]")
+    parser.add_argument("--bits", type=int, choices=(16, 8), default=16,
+                        help="of a stored number; 8: of those of the backbone's kernels [16]")
     given = parser.parse_args(argv)
     if not 0 <= given.share <= 1:
         raise UserError(f"--share must be 0 to 1, found {given.share}")
@@ -216,9 +220,11 @@ def main(argv=None):
                      f"{_weights_name(given.average)} (--average)")
     if given.flip_test:
         notes.append("averages with the mirrored face (--flip-test), which is in its GMACs and ms")
+    if given.bits == 8:
+        notes.append("the backbone's kernels are stored in 8 bits (--bits 8)")
     text = functools.partial(card, sources, title=given.name, recipe=how, notes=notes)
     publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]),
-            given.flip_test)
+            given.flip_test, given.bits)
     report = pathlib.Path(scored.report)
     actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
     score.test(scored, actions)

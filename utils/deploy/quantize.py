@@ -1,4 +1,5 @@
 """Int8 ONNX models: QDQ, calibrated on training crops, fast in ONNX Runtime on CPUs."""
+import copy
 import logging
 import pathlib
 
@@ -22,11 +23,13 @@ def quantize(path, images, output=None):
 
     images (N, S, S, 3) uint8 RGB: crops that show the range of activations. Weights are int8 per
     output channel, activations uint8 per tensor. Normalisation, squeeze-and-excitation, heads and
-    decoding stay float, as does what follows the last convolution. Input, outputs and metadata are
-    those of the float model. Raises UserError.
+    decoding stay float, as does what follows the last convolution. A range is that of all crops, or
+    the mean of theirs, whichever leaves the landmarks of the crops nearer to the float model's:
+    a few wide crops make the steps of `tiny` so large that it has 3.006 instead of 2.981 % on the
+    validation list and jitters half as much again, while a ResNet18 is better off with all.
+    Input, outputs and metadata are those of the float model. Raises UserError.
     """
     import onnx
-    from onnxruntime import quantization
 
     path = pathlib.Path(path)
     output = pathlib.Path(output or path.with_suffix(".int8.onnx"))
@@ -36,6 +39,32 @@ def quantize(path, images, output=None):
     if not len(images):
         raise UserError(f"{path}: there are no training crops to calibrate its int8 variant with")
     metadata = {p.key: p.value for p in model.metadata_props}
+    # Kernels that are stored small become constants, which the quantiser looks for.
+    model = onnx.shape_inference.infer_shapes(export.simplify(model))
+    expected, found = _landmarks(model, images), []
+    with replacing(output) as temporary:
+        for of_all in (True, False):
+            _quantize(model, images, temporary, of_all)
+            result = onnx.load(temporary)
+            onnx.helper.set_model_props(result, metadata)
+            export.store_small(result.graph, {})
+            off = float(numpy.abs(_landmarks(result, images) - expected).mean())
+            found.append((off, result))
+        onnx.save(min(found, key=lambda pair: pair[0])[1], temporary)
+    return output
+
+
+def _landmarks(model, images):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(model.SerializeToString(),
+                                           providers=["CPUExecutionProvider"])
+    return session.run(["landmarks"], {"images": images.transpose(0, 3, 1, 2)})[0]
+
+
+def _quantize(model, images, target, of_all):
+    """Write a model (ONNX, as it is) as int8. of_all: the range of activations is that of all
+    images, else the mean of theirs."""
+    from onnxruntime import quantization
     batches = ({"images": image.transpose(2, 0, 1)[None]} for image in images)
 
     class Crops(quantization.CalibrationDataReader):
@@ -45,25 +74,19 @@ def quantize(path, images, output=None):
             """A dict of inputs, or None at the end."""
             return next(batches, None)
 
-    # Kernels that are stored as halves become constants, which the quantiser looks for.
-    model = onnx.shape_inference.infer_shapes(export.simplify(model))
     # The quantiser advises preprocessing on the root logger, which has been done by then.
     logging.disable(logging.WARNING)
     try:
-        with replacing(output) as temporary:
-            quantization.quantize_static(
-                model, temporary, Crops(), quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True, activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would
-                # saturate.
-                reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS)
-            result = onnx.load(temporary)
-            onnx.helper.set_model_props(result, metadata)
-            onnx.save(result, temporary)
+        quantization.quantize_static(
+            # It writes to the model that it is given.
+            copy.deepcopy(model), target, Crops(), quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True, activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would saturate.
+            reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS,
+            extra_options={"CalibMovingAverage": not of_all})
     finally:
         logging.disable(logging.NOTSET)
-    return output
 
 
 def export_int8(path, args):

@@ -225,8 +225,7 @@ def keep(limits, head, path):
         return
     state = checkpoint.read(path)
     if head is not None:
-        state["weights"] = checkpoint.without(checkpoint.weights_of(state), "lids") | {
-            f"lids.{name}": value for name, value in head.state_dict().items()}
+        state = checkpoint.with_head(state, "lids", head)
     checkpoint.save({**state, "eyes": limits.state()}, path)
 
 

@@ -107,7 +107,4 @@ def _normalised(found, truth):
 
 def keep(head, path):
     """Write a ShapeHead into a .pt in the place of the one before."""
-    state = checkpoint.read(path)
-    weights = checkpoint.without(checkpoint.weights_of(state), "shape") | {
-        f"shape.{name}": value.detach() for name, value in head.state_dict().items()}
-    checkpoint.save({**state, "weights": weights}, path)
+    checkpoint.save(checkpoint.with_head(checkpoint.read(path), "shape", head), path)
