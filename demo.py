@@ -93,13 +93,19 @@ def tracker_settings(given):
     return {"every": settings.pop("detect_every"), **settings}
 
 
-def get_predictor(weights, device=None):
-    """The Predictor of a weights file, an experiment, or (None) the shipped weights.
+def find_weights(weights, device=None):
+    """The file that --weights means; without it the shipped one in eight bits, unless a GPU is
+    asked for. Raises UserError."""
+    small = experiment.WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
+    if weights is None and device in (None, "cpu") and small.is_file():
+        return small
+    return experiment.find_weights(weights or "none", ".onnx")
 
-    torch is imported for a .pt only. Raises UserError.
-    """
+
+def get_predictor(weights, device=None):
+    """The Predictor of what --weights means. torch is imported for a .pt only. Raises UserError."""
     from utils.predictor import Predictor
-    path = experiment.find_weights(weights or "none", ".onnx")
+    path = find_weights(weights, device)
     # Looking for a GPU means importing torch, which an .onnx does not need.
     return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
 
@@ -275,7 +281,7 @@ def demonstrate(given):
     write = bool(given.output) or not (has_display() or told)
     output = output_path(given.output, kind, what) if write else None
     refuse(kind, what, output, given)
-    experiment.find_weights(given.weights or "none", ".onnx")
+    find_weights(given.weights, given.device)
     # Before the seconds that weights take to load.
     source = None if still else sources.open_source(kind, what, given.camera_size,
                                                     given.camera_rate)

@@ -1,7 +1,7 @@
 """Landmarks of the faces in a photo; needs numpy, onnxruntime and opencv-python<5 alone.
 
-python run_onnx.py weights/fast.onnx photo.jpg landmarks.png                     Haar, built in
-python run_onnx.py weights/fast.onnx photo.jpg landmarks.png --detector yunet.onnx
+python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png                   Haar, built in
+python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png --detector yunet.onnx
 """
 import argparse
 import json

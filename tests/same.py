@@ -122,7 +122,7 @@ class Tree:
     def drawn(self):
         """Hashes of the set of `--data samples`, which is then cut down to KEPT, with `others`."""
         # Any command makes it on first use.
-        self.main("--test-onnx", "--exp", "weights/fast.onnx", "--data", "samples",
+        self.main("--test-onnx", "--exp", "weights/tiny.int8.onnx", "--data", "samples",
                   "--input-size", 64)
         faces, others = self.folder / "samples-64", self.folder / "others"
         found = prepared(faces)
@@ -248,7 +248,7 @@ def shipped(tree):
     shutil.copytree(SHARED / "data/300W/lfpw/testset", tree.folder / "LFPW/lfpw/testset")
     tree.generate(data_dir="LFPW", target_size=256)
     found = {}
-    for name in ("tiny", "fast", "accurate", "eyes"):
+    for name in ("tiny", "fast", "accurate", "eyes", "irnet18"):
         text = tree.main("--test", "--test-onnx", "--exp", f"weights/{name}.pt", "--data-dir",
                          "LFPW-256", "--device", "cpu")
         ways = re.findall(r"^(pytorch|onnx) .*\n.*\n((?:\w+ +\d+ \|.*\n)+)", text, re.MULTILINE)

@@ -16,7 +16,7 @@ from utils.landmarks import pose
 from utils.landmarks.schemes import SCHEMES
 
 ROOT = pathlib.Path(demo.__file__).parent
-SHIPPED = ROOT / "weights/tiny.onnx"
+SHIPPED = ROOT / "weights/tiny.int8.onnx"
 
 
 @pytest.fixture(autouse=True)
@@ -237,7 +237,18 @@ def test_mistakes_end_with_one_line_and_code_2():
     assert done.stderr.startswith("error: camera 77") and done.stderr.count("\n") == 1
 
 
-needs_weights = pytest.mark.skipif(not SHIPPED.is_file(), reason="needs weights/tiny.onnx")
+def test_what_is_shipped_in_eight_bits_is_used_on_the_cpu_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.experiment, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(demo.experiment.find_weights, "__defaults__", (".pt", tmp_path))
+    for name in ("tiny.pt", "tiny.int8.onnx"):
+        (tmp_path / name).touch()
+    assert demo.find_weights(None) == demo.find_weights(None, "cpu") == tmp_path / "tiny.int8.onnx"
+    assert demo.find_weights(None, "cuda") == demo.find_weights("tiny") == tmp_path / "tiny.pt"
+    (tmp_path / "tiny.int8.onnx").unlink()
+    assert demo.find_weights(None) == tmp_path / "tiny.pt"
+
+
+needs_weights = pytest.mark.skipif(not SHIPPED.is_file(), reason="needs weights/tiny.int8.onnx")
 
 
 @needs_weights

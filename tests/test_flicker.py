@@ -38,8 +38,8 @@ def test_at_rest_there_is_no_lag():
 
 
 def test_the_shipped_model_is_filmed(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["flicker", "--weights", "weights/fast.onnx", "--seconds", "1"])
+    monkeypatch.setattr("sys.argv", ["flicker", "--seconds", "1"])
     flicker.run()
     raw, steady = [[float(cell) for cell in line.split("|")[2:5]]
-                   for line in capsys.readouterr().out.splitlines() if "fast.onnx" in line]
+                   for line in capsys.readouterr().out.splitlines() if "tiny.int8.onnx" in line]
     assert raw[0] > 2 * steady[0] > 0 and steady[2] < 2

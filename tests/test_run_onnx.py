@@ -21,7 +21,7 @@ from utils.predictor import Predictor
 from utils.video import passes
 from utils.video.detector import get_detector
 
-WEIGHTS = ROOT / "weights/fast.onnx"
+WEIGHTS = ROOT / "weights/tiny.int8.onnx"
 PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 
 

@@ -47,7 +47,7 @@ def test_photos_that_are_too_small_are_told(folder):
 
 
 def test_the_shipped_model_is_shown_a_film(folder, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["sleepers", str(folder), "--weights", "weights/tiny.onnx"])
+    monkeypatch.setattr("sys.argv", ["sleepers", str(folder)])
     sleepers.run()
-    row, = [line for line in capsys.readouterr().out.splitlines() if "tiny.onnx" in line]
+    row, = [line for line in capsys.readouterr().out.splitlines() if "tiny.int8.onnx" in line]
     assert row.split("|")[2].strip() == "1"

@@ -41,10 +41,10 @@ def test_a_set_without_photos_is_told(photo_set):
 
 def test_a_shipped_model_looks_at_turned_photos(photo_set, shared, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [
-        "tilted", str(photo_set.folder), "--weights", "weights/tiny.onnx", "--detector",
+        "tilted", str(photo_set.folder), "--weights", "weights/tiny.int8.onnx", "--detector",
         str(shared / "models/yunet_n_640_640.onnx"), "--angles", "0", "90"])
     tilted.run()
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "tiny.onnx" in line]
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "int8.onnx" in line]
     assert [row[2].strip() for row in rows] == ["0", "90"]
     assert [row[3].strip() for row in rows] == ["3 of 3"] * 2
     # As well on its side as upright.

@@ -47,10 +47,10 @@ def test_figures():
 def test_it_runs_without_mediapipe(capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    monkeypatch.setattr("sys.argv", ["tracking", "--weights", "weights/tiny.onnx", "--rounds", "1",
-                                     "--block", "10", "--frames", "10"])
+    monkeypatch.setattr("sys.argv", ["tracking", "--rounds", "1", "--block", "10",
+                                     "--frames", "10"])
     tracking.run()
     printed = capsys.readouterr()
     assert printed.err.count("MediaPipe is left out") == 1
-    rows = [line.split("|") for line in printed.out.splitlines() if "tiny.onnx" in line]
+    rows = [line.split("|") for line in printed.out.splitlines() if "tiny.int8.onnx" in line]
     assert len(rows) == 6 and all(float(row[4]) > 0 and row[10].strip() == "100%" for row in rows)

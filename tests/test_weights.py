@@ -8,12 +8,15 @@ from utils import checkpoint, experiment
 from utils.args import ROOT
 from utils.data import dataset
 from utils.data.generator import DataGenerator
+from utils.deploy.export import digest
 from utils.predictor import Predictor
 from utils.testing import predict, score
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
-LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 6e6, "eyes": 6e6}  # Parameters.
+# Parameters.
+LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 6e6, "eyes": 6e6, "irnet18": 13e6}
+INT8 = WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,8 @@ def test_files_are_small_and_complete():
     assert max(sizes) < 50e6 and sum(sizes) < 90e6
     assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
     # Tests of the demo skip without it.
-    assert (WEIGHTS / f"{experiment.SHIPPED}.onnx").is_file()
-    # A user's own exports for other runtimes (fast.raw.onnx) may lie beside them.
+    assert INT8.is_file()
+    # A user's own exports (fast.onnx, and fast.raw.onnx for other runtimes) may lie beside them.
     assert {path.stem for path in files
             if path.suffix == ".onnx" and "." not in path.stem} <= set(SHIPPED)
 
@@ -53,10 +56,24 @@ def test_scores_as_its_card(name, lfpw):
     if (WEIGHTS / f"{name}.onnx").is_file():
         onnx = Predictor(WEIGHTS / f"{name}.onnx")
         ways.append(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0])
-    shown = (ROOT / "README.md").read_text(encoding="utf-8")
     for way in ways:
         numbers, _ = score.score(way, model, lfpw)
         found = numbers["test"]["nme"], numbers["test"]["nme_crop"]
         assert found == pytest.approx(_card(name), abs=0.005)
-        row, = re.findall(rf"^\| \[`weights/{name}\.pt`\].*$", shown, re.M)
-        assert f"| {found[0]:.2f} | {found[1]:.2f} |" in row
+        assert f"| {found[0]:.2f} | {found[1]:.2f} |" in _row(name)
+
+
+def test_eight_bits_score_as_the_readme_says(lfpw):
+    onnx = Predictor(INT8)
+    assert dict(onnx.session.get_modelmeta().custom_metadata_map)["weights"] == digest(
+        checkpoint.load_model(WEIGHTS / f"{experiment.SHIPPED}.pt")), "it is of older weights"
+    numbers, _ = score.score(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0], onnx, lfpw)
+    told = float(_row(experiment.SHIPPED).split("|")[-2])
+    assert numbers["test"]["nme"] == pytest.approx(told, abs=0.01)
+
+
+def _row(name):
+    """The README's line of a shipped model."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    row, = re.findall(rf"^\| \[`weights/{name}\.pt`\].*$", text, re.M)
+    return row

@@ -31,8 +31,8 @@ def model_parser(prog, description, what, metavar="FILE"):
     """
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", nargs="+", default=["weights/tiny.onnx", "weights/fast.onnx"],
-                        metavar=metavar, help=f"models {what} [tiny.onnx and fast.onnx]")
+    parser.add_argument("--weights", nargs="+", default=["weights/tiny.int8.onnx"],
+                        metavar=metavar, help=f"models {what} [tiny.int8.onnx]")
     parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
                         help="as of demo.py [haar]")
     return parser
