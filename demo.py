@@ -99,7 +99,7 @@ def find_weights(weights, device=None):
     small = experiment.WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
     if weights is None and device in (None, "cpu") and small.is_file():
         return small
-    return experiment.find_weights(weights or "none", ".onnx")
+    return experiment.find_weights(weights or "none", ".onnx", experiment.WEIGHTS)
 
 
 def get_predictor(weights, device=None):

@@ -239,7 +239,6 @@ def test_mistakes_end_with_one_line_and_code_2():
 
 def test_what_is_shipped_in_eight_bits_is_used_on_the_cpu_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.experiment, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(demo.experiment.find_weights, "__defaults__", (".pt", tmp_path))
     for name in ("tiny.pt", "tiny.int8.onnx"):
         (tmp_path / name).touch()
     assert demo.find_weights(None) == demo.find_weights(None, "cpu") == tmp_path / "tiny.int8.onnx"
