@@ -105,7 +105,7 @@ def test_a_file_that_stores_halves_is_quantised_as_one_that_does_not(folder, flo
             value.data = value.data.half().float()
     halves = export.export(model, tmp_path / "halves.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "SMALL", 10**9)
+        patch.setattr(checkpoint, "LARGE", 10**9)
         whole = export.export(model, tmp_path / "whole.onnx")
     assert halves.stat().st_size < 0.65 * whole.stat().st_size
     images = quantize.calibration_crops(dataset.PreparedSet(folder), SIZE)

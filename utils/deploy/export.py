@@ -13,7 +13,6 @@ from utils import checkpoint
 from utils.files import replacing
 
 OPSET = 18
-SMALL = 1024  # Numbers in a tensor that is not worth storing otherwise.
 EPSILON = 1e-30
 # Values of metadata() that are plain text; the others are JSON.
 PLAIN = ("format", "backbone", "licence", "weights", "flip_test")
@@ -107,7 +106,7 @@ def store_small(graph, weights):
     before = []
     for tensor in list(graph.initializer):
         kernel, name = numpy_helper.to_array(tensor), tensor.name
-        if kernel.dtype != numpy.float32 or kernel.ndim < 2 or kernel.size < SMALL:
+        if kernel.dtype != numpy.float32 or kernel.ndim < 2 or kernel.size < checkpoint.LARGE:
             continue
         small, factor = _smaller(weights.get(name, kernel), kernel)
         if small is None:
@@ -130,15 +129,14 @@ def _smaller(trained, kernel):
     `trained` times a factor a channel; None twice where it is none."""
     if trained.shape != kernel.shape:
         return None, None
-    folded, rows = (values.reshape(len(kernel), -1) for values in (kernel, trained))
-    largest = abs(folded).max(1, keepdims=True)
-    step = numpy.maximum(abs(rows).max(1, keepdims=True), EPSILON) / 127
     with numpy.errstate(over="ignore"):
-        halves = rows.astype(numpy.float16)
-    candidates = [(rows / step).round().astype(numpy.int8)]
-    if numpy.array_equal(halves, rows):
+        halves = trained.astype(numpy.float16)
+    candidates = [checkpoint.to_bytes(torch.tensor(trained))[0].numpy()]
+    if numpy.array_equal(halves, trained):
         candidates.append(halves)
-    for small in candidates:
+    folded = kernel.reshape(len(kernel), -1)
+    largest = abs(folded).max(1, keepdims=True)
+    for small in (candidate.reshape(folded.shape) for candidate in candidates):
         if numpy.array_equal(small, folded):
             factor = numpy.ones(len(kernel), numpy.float32)
         else:

@@ -46,11 +46,12 @@ def quantize(path, images, output=None):
         for of_all in (True, False):
             _quantize(model, images, temporary, of_all)
             result = onnx.load(temporary)
-            onnx.helper.set_model_props(result, metadata)
-            export.store_small(result.graph, {})
             off = float(numpy.abs(_landmarks(result, images) - expected).mean())
             found.append((off, result))
-        onnx.save(min(found, key=lambda pair: pair[0])[1], temporary)
+        result = min(found, key=lambda pair: pair[0])[1]
+        onnx.helper.set_model_props(result, metadata)
+        export.store_small(result.graph, {})
+        onnx.save(result, temporary)
     return output
 
 
