@@ -62,29 +62,34 @@ class LandmarkNet(torch.nn.Module):
                              f"(N, 3, S, S), S a multiple of 32")
         images = self.normalise(images)
         if not self.flip_test:
-            return self._see(images)
-        both = self._see(torch.cat([images, images.flip(3)]))
-        (landmarks, mirrored), (confidence, other) = (v.unflatten(0, (2, -1)) for v in both)
+            features = self.backbone(images)
+            return self._mend(features, *self.head.predict(features))
+        both = self.backbone(torch.cat([images, images.flip(3)]))
+        features, (landmarks, mirrored), (confidence, other) = (
+            v.unflatten(0, (2, -1)) for v in (both, *self.head.predict(both)))
         x, y = mirrored.index_select(1, self.flip).unbind(2)
-        return ((landmarks + torch.stack([1 - x, y], 2)) / 2,
-                (confidence + other.index_select(1, self.flip)) / 2)
+        # What is mended after the mean stays what was fitted to faces that are not mirrored.
+        return self._mend(features[0], (landmarks + torch.stack([1 - x, y], 2)) / 2,
+                          (confidence + other.index_select(1, self.flip)) / 2)
 
-    def _see(self, images):
-        """What normalise() gives to landmarks and confidence."""
-        features = self.backbone(images)
-        landmarks, confidence = self.locate(features)
+    def locate(self, features):
+        """Features (N, C, G, G) to landmarks and confidence, without what the lids do to them."""
+        landmarks, confidence = self.head.predict(features)
+        return self._shaped(landmarks), confidence
+
+    def _mend(self, features, landmarks, confidence):
+        """Landmarks as the heads fitted after training leave them, where there are any."""
+        landmarks = self._shaped(landmarks)
         if self.lids is None:
             return landmarks, confidence
         with full_precision(features):
             return self.lids(precise(features), landmarks), confidence
 
-    def locate(self, features):
-        """Features (N, C, G, G) to landmarks and confidence, without what the lids do to them."""
-        landmarks, confidence = self.head.predict(features)
+    def _shaped(self, landmarks):
         if self.shape is None:
-            return landmarks, confidence
-        with full_precision(features):
-            return self.shape(precise(landmarks)), confidence
+            return landmarks
+        with full_precision(landmarks):
+            return self.shape(precise(landmarks))
 
 
 def check_size(input_size, stride, name="", only=None):

@@ -14,6 +14,7 @@ from utils.deploy.export import export_weights
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
+from utils.testing import predict
 from utils.training import shape_fit, trainer
 
 MEAN = SCHEMES["300W"].mean_face
@@ -70,6 +71,35 @@ def test_validation_decides_whether_it_is_kept(drawn_set, tiny_weights, monkeypa
         shapes, 0.1 * numpy.ones_like(wrong) * numpy.arange(wrong.shape[1]), ridge))
     head, before, worse = shape_fit.fit(model, prepared)
     assert head is None and worse > before
+
+
+def test_labels_that_lie_to_one_side_are_followed(drawn_set, tiny_weights):
+    prepared = PreparedSet(drawn_set)
+    model = checkpoint.load_model(tiny_weights)
+    assert model.args.flip == 0.5
+    faces, found = prepared.lists["test"], []
+    for shift in (0, 0.02):
+        for name in ("train", "val"):
+            prepared.lists[name].points[..., 0] += shift
+        model.shape = None
+        model.shape = shape_fit.fit(model, prepared)[0]
+        found.append(predict.predict_list(predict.torch_predict(model, torch.device("cpu")), faces,
+                                          prepared.margin, model.input_size))
+    # Mirrored labels lie to the other side, and leave nothing of it.
+    assert (found[1] - found[0]).mean((0, 1)) == pytest.approx((0.02, 0), abs=0.003)
+
+
+def test_the_flip_test_does_not_average_it_away(tiny_weights):
+    model = checkpoint.load_model(tiny_weights, shape=False)
+    model.flip_test = True
+    images = torch.from_numpy(crops()).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        plain, confidence = model.predict(images)
+        model.shape = ShapeHead(68)
+        model.shape.bias[::2] = 0.01
+        mended, same = model.predict(images)
+        assert torch.equal(mended, model.shape(plain)) and torch.equal(same, confidence)
+    assert (mended - plain)[..., 0].min() > 0.001
 
 
 def test_a_fit_that_gains_nothing_leaves_the_file(drawn_set, tiny_weights, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def fit_weights(args):
     path = experiment.find_weights(args.exp).with_suffix(".pt")
     prepared = PreparedSet(set_folder(args))
     model = checkpoint.load_model(path, machine.choose_device(args.device), lids=False, shape=False)
-    model.flip_test = False  # The head corrects what is seen in one image.
+    model.flip_test = False  # It is fitted to what is seen in one image.
     schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
     lists = [prepared.lists.get(name) for name in ("train", "val")]
     if not all(lists):
@@ -59,8 +59,11 @@ def fit(model, prepared, workers=0):
     if not len(whole):
         raise UserError(f"{prepared.folder}: no training face has all landmarks, of which "
                         f"--fit-shape learns what they have to do with each other")
-    # What hides a part of a face, or changes it, makes errors that say nothing of the others.
-    settings = argparse.Namespace(**{**vars(model.args), "occlusion": 0.0, "shut": 0.0})
+    # What hides a part of a face, or changes it, makes errors that say nothing of the others. Where
+    # labels lie to one side of what they mean in every photo, mirrored faces taught the network to
+    # lay landmarks in the middle of both, and hide that from the fit as well.
+    settings = argparse.Namespace(**{**vars(model.args), "occlusion": 0.0, "shut": 0.0,
+                                     "flip": 0.0})
     augment = Augment(settings, model.scheme.flip if model.scheme.mirrors else None)
     found, truth = [], []
     crop.prepare_fork()
