@@ -18,7 +18,7 @@ from nets.model import parameters
 from utils import checkpoint
 from utils.args import load_args
 from utils.data.dataset import FaceDataset, PreparedSet
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.deploy.export import export
 from utils.errors import UserError
 from utils.training.engine import make_optimizer

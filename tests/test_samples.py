@@ -2,7 +2,7 @@
 import numpy
 import pytest
 
-from utils.data import generator
+from utils.data import generator, sets
 from utils.data.drawn_faces import render
 from utils.data.drawn_faces.shape import CONTROLS, pose, smooth
 from utils.data.readers import drawn as reader
@@ -192,13 +192,13 @@ class Drawer:
 
 
 def test_an_interrupted_set_is_drawn_anew_and_what_is_none_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "ROOT", tmp_path)
+    monkeypatch.setattr(sets, "ROOT", tmp_path)
     monkeypatch.setattr(generator, "DataGenerator", Drawer)
     folder = tmp_path / "samples-64"
     (folder / "mine").mkdir(parents=True)
     with pytest.raises(UserError, match="exists and is no prepared set"):
-        generator.prepare_samples(64)
+        sets.prepare_samples(64)
     assert (folder / "mine").is_dir()
     (folder / "set.yaml").touch()
-    assert generator.prepare_samples(64) == folder
+    assert sets.prepare_samples(64) == folder
     assert [path.name for path in tmp_path.rglob("*")] == ["samples-64", "test.txt"]

@@ -16,7 +16,7 @@ from tests.benchmark import data, deployment, growth, startup, training
 from tests.benchmark.common import facts, say
 from utils.args import ROOT, load_args
 from utils.data import dataset
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import run as guarded
 from utils.machine import keep_freed
 

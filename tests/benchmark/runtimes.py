@@ -20,7 +20,7 @@ from assets import decode_maps
 from tests.benchmark.common import say, table
 from utils.args import load_args
 from utils.data import dataset
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import run as guarded
 from utils.landmarks import crop
 from utils.predictor import Predictor

@@ -11,7 +11,6 @@ import collections
 import concurrent.futures.process
 import csv
 import dataclasses
-import glob
 import hashlib
 import itertools
 import os
@@ -22,7 +21,7 @@ import numpy
 import tqdm
 import yaml
 
-from utils.args import ROOT, Parser
+from utils.args import Parser
 from utils.data import cutting, readers, sheet, table
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
@@ -230,7 +229,7 @@ class DataGenerator:
 
     def _clear(self):
         """Make an empty output folder. Its set.yaml marks it as ours, its lists as finished."""
-        if _is_filled(self.output):
+        if is_filled(self.output):
             self._tell_change()
             shutil.rmtree(self.output)
         (self.output / "images").mkdir(parents=True, exist_ok=True)
@@ -316,7 +315,7 @@ class DataGenerator:
         return scheme
 
 
-def _is_filled(output):
+def is_filled(output):
     """Whether a folder holds a prepared set, perhaps an interrupted one. Raises UserError where it
     holds something else."""
     if not output.exists() or output.is_dir() and not any(output.iterdir()):
@@ -325,41 +324,6 @@ def _is_filled(output):
         raise UserError(f"{output}: exists and is no prepared set; give another output_dir=FOLDER "
                         f"(--output-dir FOLDER) or empty it")
     return True
-
-
-def prepare_samples(size):
-    """The prepared set of drawn faces for an input size, made if it is not there; its folder."""
-    folder = ROOT / f"samples-{size}"
-    # The last file that is written: without it drawing was interrupted.
-    if not (folder / "test.txt").is_file():
-        _is_filled(folder)  # Raises before the drawing where it is none of ours.
-        print(f"drawing faces into {folder}")
-        # Under a name of its own, for another process may be about to draw them as well.
-        drawn = folder.with_name(f"{folder.name}.{os.getpid()}")
-        try:
-            DataGenerator("samples", size, drawn, layout="samples").run()
-            if not (folder / "test.txt").is_file():
-                if _is_filled(folder):
-                    shutil.rmtree(folder)
-                drawn.rename(folder)
-        finally:
-            shutil.rmtree(drawn, ignore_errors=True)
-    return folder
-
-
-def set_folder(args):
-    """The folder of the prepared set that args mean; drawn faces are made on first use."""
-    if args.data == "samples":
-        return prepare_samples(args.input_size)
-    folder = pathlib.Path(args.data_dir)
-    if any(any(folder.glob(names)) for names in ("train.txt", "test.txt", "test_*.txt")):
-        return folder
-    beside = {int(path.name.rpartition("-")[2]): path for path in
-              folder.parent.glob(f"{glob.escape(folder.name)}-*")
-              if path.name.removeprefix(f"{folder.name}-").isdecimal()}
-    # Rather reduce larger crops than blow up smaller ones.
-    enough = [size for size in beside if size >= args.input_size]
-    return beside[min(enough) if enough else max(beside)] if beside else folder
 
 
 def _mappings():

@@ -11,7 +11,7 @@ import yaml
 from utils import checkpoint, experiment
 from utils.args import DEFAULTS, KINDS, load_args
 from utils.data.dataset import PreparedSet
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError, run
 from utils.testing import score

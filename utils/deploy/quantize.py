@@ -6,7 +6,7 @@ import pathlib
 import numpy
 
 from utils.data.dataset import FaceDataset, PreparedSet
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError
 from utils.files import replacing

@@ -8,7 +8,7 @@ import numpy
 
 from utils import checkpoint, draw, experiment, machine
 from utils.data import dataset
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.landmarks import crop, pose, schemes
 from utils.predictor import Predictor

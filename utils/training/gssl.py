@@ -15,7 +15,7 @@ from utils import checkpoint, draw, experiment
 from utils.data import unlabelled
 from utils.data.augment import pixel_matrix
 from utils.data.dataset import FaceDataset, FaceList, PreparedSet
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.landmarks.schemes import model_scheme
 from utils.testing import predict

@@ -9,7 +9,7 @@ from nets.shape import ShapeHead
 from utils import checkpoint, experiment, machine
 from utils.data.augment import Augment
 from utils.data.dataset import FaceDataset, PreparedSet
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.landmarks import crop, schemes
 from utils.testing import predict

@@ -14,7 +14,7 @@ from nets.model import check_maps, check_size, gmacs, parameters
 from utils import checkpoint, experiment
 from utils.args import save_args
 from utils.data import dataset, unlabelled
-from utils.data.generator import set_folder
+from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.landmarks.schemes import model_scheme
 from utils.testing import predict
