@@ -8,7 +8,8 @@ class ShapeHead(torch.nn.Module):
     The PIP head places each landmark by itself and its neighbours; where one lies wrong, others
     that lie right give it away (as in active shape models, Cootes et al. 1995). On landmarks x
     about their mean and of size |x|, the correction is x W + |x| b: the same for a face elsewhere
-    or of another size. Until it is fitted (main.py --fit-shape) it is none.
+    or of another size. It also holds by how much labels lie to one side, as those of 300W do, which
+    mirrored faces hide from a network. Until it is fitted (main.py --fit-shape) it is none.
 
     points: K.
     """

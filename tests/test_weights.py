@@ -16,7 +16,7 @@ WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
 # Parameters.
 LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 6e6, "eyes": 6e6, "irnet18": 13e6}
-INT8 = WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
+INT8 = {name: WEIGHTS / f"{name}.int8.onnx" for name in (experiment.SHIPPED, "fast")}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_files_are_small_and_complete():
     assert max(sizes) < 50e6 and sum(sizes) < 90e6
     assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
     # Tests of the demo skip without it.
-    assert INT8.is_file()
+    assert all(path.is_file() for path in INT8.values())
     # A user's own exports (fast.onnx, and fast.raw.onnx for other runtimes) may lie beside them.
     assert {path.stem for path in files
             if path.suffix == ".onnx" and "." not in path.stem} <= set(SHIPPED)
@@ -60,15 +60,17 @@ def test_scores_as_its_card(name, lfpw):
         numbers, _ = score.score(way, model, lfpw)
         found = numbers["test"]["nme"], numbers["test"]["nme_crop"]
         assert found == pytest.approx(_card(name), abs=0.005)
-        assert f"| {found[0]:.2f} | {found[1]:.2f} |" in _row(name)
+        # Two digits there, and a set prepared elsewhere may round the other way.
+        assert found == pytest.approx([float(v) for v in _row(name).split("|")[7:9]], abs=0.006)
 
 
-def test_eight_bits_score_as_the_readme_says(lfpw):
-    onnx = Predictor(INT8)
+@pytest.mark.parametrize("name", INT8)
+def test_eight_bits_score_as_the_readme_says(name, lfpw):
+    onnx = Predictor(INT8[name])
     assert dict(onnx.session.get_modelmeta().custom_metadata_map)["weights"] == digest(
-        checkpoint.load_model(WEIGHTS / f"{experiment.SHIPPED}.pt")), "it is of older weights"
+        checkpoint.load_model(WEIGHTS / f"{name}.pt")), "it is of older weights"
     numbers, _ = score.score(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0], onnx, lfpw)
-    told = float(_row(experiment.SHIPPED).split("|")[-2])
+    told = float(_row(name).split("|")[-2])
     assert numbers["test"]["nme"] == pytest.approx(told, abs=0.01)
 
 
