@@ -61,10 +61,9 @@ def fit(model, prepared, workers=0):
                         f"--fit-shape learns what they have to do with each other")
     # What hides a part of a face, or changes it, makes errors that say nothing of the others. Where
     # labels lie to one side of what they mean in every photo, mirrored faces taught the network to
-    # lay landmarks in the middle of both, and hide that from the fit as well.
-    settings = argparse.Namespace(**{**vars(model.args), "occlusion": 0.0, "shut": 0.0,
-                                     "flip": 0.0})
-    augment = Augment(settings, model.scheme.flip if model.scheme.mirrors else None)
+    # lay landmarks in the middle of both, and would hide that from the fit as well.
+    settings = argparse.Namespace(**{**vars(model.args), "occlusion": 0.0, "shut": 0.0})
+    augment = Augment(settings, flip=None)
     found, truth = [], []
     crop.prepare_fork()
     for view in range(VIEWS):
