@@ -20,11 +20,11 @@ import cv2  # noqa: E402
 
 from utils import experiment, machine  # noqa: E402
 from utils.args import Parser, load_args  # noqa: E402
-from utils.data.photo import read_photo, why_unread  # noqa: E402
+from utils.data.photo import WRITABLE_SUFFIXES, read_photo, why_unread  # noqa: E402
+from utils.detection.detector import get_detector  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.video import outputs, sources  # noqa: E402
-from utils.video.detector import get_detector  # noqa: E402
-from utils.video.pipeline import Pipeline  # noqa: E402
+from utils.pipeline import Pipeline  # noqa: E402
+from utils.tracking import outputs, sources  # noqa: E402
 
 SETTINGS = ("detect_every", "min_confidence", "filter_min_cutoff", "filter_beta")
 WINDOW = "landmarks: q quits, s saves"
@@ -95,7 +95,8 @@ def tracker_settings(given):
 
 def find_weights(weights, device=None):
     """The file that --weights means; without it the shipped one in eight bits, unless a GPU is
-    asked for. Raises UserError."""
+    asked for. Raises UserError.
+    """
     small = experiment.WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
     if weights is None and device in (None, "cpu") and small.is_file():
         return small
@@ -136,7 +137,7 @@ def output_path(output, kind, what):
         return path
     if path.is_dir():
         path = path / name
-    known = sources.PICTURES if kind == "image" else set(outputs.CODECS)
+    known = WRITABLE_SUFFIXES if kind == "image" else set(outputs.CODECS)
     if path.suffix.lower() not in known:
         raise UserError(f"output {path}: this source is written as {', '.join(sorted(known))}, not "
                         f"{path.suffix or 'a name without suffix'}")
@@ -145,7 +146,8 @@ def output_path(output, kind, what):
 
 def refuse(kind, what, output, given):
     """Raise UserError where something would be written over the source or another output, or not
-    be what its name says."""
+    be what its name says.
+    """
     files = what if kind == "folder" else [what] if kind in ("image", "video") else []
     written = [("output", output / name) for name in outputs.picture_names(files).values()] \
         if kind == "folder" and output else [("output", output)]
@@ -204,7 +206,8 @@ def run_images(pipeline, kind, what, output):
 
 def run_video(pipeline, source, output, window):
     """Draw the frames of a sources.Recording or Live; write them to output, show them, or both, or
-    neither. Returns whether a Live was given up."""
+    neither. Returns whether a Live was given up.
+    """
     from tqdm import tqdm
     last = time.monotonic()
     speed = drawn = None
@@ -267,7 +270,7 @@ def main(argv=None):
 
 def demonstrate(given):
     """Find, draw, show and write, as a namespace of `parse` says. Raises UserError."""
-    machine.keep_freed()
+    machine.tune_malloc()
     kind, what = sources.find_source(given.source)
     still = kind in ("image", "folder")
     if still and (given.driver or given.events or given.alarm):

@@ -40,7 +40,7 @@ def dispatch(request):
 
     What is slow to import is imported by what needs it.
     """
-    machine.keep_freed()
+    machine.tune_malloc()
     actions = request.actions
     launch.name_newest(request)
     try:
@@ -71,15 +71,15 @@ def train(request):
     resume = "resume" in request.actions or launch.restarts() > 0
     with launch.Stop() as stop:
         # A signal while this imports torch is obeyed too.
-        from utils.testing import score
-        from utils.training import distributed, trainer
+        from utils.evaluation import score
+        from utils.training import ddp, trainer
         if request.actions & {"test", "test_onnx"}:
             score.check(request.args)
         try:
             args = launch.resumed(request) if resume else request.args
             folder = trainer.train(args, resume, stop)
         finally:
-            distributed.stop()
+            ddp.stop()
     if folder is None:
         launch.tell_stopped()
         if not launch.has_parent():
@@ -116,7 +116,7 @@ def export(args, actions):
 
 def fit(args, actions):
     """Fit what a model's landmarks say of each one's error, and how it tells shut eyes."""
-    from utils.testing import eyes
+    from utils.evaluation import eyes
     from utils.training import shape_fit
     # The eyes last: the shape head moves them.
     changed = [module.fit_weights(args) for action, module in
@@ -127,13 +127,13 @@ def fit(args, actions):
 
 def test(args, actions, typed):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
-    from utils.testing import score
+    from utils.evaluation import score
     score.test(args, actions, typed)
 
 
 def test_eyes(args, actions):
     """Score how a model tells shut eyes from open ones."""
-    from utils.testing import eyes
+    from utils.evaluation import eyes
     if "fit_eyes" in actions:
         print("note: the eyes that follow are those of the fit, which flatters; score others with "
               "--test-eyes alone")

@@ -122,13 +122,15 @@ class PIPHead(torch.nn.Module):
 
     def _pairs(self, whose):
         """The (x, y) for a landmark's own place, and for its neighbours where it has any, of Maps
-        or of this head's layers."""
+        or of this head's layers.
+        """
         own = [(whose.offset_x, whose.offset_y)]
         return own + [(whose.neighbour_x, whose.neighbour_y)] if self.num_nb else own
 
     def _merge(self, score, cell, said, grid):
         """Landmarks and confidence, from the best score (N, K) and its cell (N, K) of each, and
-        what each says there (N, K, M + 1, 2), in cells from the corner of its own."""
+        what each says there (N, K, M + 1, 2), in cells from the corner of its own.
+        """
         # Whole numbers, in floats: division of integers is eight steps of an exported graph.
         cell = cell.to(said.dtype)
         row = torch.floor((cell + 0.5) / grid)

@@ -1,6 +1,7 @@
 """IRNet-18/50/100: the residual network of face recognition ("improved ResNet", ArcFace, arXiv
 1801.07698), in the layout that PIPNet repositories release (BN first, no activation after the
-sum). It reads alone: a convolution, a block, the network."""
+sum). It reads alone: a convolution, a block, the network.
+"""
 
 import torch
 
@@ -11,7 +12,8 @@ ACTIVATIONS = ("prelu", "relu")
 
 class ConvNorm(torch.nn.Module):
     """k x k convolution without bias, batch norm, activation ("prelu", "relu" or None):
-    (N, in, H, W) -> (N, out, H / stride, W / stride), rounded up."""
+    (N, in, H, W) -> (N, out, H / stride, W / stride), rounded up.
+    """
 
     def __init__(self, in_channels, out_channels, kernel, stride=1, activation=None):
         super().__init__()
@@ -32,7 +34,8 @@ class ConvNorm(torch.nn.Module):
 
 class Block(torch.nn.Module):
     """BN, 3x3 conv + BN + activation, 3x3 conv (stride) + BN; plus the shortcut. The sum is not
-    activated. (N, in, H, W) -> (N, out, H / stride, W / stride), rounded up."""
+    activated. (N, in, H, W) -> (N, out, H / stride, W / stride), rounded up.
+    """
 
     def __init__(self, in_channels, out_channels, stride, activation):
         super().__init__()
@@ -55,7 +58,8 @@ class Block(torch.nn.Module):
 class IRNet(torch.nn.Module):
     """IRNet of depth 18, 50 or 100, random weights; activation "prelu" (published) or "relu"
     (faster on CPU). Gives features at four strides: `channels` and `strides` say which.
-    ValueError for another depth or activation."""
+    ValueError for another depth or activation.
+    """
 
     channels = WIDTHS[1:]
     strides = (4, 8, 16, 32)
@@ -76,7 +80,8 @@ class IRNet(torch.nn.Module):
 
     def forward(self, x):
         """Normalised images (N, 3, S, S) -> list of features (N, channels[i], S / strides[i],
-        S / strides[i]) for i = 0..3; S a multiple of 32."""
+        S / strides[i]) for i = 0..3; S a multiple of 32.
+        """
         x = self.stem(x)
         features = []
         for stage in self.stages:

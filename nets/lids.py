@@ -11,7 +11,7 @@ OTHER_EYE = 0.3
 # moves nothing. On LFPW's 12 points 1 costs 0.033 of NME, 3 costs 0.011, and shut eyes are told as
 # well.
 SURE = 3
-# Where shut lids meet, between the open lids; the same as utils.landmarks.lids.UPPER_SHARE.
+# Where shut lids meet, between the open lids; the same as utils.landmarks.eyelids.UPPER_SHARE.
 UPPER_SHARE = 0.3
 
 
@@ -56,7 +56,8 @@ class LidHead(torch.nn.Module):
 
     def features_at(self, features, landmarks):
         """Features (N, C, G, G) under the eyes of landmarks (N, K, 2) in crop units: (N, 2, P * C)
-        for the P PLACES of each eye, interpolated between cells."""
+        for the P PLACES of each eye, interpolated between cells.
+        """
         one, two = (landmarks.index_select(1, corner) for corner in (self.one, self.two))
         spots = (one + self.places * (two - one)).unflatten(1, (-1, len(PLACES)))
         at = torch.nn.functional.grid_sample(features, 2 * spots - 1, padding_mode="border",

@@ -109,7 +109,8 @@ def check_size(input_size, stride, name="", only=None):
 
 def check_maps(model, input_size, batch):
     """Raises UserError where a LandmarkNet's backbone gives no map of input_size / stride cells, or
-    batches of so many images leave its batch norm one number a channel to learn from."""
+    batches of so many images leave its batch norm one number a channel to learn from.
+    """
     backbone, wanted = model.backbone, input_size // model.stride
     device, training = next(model.parameters()).device, model.training
     try:

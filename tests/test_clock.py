@@ -1,7 +1,7 @@
 """Time stamps of files: variable, missing, repeated and reset ones."""
 import pytest
 
-from utils.video.clock import FileClock
+from utils.tracking.clock import FileClock
 
 
 def seconds(stamps, rate=25):

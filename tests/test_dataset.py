@@ -4,8 +4,8 @@ import time
 import cv2
 import numpy
 import pytest
-import small_sets
 import torch
+from helpers import small_sets
 
 from utils.args import load_args
 from utils.data import dataset
@@ -30,7 +30,8 @@ def test_a_list(tmp_path):
     path = write_list(tmp_path, line("a.png"), "", line("with two  blanks/7 8.png"))
     images, points = dataset._read_list(path)
     assert images == ["a.png", "with two blanks/7 8.png"]
-    assert points.shape == (2, 68, 2) and (points == [0.25, -0.5]).all()
+    assert points.shape == (2, 68, 2)
+    assert (points == [0.25, -0.5]).all()
 
 
 def test_ten_thousand_lines_are_read_in_a_moment(tmp_path):
@@ -38,7 +39,8 @@ def test_ten_thousand_lines_are_read_in_a_moment(tmp_path):
     begun = time.process_time()
     images, points = dataset._read_list(path)
     assert time.process_time() - begun < 2
-    assert points.shape == (10000, 100, 2) and images[-1] == "images/9999.jpg"
+    assert points.shape == (10000, 100, 2)
+    assert images[-1] == "images/9999.jpg"
 
 
 @pytest.mark.parametrize("bad", [
@@ -93,9 +95,12 @@ def test_a_damaged_description(tmp_path, text):
 
 def test_a_set_like_lmk(tmp_path):
     prepared = PreparedSet(small_sets.write_lmk(tmp_path / "LMK", 40, 4))
-    assert prepared.scheme.name == "300W" and prepared.margin == 1 and prepared.size is None
+    assert prepared.scheme.name == "300W"
+    assert prepared.margin == 1
+    assert prepared.size is None
     assert prepared.crop == {"rule": "stretch", "scale": 1.1}
-    assert len(prepared.lists["train"]) == 38 and len(prepared.lists["val"]) == 2
+    assert len(prepared.lists["train"]) == 38
+    assert len(prepared.lists["val"]) == 2
     assert not set(prepared.lists["train"].images) & set(prepared.lists["val"].images)
     again = PreparedSet(prepared.folder)
     assert again.lists["val"].images == prepared.lists["val"].images
@@ -104,7 +109,8 @@ def test_a_set_like_lmk(tmp_path):
         assert all(path.is_file() and path.is_relative_to(tmp_path) for path in faces.images)
     assert cv2.imread(str(prepared.lists["train"].images[0])).shape[0] > 0
     image, landmarks, _, bad = FaceDataset(prepared.lists["test"], 1, 48)[2]
-    assert image.shape == (48, 48, 3) and bad == -1
+    assert image.shape == (48, 48, 3)
+    assert bad == -1
     # The stretched crop shows what the list says: compare with a cut of the photo.
     photo, points = small_sets.face(402)
     low = points.min(0)
@@ -147,7 +153,9 @@ def test_plain_samples(prepared):
     faces = prepared.lists["test"]
     samples = FaceDataset(faces, prepared.margin, 64, indices=range(36, 48))
     image, landmarks, index, bad = samples[3]
-    assert image.dtype == torch.uint8 and image.shape == (64, 64, 3) and (index, bad) == (3, -1)
+    assert image.dtype == torch.uint8
+    assert image.shape == (64, 64, 3)
+    assert (index, bad) == (3, -1)
     numpy.testing.assert_allclose(landmarks, faces.points[3, 36:48], atol=1e-6)
 
 
@@ -156,7 +164,8 @@ def test_an_unreadable_image_is_replaced_and_named(prepared, tmp_path):
     faces.images[1] = tmp_path / "missing.jpg"
     samples = FaceDataset(faces, prepared.margin, 64)
     image, landmarks, index, bad = samples[1]
-    assert (index, bad) == (2, 1) and (image == samples[2][0]).all()
+    assert (index, bad) == (2, 1)
+    assert (image == samples[2][0]).all()
     faces.images[:] = [tmp_path / "missing.jpg"] * 3
     with pytest.raises(UserError, match="missing.jpg"):
         samples[0]
@@ -193,7 +202,8 @@ def steps(faces, batch, accumulate, world, start=0, epoch=2):
         batches = list(sampler)
         assert len(batches) == len(sampler)
         for i, keys in enumerate(batches):
-            assert len(keys) == batch and all(e == epoch for e, _ in keys)
+            assert len(keys) == batch
+            assert all(e == epoch for e, _ in keys)
             found.setdefault(start + i // accumulate, []).extend(index for _, index in keys)
     return {step: sorted(indices) for step, indices in found.items()}
 
@@ -223,6 +233,7 @@ def test_a_face_that_comes_again_in_an_epoch_is_augmented_anew(drawn_set):
     augmentation = Augment(load_args(), SCHEMES["300W"].flip)
     data = FaceDataset(faces, 1.2, 64, augmentation=augmentation)
     first, again, other = (data[(0, turn)] for turn in (0, 2, 1))
-    assert first[2] == again[2] == 0 and other[2] == 1
+    assert first[2] == again[2] == 0
+    assert other[2] == 1
     assert not torch.equal(first[1], again[1])
     assert torch.equal(data[(0, 2)][0], again[0])

@@ -7,8 +7,8 @@ import sys
 
 import cv2
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
 import demo
 from utils.errors import UserError
@@ -64,11 +64,14 @@ def test_image(painted, capsys):
     demo.main(["--source", "two.png", "--output", "demo_two.png", "--landmarks", "two.json"])
     assert "1 frames, 2 faces: demo_two.png, two.json" in capsys.readouterr().out
     drawn = cv2.imread("demo_two.png")[..., ::-1]
-    assert drawn.shape == (240, 320, 3) and (drawn != frame()).any()
+    assert drawn.shape == (240, 320, 3)
+    assert (drawn != frame()).any()
     content = json.loads(pathlib.Path("two.json").read_text())
-    assert content["scheme"] == "300W" and len(content["frames"]) == 1
+    assert content["scheme"] == "300W"
+    assert len(content["frames"]) == 1
     face = content["frames"][0]["faces"][0]
-    assert set(face) == {"id", "box", "points", "confidence"} and len(face["points"]) == 68
+    assert set(face) == {"id", "box", "points", "confidence"}
+    assert len(face["points"]) == 68
     assert face["box"] == pytest.approx([44, 84, 116, 156], abs=3)
     assert face["confidence"] == pytest.approx(0.9, abs=1e-3)
 
@@ -81,7 +84,8 @@ def test_nothing_is_drawn_that_nobody_asked_for(painted, asked, capsys):
     told = pathlib.Path("told.csv").read_text()
     assert {path.name for path in pathlib.Path().iterdir()} == {"two.avi", "told.csv"}
     demo.main(["--source", "two.avi", "--output", "seen.avi", *asked])
-    assert count_frames("seen.avi") == 5 and pathlib.Path("told.csv").read_text() == told
+    assert count_frames("seen.avi") == 5
+    assert pathlib.Path("told.csv").read_text() == told
 
 
 def test_pose_is_written(painted):
@@ -94,7 +98,8 @@ def test_pose_is_written(painted):
     assert (cv2.imread("drawn.png")[:40, :200] != frame()[:40, :200, ::-1]).any(), "the numbers"
     demo.main(["--source", "two.png", "--pose", "--eyes", "--landmarks", "two.json"])
     face = json.loads(pathlib.Path("two.json").read_text())["frames"][0]["faces"][0]
-    assert face["pose"] == pytest.approx(expected, abs=0.1) and "openness" in face
+    assert face["pose"] == pytest.approx(expected, abs=0.1)
+    assert "openness" in face
 
 
 def test_no_face_has_a_reason(painted, capsys):
@@ -114,7 +119,8 @@ def test_video(painted, capsys):
     assert "15 frames, 30 faces" in capsys.readouterr().out
     assert count_frames("out/drawn.mp4") == 15
     rows = list(csv.DictReader(open("two.csv", encoding="utf-8")))
-    assert len(rows) == 30 and {row["id"] for row in rows} == {"1", "2"}
+    assert len(rows) == 30
+    assert {row["id"] for row in rows} == {"1", "2"}
     assert [row["frame"] for row in rows[:4]] == ["0", "0", "1", "1"]
     assert float(rows[-1]["time"]) == pytest.approx(14 / 30, abs=1e-3)
     assert 0.1 < float(rows[-1]["eye_right"]) < 0.6
@@ -132,7 +138,8 @@ def test_folder_leaves_out_what_is_no_image(painted, capsys):
     demo.main(["--source", "in", "--output", "out", "--landmarks", "faces.json"])
     printed = capsys.readouterr()
     assert sorted(path.name for path in pathlib.Path("out").iterdir()) == ["a.png", "b.png"]
-    assert "c.png" in printed.err and "2 frames" in printed.out
+    assert "c.png" in printed.err
+    assert "2 frames" in printed.out
     frames = json.loads(pathlib.Path("faces.json").read_text())["frames"]
     assert [entry["source"] for entry in frames] == ["a.png", "b.jpg"]
     # Images of a folder are no film: ids start anew in each.
@@ -164,7 +171,8 @@ def test_kinds_of_images(name, painted):
         write_image(name, image)
     demo.main(["--source", name])
     drawn = cv2.imread(f"demo_{name}")
-    assert drawn.shape == (*image.shape[:2], 3) and drawn.dtype == numpy.uint8
+    assert drawn.shape == (*image.shape[:2], 3)
+    assert drawn.dtype == numpy.uint8
     if name == "deep.png":
         assert (demo.read_image(name) == frame()).all()
 
@@ -176,7 +184,8 @@ def test_truncated_video_is_played_to_its_end(painted, capsys):
     demo.main(["--source", "cut.avi"])
     printed = capsys.readouterr()
     played = count_frames("demo_cut.mp4")
-    assert 5 < played < 30 and f"{played} frames" in printed.out
+    assert 5 < played < 30
+    assert f"{played} frames" in printed.out
 
 
 def test_unreadable_videos(painted, shared):
@@ -193,7 +202,7 @@ def test_unreadable_videos(painted, shared):
         assert "cut.mp4" in str(error)
 
 
-@pytest.mark.parametrize("arguments, words", [
+@pytest.mark.parametrize(("arguments", "words"), [
     (["--source", "nowhere.mp4"], "no such file"), (["--source", "empty"], "no images"),
     (["--source", "77"], "camera 77: cannot be opened"),
     (["--source", "two.png", "--output", "two.mp4"], "written as"),
@@ -233,8 +242,10 @@ def run(*arguments):
 
 def test_mistakes_end_with_one_line_and_code_2():
     done = run("--source", "77")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: camera 77") and done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: camera 77")
+    assert done.stderr.count("\n") == 1
 
 
 def test_what_is_shipped_in_eight_bits_is_used_on_the_cpu_alone(tmp_path, monkeypatch):
@@ -257,19 +268,22 @@ def test_sample_with_shipped_weights(capsys):
     face, = json.loads(pathlib.Path("sample.json").read_text())["frames"][0]["faces"]
     points = numpy.array(face["points"])
     # Her eyes, to a few pixels of the portrait's 512 x 600.
-    assert face["confidence"] > 0.15 and (points.min(0) > [150, 90]).all()
+    assert face["confidence"] > 0.15
+    assert (points.min(0) > [150, 90]).all()
     assert (points.max(0) < [390, 360]).all()
 
 
 @needs_weights
 def test_clip_with_shipped_weights(shared):
     """Every frame is processed, the singer has one id, and the shot without a frontal face next to
-    no track: `tiny` takes the profile for a face in three frames."""
+    no track: `tiny` takes the profile for a face in three frames.
+    """
     demo.main(["--source", str(shared / "data/video/clip.mp4"), "--landmarks", "clip.json",
                "--output", "demo_clip.mp4", "--weights", str(SHIPPED),
                "--detector", str(shared / "models/yunet_n_640_640.onnx")])
     frames = json.loads(pathlib.Path("clip.json").read_text())["frames"]
-    assert len(frames) == 275 and count_frames("demo_clip.mp4") == 275
+    assert len(frames) == 275
+    assert count_frames("demo_clip.mp4") == 275
     assert sum(bool(entry["faces"]) for entry in frames[20:82]) <= 3
     singer = [{face["id"] for face in entry["faces"]} for entry in frames[85:208]]
     assert all(ids == singer[0] and len(ids) == 1 for ids in singer)

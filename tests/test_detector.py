@@ -3,8 +3,8 @@ import cv2
 import numpy
 import pytest
 
+from utils.detection import detector
 from utils.errors import UserError
-from utils.video import detector
 
 FILES = {"haar": "haar", "yunet": "models/yunet_n_640_640.onnx", "scrfd": "models/scrfd_500m.onnx"}
 
@@ -47,7 +47,7 @@ def test_faces_are_found_where_they_are(name, shared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, least", [("haar", 0.97), ("yunet", 0.99), ("scrfd", 0.99)])
+@pytest.mark.parametrize(("name", "least"), [("haar", 0.97), ("yunet", 0.99), ("scrfd", 0.99)])
 def test_recall_on_all_test_photos(name, least, shared):
     found, relation = score(make(name, shared), shared, 1)
     assert found >= least
@@ -64,7 +64,8 @@ def test_boxes_follow_the_image_shape_and_scale(name, shared):
         boxes = found(frame)
         there = (truth + [700, 100, 700, 100]) * scale
         assert detector.overlap(boxes, [there])[0] > 0.45
-        assert boxes.shape[1] == 5 and (numpy.diff(boxes[:, 4]) <= 0).all()
+        assert boxes.shape[1] == 5
+        assert (numpy.diff(boxes[:, 4]) <= 0).all()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -96,7 +97,8 @@ def test_equal_scores_come_in_one_order():
 def test_a_quick_look_sees_a_face_of_common_size(name, shared):
     found = make(name, shared)
     quick, seen, count = found.quick(), 0, 0
-    assert quick.name == found.name and quick.relation == found.relation
+    assert quick.name == found.name
+    assert quick.relation == found.relation
     for image, truth in faces(shared, 12):
         # As a webcam's picture has it: a face of 120 px in one of 640 x 360.
         scale = 120 / (truth[2:] - truth[:2]).max()
@@ -113,7 +115,8 @@ def test_a_detector_without_a_quick_look_looks_as_ever():
     found = detector.Detector("test", lambda image: [[1, 1, 9, 9, 0.8]], (0, 0, 1))
     assert found.quick() is found
     fast = detector.Detector("test", found.find, (0, 0, 1), lambda image: [])
-    assert len(fast(None)) == 1 and len(fast.quick()(None)) == 0
+    assert len(fast(None)) == 1
+    assert len(fast.quick()(None)) == 0
     assert fast.thorough().find_quick is None
 
 
@@ -127,7 +130,8 @@ def test_yunet_leaves_out_black_that_hardly_matters(shape, shared):
     frame[-small.shape[0]:, -small.shape[1]:] = small
     square = numpy.zeros((640, 640, 3), numpy.uint8)
     square[:shape[0], :shape[1]] = frame
-    assert len(found(frame)) >= 1 and numpy.allclose(found(frame), found(square), atol=0.5)
+    assert len(found(frame)) >= 1
+    assert numpy.allclose(found(frame), found(square), atol=0.5)
 
 
 def test_overlap():
@@ -154,7 +158,8 @@ def test_what_is_no_detector(tmp_path, shared):
                         (broken, "not a readable")):
         with pytest.raises(UserError, match=words) as error:
             detector.get_detector(name)
-        assert "\n" not in str(error.value) and "haar" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert "haar" in str(error.value)
 
 
 def test_another_model_is_told_by_its_outputs(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from utils import checkpoint, experiment
 from utils.args import load_args
 from utils.errors import UserError
-from utils.landmarks import lids
+from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES, get_scheme
 from utils.training import distil, trainer
 
@@ -30,12 +30,14 @@ def test_a_teacher_does_not_open_eyes_that_the_labels_shut(tiny_weights):
     scheme = SCHEMES["300W"]
     points = torch.from_numpy(scheme.mean_face).float()
     shut = points.clone()
-    shut[36:42] = torch.from_numpy(lids.close(scheme.mean_face, scheme)).float()[36:42]
+    shut[36:42] = torch.from_numpy(eyelids.close(scheme.mean_face, scheme)).float()[36:42]
     labels = torch.stack([points, shut])
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     moved = distil.Teacher(str(tiny_weights), scheme, 0.5)(images, labels) != labels
     assert not moved[1, 36:42].any()
-    assert moved[1, :36].any(1).all() and moved[1, 42:].any(1).all() and moved[0].any(1).all()
+    assert moved[1, :36].any(1).all()
+    assert moved[1, 42:].any(1).all()
+    assert moved[0].any(1).all()
 
 
 def test_a_teacher_of_another_input_size(tiny_weights):
@@ -64,7 +66,8 @@ def test_a_shipped_teacher_sees_images_of_another_size(tiny_weights):
     for size in (own + 32, own):
         resized = torch.nn.functional.interpolate(images.float(), (size, size)).byte()
         moved = teacher(resized, torch.zeros(2, 68, 2))
-        assert moved.shape == (2, 68, 2) and moved.isfinite().all()
+        assert moved.shape == (2, 68, 2)
+        assert moved.isfinite().all()
 
 
 def test_a_student_of_some_of_its_points(tiny_weights):

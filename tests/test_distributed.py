@@ -10,17 +10,17 @@ import pytest
 import test_resume
 import timm.layers
 import torch
-import warm as warm_module
+from helpers import warm as warm_module
 
 from nets.model import LandmarkNet
 from utils import checkpoint
 from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
+from utils.evaluation import predict
 from utils.landmarks import metrics
 from utils.landmarks.schemes import SCHEMES
-from utils.testing import predict
-from utils.training import distributed, engine
+from utils.training import ddp, engine
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -49,7 +49,7 @@ def three_steps(faces, batch):
     from utils.training import engine, gssl, loss
     from utils.training.trainer import Trainer
     args = settings.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
-    ranks = distributed.start("cpu")
+    ranks = ddp.start("cpu")
     prepared = dataset.PreparedSet(faces)
     torch.manual_seed(0)
     model = LandmarkNet(prepared.scheme, BACKBONE).double()
@@ -72,8 +72,9 @@ def three_steps(faces, batch):
     training.scaler = torch.amp.GradScaler("cpu", enabled=False)
     training.loss = loss.build_loss(model, 10.0, 1.0, "l1")
     training.skips = engine.Skips(prepared.lists["train"], None, ranks)
-    assert training.train_epoch(0) and len(training.losses) == 3
-    distributed.stop()
+    assert training.train_epoch(0)
+    assert len(training.losses) == 3
+    ddp.stop()
     return {"parameters": dict(model.named_parameters()), "losses": training.losses}
 
 
@@ -100,7 +101,7 @@ def test_two_processes_take_the_steps_of_one(warm, tmp_path):
 
 def rank_gather(faces, target):
     """Gather given predictions of a list that no world divides, and score them."""
-    ranks = distributed.start("cpu")
+    ranks = ddp.start("cpu")
     prepared = dataset.PreparedSet(faces)
     listed = prepared.lists["train"].take(numpy.arange(43))
     given = predictions(listed)
@@ -114,7 +115,7 @@ def rank_gather(faces, target):
     nme = predict.errors(predicted, listed, prepared.scheme, prepared.scheme)[0]
     # One face with a sum over the ranks, to see that every rank has all of them.
     count, everywhere = len(predicted), ranks.total(float(nme.mean()))[0] / ranks.world
-    distributed.stop()
+    ddp.stop()
     torch.save({"nme": float(nme.mean()), "everywhere": everywhere, "count": count},
                f"{target}.{ranks.rank}")
 
@@ -147,9 +148,9 @@ def test_gathered_predictions_score_as_in_one_process(warm, tmp_path, world):
 
 def rank_evaluate(faces, weights, target):
     """A whole evaluation of a checkpoint on this group."""
-    ranks = distributed.start("cpu")
+    ranks = ddp.start("cpu")
     result = evaluate(faces, weights, ranks)
-    distributed.stop()
+    ddp.stop()
     torch.save(result, f"{target}.{ranks.rank}")
 
 
@@ -178,7 +179,7 @@ def test_a_whole_evaluation_agrees(warm, tmp_path):
 
 
 def test_synchronised_batch_norm_keeps_the_net():
-    """timm's norm layers hold activations, which torch's own conversion would drop."""
+    """Timm's norm layers hold activations, which torch's own conversion would drop."""
     torch.manual_seed(0)
     model = LandmarkNet(SCHEMES["300W"], BACKBONE).eval()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -207,7 +208,8 @@ def test_parameters_that_nothing_flows_through_are_found_without_a_trace():
     model = Partly().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert engine.unreached(model, 32) == ["unused.weight", "unused.bias"]
-    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -222,7 +224,7 @@ def test_a_backbone_with_unused_parameters_trains_in_two_processes(warm):
 
 def rank_buffers(target):
     """Buffers of a rank after three forward passes, as without a group, and as they are judged."""
-    ranks = distributed.start("cpu")
+    ranks = ddp.start("cpu")
     torch.manual_seed(0)
     model = LandmarkNet(SCHEMES["300W"], BACKBONE)
     alone = copy.deepcopy(model)
@@ -234,7 +236,7 @@ def rank_buffers(target):
         alone(images)
     own = {name: value.clone() for name, value in model.named_buffers()}
     ranks.copy_buffers(model)
-    distributed.stop()
+    ddp.stop()
     torch.save([own, dict(alone.named_buffers()), dict(model.named_buffers())],
                f"{target}.{ranks.rank}")
 
@@ -248,15 +250,16 @@ def test_statistics_stay_with_their_rank_until_the_first_ones_are_judged(warm, t
             assert torch.equal(value, alone[name]), name
             assert torch.equal(judged[name], found[0][0][name]), name
     moved = [name for name in found[0][0] if name.endswith("running_mean")]
-    assert moved and all(not torch.equal(found[0][0][n], found[1][0][n]) for n in moved)
+    assert moved
+    assert all(not torch.equal(found[0][0][n], found[1][0][n]) for n in moved)
 
 
-@pytest.mark.parametrize("wish, batch, device, synchronised", [
+@pytest.mark.parametrize(("wish", "batch", "device", "synchronised"), [
     ("auto", 15, "cuda", True), ("auto", 16, "cuda", False), ("always", 64, "cuda", True),
     ("never", 2, "cuda", False), ("auto", 2, "cpu", False), ("never", 2, "cpu", False)])
 def test_batch_norm_is_synchronised_where_it_is_asked_for(wish, batch, device, synchronised):
     args = load_args({"sync_bn": wish, "batch_size": batch})
-    ranks = distributed.Ranks(0, 2, torch.device(device))
+    ranks = ddp.Ranks(0, 2, torch.device(device))
     model, said = engine.synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), args, ranks)
     assert isinstance(model[0], torch.nn.SyncBatchNorm) == synchronised
     assert said.startswith("synchronised" if synchronised else "statistics per process")
@@ -265,15 +268,15 @@ def test_batch_norm_is_synchronised_where_it_is_asked_for(wish, batch, device, s
 def test_batch_norm_cannot_be_synchronised_on_cpus():
     args = load_args({"sync_bn": "always"})
     with pytest.raises(UserError, match="sync_bn: always needs GPUs"):
-        engine.synchronise(torch.nn.BatchNorm2d(3), args, distributed.Ranks(0, 2))
+        engine.synchronise(torch.nn.BatchNorm2d(3), args, ddp.Ranks(0, 2))
 
 
 def rank_patience(target):
     """What a rank's group waits for another."""
-    distributed.start("cpu")
+    ddp.start("cpu")
     group = torch.distributed.distributed_c10d._get_default_group()
     seconds = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    distributed.stop()
+    ddp.stop()
     pathlib.Path(f"{target}.{os.environ['RANK']}").write_text(str(seconds))
 
 
@@ -332,7 +335,8 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
     first.send_signal(signal.SIGTERM)
     text, _ = first.communicate(timeout=400)
     assert first.returncode == 128 + signal.SIGTERM, text
-    assert "Traceback" not in text and "E11" not in text
+    assert "Traceback" not in text
+    assert "E11" not in text
     assert re.search(r"stopped; go on with: bash main.sh 2 --train --exp shot .*--resume", text)
     state = checkpoint.read(folder / "last.pt")
     assert state["epoch"] < 6
@@ -359,7 +363,7 @@ def test_a_mistake_found_by_the_ranks_is_one_line(warm, tmp_path):
     assert not warm.folder("mistaken").exists()
 
 
-@pytest.mark.parametrize("argv, env, said", [
+@pytest.mark.parametrize(("argv", "env", "said"), [
     ([], {}, "number of processes"), (["two"], {}, "number of processes"),
     (["2", "--train", "--lrr", "1"], {}, "unknown flag --lrr"),
     (["2", "--train", "--device", "cpu"], {"NNODES": "2"}, "--exp NAME"),
@@ -375,7 +379,9 @@ def test_main_sh_checks_before_it_starts(warm, argv, env, said):
 
 def test_main_sh_shows_the_help_of_main_py(warm):
     text, _ = (child := warm.bash(2, "--help")).communicate(timeout=60)
-    assert child.returncode == 0 and text.startswith("usage: main.py") and text.count("usage:") == 1
+    assert child.returncode == 0
+    assert text.startswith("usage: main.py")
+    assert text.count("usage:") == 1
 
 
 @pytest.mark.slow

@@ -74,7 +74,8 @@ def test_box_and_label_leave_marks():
     points = scheme.mean_face * 40 + 40
     plain = draw.landmarks(blank, points, scheme)
     boxed = draw.landmarks(blank, points, scheme, box=(30, 35, 100, 105))
-    assert boxed[105, 60].min() > 100 and plain[105, 60].max() == 0
+    assert boxed[105, 60].min() > 100
+    assert plain[105, 60].max() == 0
     labelled = draw.landmarks(blank, points, scheme, label="face 1")
     assert (labelled != plain).any()
 
@@ -83,7 +84,8 @@ def test_lines_leave_the_picture_to_its_faces():
     image = numpy.zeros((900, 600, 3), numpy.uint8)
     few, many = (draw.lines(image, [f"line {i}" for i in range(count)]) for count in (3, 40))
     rows = [numpy.flatnonzero(drawn.any((1, 2))).max() for drawn in (few, many)]
-    assert 60 < rows[0] < 120 < rows[1] <= 240 and not image.any()
+    assert 60 < rows[0] < 120 < rows[1] <= 240
+    assert not image.any()
     assert draw.lines(image, []) is image
 
 
@@ -102,7 +104,9 @@ def test_sheet_shape_and_order():
     images = [numpy.full((30 + i, 30, 3), 60 + 20 * i, numpy.uint8) for i in range(5)]
     page = draw.sheet(images, columns=3, size=40)
     assert page.shape == (80, 120, 3)
-    assert page[15, 15, 0] == 60 and page[15, 95, 0] == 100 and page[55, 55, 0] == 140
+    assert page[15, 15, 0] == 60
+    assert page[15, 95, 0] == 100
+    assert page[55, 55, 0] == 140
     assert page[60, 100, 0] == 40
     assert draw.sheet(images[:2], columns=8, size=40).shape == (40, 80, 3)
     assert (draw.sheet(images, 3, 40, ["a"] * 5) != page).any()
@@ -168,7 +172,8 @@ def test_a_users_mistake_is_told_in_two_lines(tmp_path):
     command = [sys.executable, "-m", "utils.draw", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "set.yaml" in done.stderr and len(done.stderr.splitlines()) <= 2
+    assert "set.yaml" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
 
 
 def test_mistakes_name_the_file(tmp_path):

@@ -4,9 +4,9 @@ import dataclasses
 import numpy
 import pytest
 
-from utils.video.driver import PATIENCE, Driver, Everyone, distance, fitness
-from utils.video.drowsiness import OUT_OF_SIGHT, WINDOW
-from utils.video.eyes import Eyes
+from utils.drowsiness.driver import PATIENCE, Driver, Everyone, distance, fitness
+from utils.drowsiness.eyes import Eyes
+from utils.drowsiness.states import OUT_OF_SIGHT, WINDOW
 
 RATE, SHAPE = 10, (480, 640, 3)
 OPEN, SHUT = Eyes((1.0, 1.0), False, (0.3, 0.3)), Eyes((0.0, 0.0), True, (0.05, 0.05))
@@ -40,8 +40,10 @@ def test_the_largest_most_central_face_drives():
     faces = [(face(1, PASSENGER), SHUT), (face(2, DRIVER), OPEN), (face(3, BEHIND), SHUT)]
     people = Driver()
     states, events = watch(people, 40, faces)
-    assert set(states) == {2} and states[2] is people.drowsiness
-    assert people.drowsiness.perclos == 0 and events == []
+    assert set(states) == {2}
+    assert states[2] is people.drowsiness
+    assert people.drowsiness.perclos == 0
+    assert events == []
     # Size and place both count.
     assert fitness(face(1, (320, 240, 100)).box, SHAPE) > fitness(face(1, (90, 60, 150)).box, SHAPE)
 
@@ -52,11 +54,13 @@ def test_his_minute_survives_a_lost_track_and_takes_no_passenger():
     before = people.drowsiness
     # A hand before his face: the passenger is all there is.
     states, _ = watch(people, 4, [(face(2, PASSENGER), OPEN)], 30)
-    assert states == {} and before.state == "not visible"
+    assert states == {}
+    assert before.state == "not visible"
     # Back, with another id, leaning forward a little.
     back = [(face(2, PASSENGER), OPEN), (face(7, (330, 235, 190)), OPEN)]
     states, events = watch(people, 10, back, 34)
-    assert set(states) == {7} and states[7] is before
+    assert set(states) == {7}
+    assert states[7] is before
     assert ("driver", "not visible") in [(who, event.kind) for who, event in events]
     assert before.perclos == pytest.approx(0.75, abs=0.02)
     assert before.minute.unseen == pytest.approx(4, abs=0.2)
@@ -67,13 +71,14 @@ def test_another_driver_has_another_minute():
     watch(people, 30, [(face(1, DRIVER), SHUT)])
     before = people.drowsiness
     states, events = watch(people, 1, [(face(9, PASSENGER), OPEN)], 30 + WINDOW + 1)
-    assert set(states) == {9} and people.drowsiness is not before
+    assert set(states) == {9}
+    assert people.drowsiness is not before
     assert people.drowsiness.blinks == 0
     # What was going on with the first is not lost.
     assert [event.kind for _, event in events] == ["sleep"]
 
 
-@pytest.mark.parametrize("alone, patience", [(PATIENCE - 2, 0), (PATIENCE + 2, PATIENCE)])
+@pytest.mark.parametrize(("alone", "patience"), [(PATIENCE - 2, 0), (PATIENCE + 2, PATIENCE)])
 def test_who_was_alone_in_sight_at_first_is_not_the_driver_for_good(alone, patience):
     people = Driver()
     watch(people, alone, [(face(1, PASSENGER), OPEN)])
@@ -103,17 +108,22 @@ def test_place_and_size():
 def test_without_a_driver_each_face_has_its_own():
     people = Everyone()
     states, _ = watch(people, 40, [(face(1, DRIVER), SHUT), (face(2, PASSENGER), OPEN)])
-    assert states[1].perclos == 1 and states[2].perclos == 0
-    assert states[1].state == "asleep" and states[2].state == "awake"
+    assert states[1].perclos == 1
+    assert states[2].perclos == 0
+    assert states[1].state == "asleep"
+    assert states[2].state == "awake"
     # The first is gone: his sleep is over with the last frame that showed him.
     states, events = watch(people, OUT_OF_SIGHT + 0.5, [(face(2, PASSENGER), OPEN)], 40)
     assert set(states) == {2}
     (who, event), = events
-    assert (who, event.kind) == (1, "sleep") and event.end == pytest.approx(40, abs=0.2)
+    assert (who, event.kind) == (1, "sleep")
+    assert event.end == pytest.approx(40, abs=0.2)
     # He is watched on, as nobody knows that he woke up, until a face is in his place.
-    assert people.watched[1].state == "not visible" and people.watched[1].shut
+    assert people.watched[1].state == "not visible"
+    assert people.watched[1].shut
     states, events = watch(people, 1, [(face(3, DRIVER), OPEN)], 43)
-    assert states[3].state == "awake" and states[3].perclos is None
+    assert states[3].state == "awake"
+    assert states[3].perclos is None
     assert (1, "not visible") in [(who, event.kind) for who, event in events]
     # The passenger was awake when he went.
     assert set(people.watched) == {3}
@@ -124,7 +134,8 @@ def test_who_went_out_of_sight_asleep_is_watched_for_a_minute():
     watch(people, 2, [(face(1, DRIVER), SHUT)])
     for seconds in (2 + WINDOW - 1, 2 + WINDOW + 1):
         states, _ = people.watch([], [], SHAPE, seconds)
-        assert states == {} and set(people.watched) == ({1} if seconds < WINDOW + 2 else set())
+        assert states == {}
+        assert set(people.watched) == ({1} if seconds < WINDOW + 2 else set())
 
 
 def test_what_goes_on_at_the_end_is_told():

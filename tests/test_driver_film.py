@@ -4,15 +4,14 @@ import json
 import pathlib
 
 import cv2
-import drawn_driver
-import lid_script
-import mp4
 import numpy
-import painted_faces
 import pytest
+from helpers import lid_script, mp4, painted_faces
 
 import demo
-from utils.video import pipeline, tracker
+from tools import drawn_driver
+from utils import pipeline
+from utils.tracking import tracker
 
 RATE, SIZE, HAND = 30, 160, (90, 70, 60)
 TURNS = ((4.0, 5.0, 35), (11.0, 12.0, -35), (27.0, 28.5, 35))  # start, end, yaw
@@ -26,7 +25,8 @@ def driver_at(time):
 
 def picture(time):
     """The frame RGB uint8 (160, 280, 3) at a time, and landmarks (68, 2) of driver and passenger;
-    None for the driver behind his hand."""
+    None for the driver behind his hand.
+    """
     image, points = drawn_driver.face(*driver_at(time), SIZE)
     other, theirs = drawn_driver.face(1.0, 0.0, 120, seed=29)
     frame = numpy.zeros((SIZE, 280, 3), numpy.uint8)
@@ -109,11 +109,14 @@ def test_a_driver_is_watched(tmp_path, monkeypatch, capsys):
     # Only the driver has a state; the passenger's eyes are read all the same.
     for frame in frames:
         face = {one["id"]: one for one in frame["faces"]}
-        assert face[2]["state"] is None and face[2]["closed"] is False
+        assert face[2]["state"] is None
+        assert face[2]["closed"] is False
         assert len(face) == 1 or face[frame["driver"]["id"]]["state"] == frame["driver"]["state"]
     printed = capsys.readouterr().err
-    assert printed.count("driver microsleep") >= 2 and printed.count("driver asleep") >= 17
-    assert "driver drowsy" in printed and "passenger" not in printed
+    assert printed.count("driver microsleep") >= 2
+    assert printed.count("driver asleep") >= 17
+    assert "driver drowsy" in printed
+    assert "passenger" not in printed
     assert all(" s: driver " in line for line in printed.splitlines()), "no bar beside the lines"
 
 
@@ -137,8 +140,10 @@ def test_a_film_of_variable_rate_is_timed_by_its_own_stamps(tmp_path, monkeypatc
     true = sorted([*true, ("not visible", *cut)], key=lambda event: event[2])
     assert [row["event"] for row in rows] == [event[0] for event in true]
     for row, (_, start, end) in zip(rows, true):
-        assert abs(float(row["start"]) - start) <= 0.12 and abs(float(row["end"]) - end) <= 0.12
+        assert abs(float(row["start"]) - start) <= 0.12
+        assert abs(float(row["end"]) - end) <= 0.12
     last = faces[-1]
     assert float(last["unseen"]) == pytest.approx(4, abs=0.1)
     # Less than half a minute was seen: no number.
-    assert last["perclos"] == "" and last["state"] in ("awake", "drowsy")
+    assert last["perclos"] == ""
+    assert last["state"] in ("awake", "drowsy")

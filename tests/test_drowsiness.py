@@ -1,11 +1,11 @@
 """Events, PERCLOS and states of scripted lids, at any frame rate, with noise and gaps."""
 import time as clock
 
-import lid_script
 import numpy
 import pytest
+from helpers import lid_script
 
-from utils.video.drowsiness import MIN_SEEN, STATES, UNSEEN, Drowsiness
+from utils.drowsiness.states import MIN_SEEN, STATES, UNSEEN, Drowsiness
 
 RATE = 30
 
@@ -35,7 +35,7 @@ def play(stamps, noise=0.0, narrow=1.0):
 
 
 @pytest.mark.parametrize("kind", ["15", "30", "60", "variable", "dropped"])
-@pytest.mark.parametrize("noise, narrow", [(0.0, 1.0), (0.04, 1.0), (0.03, 0.6)])
+@pytest.mark.parametrize(("noise", "narrow"), [(0.0, 1.0), (0.04, 1.0), (0.03, 0.6)])
 def test_every_event_is_found_and_none_invented(kind, noise, narrow):
     stamps = times(kind)
     log, found = play(stamps, noise, narrow)
@@ -46,7 +46,8 @@ def test_every_event_is_found_and_none_invented(kind, noise, narrow):
     frame = numpy.diff(stamps).max() if kind == "variable" else 1 / RATE if kind == "dropped" \
         else 1 / int(kind)
     for event, (_, start, end) in zip(found, true):
-        assert abs(event.start - start) <= 2 * frame and abs(event.end - end) <= 2 * frame
+        assert abs(event.start - start) <= 2 * frame
+        assert abs(event.end - end) <= 2 * frame
     numbers = [(t, value) for t, _, value in log if value is not None]
     for t, value in numbers[::7]:
         assert value == pytest.approx(lid_script.perclos(t), abs=0.02)
@@ -62,10 +63,13 @@ def test_states_of_the_film():
     def during(start, end):
         return {at[i] for i in range(round(start * RATE), round(end * RATE) + 1)}
 
-    assert during(0, 16.3) == {"awake"} and during(16.7, 18.9) == {"not visible"}
+    assert during(0, 16.3) == {"awake"}
+    assert during(16.7, 18.9) == {"not visible"}
     assert during(19.1, 31.2) == {"awake"}  # The hand alone makes nobody drowsy.
-    assert during(36.75, 37.8) == {"microsleep"} and during(38.3, 56) == {"awake"}
-    assert during(56.7, 59) == {"microsleep"} and during(59.2, 75.9) == {"asleep"}
+    assert during(36.75, 37.8) == {"microsleep"}
+    assert during(38.3, 56) == {"awake"}
+    assert during(56.7, 59) == {"microsleep"}
+    assert during(59.2, 75.9) == {"asleep"}
     assert during(76.3, 85.9) == {"drowsy"}
     assert {state for _, state, _ in log} == set(STATES)
 
@@ -82,7 +86,8 @@ def watch(level_of, seconds, rate=RATE, person=None, start=0.0):
 def test_drowsy_comes_and_goes_with_two_limits():
     # Shut for 0.4 s of every 2: PERCLOS 0.2; then of every 4: 0.1; then not at all.
     person = watch(lambda t: 0.0 if t % 2 < 0.4 else 1.0, 60)
-    assert person.state == "drowsy" and person.perclos == pytest.approx(0.2, abs=0.02)
+    assert person.state == "drowsy"
+    assert person.perclos == pytest.approx(0.2, abs=0.02)
     assert watch(lambda t: 0.0 if t % 4 < 0.4 else 1.0, 60, person=person, start=60).perclos \
         == pytest.approx(0.1, abs=0.02)
     assert person.state == "drowsy"
@@ -100,7 +105,8 @@ def test_one_who_sleeps_all_the_time():
             assert person.state == "asleep"
     assert person.perclos == 1.0
     event, = person.finish()
-    assert event.kind == "sleep" and (event.start, event.end) == (0.0, pytest.approx(60, abs=0.1))
+    assert event.kind == "sleep"
+    assert (event.start, event.end) == (0.0, pytest.approx(60, abs=0.1))
 
 
 def test_time_unseen_counts_neither_way_and_is_reported():
@@ -116,11 +122,14 @@ def test_time_unseen_counts_neither_way_and_is_reported():
 
 def test_no_number_before_enough_was_seen():
     person = watch(lambda t: 1.0 if t % 2 < 0.9 else None, 50)
-    assert person.perclos is None and person.blinks_per_minute is None and person.blinks == 0
-    assert watch(lambda t: 1.0, 29.5).perclos is None and watch(lambda t: 1.0, 30.5).perclos == 0
+    assert person.perclos is None
+    assert person.blinks_per_minute is None
+    assert person.blinks == 0
+    assert watch(lambda t: 1.0, 29.5).perclos is None
+    assert watch(lambda t: 1.0, 30.5).perclos == 0
 
 
-@pytest.mark.parametrize("closed, openness", [(None, (0.1, 0.1)), (True, (None, None))])
+@pytest.mark.parametrize(("closed", "openness"), [(None, (0.1, 0.1)), (True, (None, None))])
 def test_not_judged_is_not_visible(closed, openness):
     person = Drowsiness()
     for i in range(60):
@@ -137,7 +146,7 @@ def test_one_eye_is_enough():
     assert [(event.kind, event.start, event.end) for event in events] == [("blink", 2.0, 2.2)]
 
 
-@pytest.mark.parametrize("after, blinks", [([], 0), ([None] * 60, 0), ([0.9], 1)],
+@pytest.mark.parametrize(("after", "blinks"), [([], 0), ([None] * 60, 0), ([0.9], 1)],
                          ids=["the end", "unseen", "open again"])
 def test_a_blink_opens_the_eye_again(after, blinks):
     person, events = Drowsiness(), []
@@ -146,7 +155,7 @@ def test_a_blink_opens_the_eye_again(after, blinks):
     assert len([event for event in events + person.finish() if event.kind == "blink"]) == blinks
 
 
-@pytest.mark.parametrize("rate, blinks", [(15, 1), (24, 1), (29.97, 1), (60, 0)])
+@pytest.mark.parametrize(("rate", "blinks"), [(15, 1), (24, 1), (29.97, 1), (60, 0)])
 def test_a_blink_may_be_a_single_frame(rate, blinks):
     """As a man in a car blinked: 1.0, 1.0, 0.0, 0.99, 1.0 at 29.97 frames a second."""
     person, events = Drowsiness(), []
@@ -168,7 +177,7 @@ def test_a_short_loss_keeps_the_state_and_the_event():
     assert set(states[75:90]) == {"microsleep"}
 
 
-@pytest.mark.parametrize("level, seconds, found", [
+@pytest.mark.parametrize(("level", "seconds", "found"), [
     (0.35, 0.4, [("sleep", 4.0)]),        # Lids that quiver: a third open, and not for long.
     (0.22, 0.9, [("sleep", 4.0)]),        # Nearly shut, as a network may see sleeping eyes.
     (0.35, 0.6, [("sleep", 3.0)]),        # A droop: neither end is long enough for a microsleep.
@@ -199,7 +208,8 @@ def test_a_quiver_amid_nearly_shut_lids_is_told_by_itself():
         one = openness(i / RATE)
         events += person.update((one, one), one <= 0.04, i / RATE)
     event, = events
-    assert event.kind == "sleep" and event.end - event.start == pytest.approx(4, abs=0.1)
+    assert event.kind == "sleep"
+    assert event.end - event.start == pytest.approx(4, abs=0.1)
 
 
 @pytest.mark.parametrize("every", [30, 2])
@@ -233,12 +243,13 @@ def test_a_sleeper_whom_no_picture_calls_shut_is_asleep(rate):
         perclos = person.perclos if t < 50 else perclos
     event, = events
     assert event.kind == "sleep"
-    assert abs(event.start - 30) < 0.15 and abs(event.end - 50) < 0.15
+    assert abs(event.start - 30) < 0.15
+    assert abs(event.end - 50) < 0.15
     # The two seconds that it took to know are not counted.
     assert perclos == pytest.approx(18 / 50, abs=0.01)
 
 
-@pytest.mark.parametrize("level, seconds", [(0.1, 1.8), (0.16, 10)])
+@pytest.mark.parametrize(("level", "seconds"), [(0.1, 1.8), (0.16, 10)])
 def test_a_laugh_is_no_sleep(level, seconds):
     person, events = Drowsiness(), []
     for i in range(30 * RATE):
@@ -269,7 +280,8 @@ def test_blinks_are_counted(open_level, rate):
 def test_memory_does_not_grow():
     person = watch(lambda t: 0.0 if t % 4 > 3.8 else 1.0, 400, 10)
     sizes = [len(value) for value in vars(person).values() if hasattr(value, "__len__")]
-    assert max(sizes) < 700 and len(person.minute._steps) < 700
+    assert max(sizes) < 700
+    assert len(person.minute._steps) < 700
 
 
 if __name__ == "__main__":
@@ -302,7 +314,8 @@ def test_a_sleeper_is_seen_at_few_frames_a_second(rate):
     assert not person.rare
     (event,) = [event for event in events if event.kind != "blink"]
     assert event.kind == "sleep"
-    assert abs(event.start - 20) <= 1 / rate and abs(event.end - 40) <= 1 / rate
+    assert abs(event.start - 20) <= 1 / rate
+    assert abs(event.end - 40) <= 1 / rate
     assert {states[t] for t in states if 24 < t < 40} == {"asleep"}
     assert {states[t] for t in states if 3 < t < 20} == {"awake"}
     assert person.minute.unseen <= 2
@@ -319,10 +332,11 @@ def test_nobody_is_visible_where_frames_come_too_rarely():
     person = Drowsiness()
     for t in range(0, 60, 3):
         person.update((1.0, 1.0), False, t)
-    assert person.rare and person.state == "not visible"
+    assert person.rare
+    assert person.state == "not visible"
 
 
-@pytest.mark.parametrize("away, kinds", [
+@pytest.mark.parametrize(("away", "kinds"), [
     (1.0, ["not visible", "sleep"]), (4.0, ["not visible", "sleep", "sleep"])])
 def test_who_comes_back_with_shut_eyes_was_asleep_all_the_time(away, kinds):
     person, events, states = Drowsiness(), [], {}

@@ -4,9 +4,9 @@ import pytest
 
 from utils.data.dataset import FaceList, PreparedSet
 from utils.errors import UserError
+from utils.evaluation import predict, score
 from utils.landmarks import crop, metrics, schemes
 from utils.landmarks.schemes import SCHEMES
-from utils.testing import predict, score
 
 W300 = SCHEMES["300W"]
 
@@ -87,7 +87,8 @@ def test_crops_of_a_list_are_read_once_where_they_are_kept(drawn_set, monkeypatc
     first = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
     monkeypatch.setattr(predict.FaceDataset, "read", None)
     again = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
-    assert (first == whole).all() and (again == whole).all()
+    assert (first == whole).all()
+    assert (again == whole).all()
     monkeypatch.undo()
     monkeypatch.setattr(predict, "KEPT", 8 * 3 * 64**2 - 1)
     predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=(large := []))
@@ -124,7 +125,9 @@ def test_the_table_shows_both_units(capsys):
     score.print_table("onnx", {"common": numbers})
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.split()[:2] == ["common", "2"]
-    assert "5.500" in line and "7.500" in line and "50.00" in line
+    assert "5.500" in line
+    assert "7.500" in line
+    assert "50.00" in line
 
 
 def test_errors_by_yaw(capsys):
@@ -141,8 +144,10 @@ def test_errors_by_yaw(capsys):
 def test_yaws_of_the_annotation(drawn_set):
     prepared = PreparedSet(drawn_set)
     yaws = score.true_yaws(prepared)
-    assert yaws.keys() == prepared.tests.keys() and len(yaws["test"]) == 8
-    assert (yaws["test"] >= 0).all() and yaws["test"].std() > 1
+    assert yaws.keys() == prepared.tests.keys()
+    assert len(yaws["test"]) == 8
+    assert (yaws["test"] >= 0).all()
+    assert yaws["test"].std() > 1
     prepared.scheme = SCHEMES["eyes"]
     with pytest.raises(UserError, match="head pose: scheme eyes"):
         score.true_yaws(prepared)

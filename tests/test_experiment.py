@@ -129,8 +129,11 @@ def test_records_scores_and_comparison(tmp_path):
     table = experiment.compare(tmp_path)
     assert (tmp_path / "results.md").read_text() == table
     lines = table.splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "gmacs" in lines[0] and "11976192" in lines[2] and "3.142" in lines[2]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+    assert "gmacs" in lines[0]
+    assert "11976192" in lines[2]
+    assert "3.142" in lines[2]
     experiment.record({"exp": "001", "backbone": "resnet50"}, tmp_path)
     assert experiment.read_records(tmp_path)[1]["data"] == "samples-64"
 
@@ -176,7 +179,8 @@ def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):
     assert capsys.readouterr().err == "--exp: 000, the newest experiment\n"
     assert ask("--resume", "--exp") == ("mine", "mine"), "the only one to go on with"
     assert ask("--test", "--exp", "--boxes", "haar")[0] == "000"
-    assert ask("--test")[0] == "none" and ask("--test", "--exp", "mine")[0] == "mine"
+    assert ask("--test")[0] == "none"
+    assert ask("--test", "--exp", "mine")[0] == "mine"
     with pytest.raises(UserError, match="give it a name, or leave --exp out"):
         ask("--train", "--exp")
 

@@ -28,4 +28,5 @@ def test_validation_is_the_error_of_the_list(tiny_weights):
     flipped = experiments.validate(tiny_weights, flip_test=True)
     same = experiments.validate(tiny_weights, change=lambda model: model.load_state_dict(
         checkpoint.read(tiny_weights)["weights"]))
-    assert len({plain, alone, flipped}) == 3 and same == plain
+    assert len({plain, alone, flipped}) == 3
+    assert same == plain

@@ -26,14 +26,18 @@ def test_inputs_outputs_and_metadata(exported):
     model, path = exported
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (images,), outputs = session.get_inputs(), session.get_outputs()
-    assert images.type == "tensor(uint8)" and images.shape[1:] == [3, 64, 64]
+    assert images.type == "tensor(uint8)"
+    assert images.shape[1:] == [3, 64, 64]
     assert isinstance(images.shape[0], str), "any batch"
     assert [o.name for o in outputs] == ["landmarks", "confidence"]
     described = session.get_modelmeta().custom_metadata_map
-    assert described["input_size"] == "64" and described["backbone"] == "mobilenetv3_small_050"
+    assert described["input_size"] == "64"
+    assert described["backbone"] == "mobilenetv3_small_050"
     scheme, crop = json.loads(described["scheme"]), json.loads(described["crop"])
-    assert scheme["name"] == "300W" and len(scheme["mean_face"]) == 68
-    assert crop == model.crop and not path.with_name("net.onnx.tmp").exists()
+    assert scheme["name"] == "300W"
+    assert len(scheme["mean_face"]) == 68
+    assert crop == model.crop
+    assert not path.with_name("net.onnx.tmp").exists()
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
@@ -47,9 +51,11 @@ def test_onnx_equals_pytorch(exported, drawn_set):
         landmarks, confidence = predictor(images[:n])
         assert numpy.abs(landmarks - expected[0][:n].numpy()).max() * 64 < 1e-2
         assert numpy.abs(confidence - expected[1][:n].numpy()).max() < 1e-4
-    assert ((confidence >= 0) & (confidence <= 1)).all() and confidence.std() > 0
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert confidence.std() > 0
     landmarks, confidence = predictor(images[:0])
-    assert landmarks.shape == (0, 68, 2) and confidence.shape == (0, 68)
+    assert landmarks.shape == (0, 68, 2)
+    assert confidence.shape == (0, 68)
 
 
 def test_weights_that_are_halves_take_half_the_file_and_give_the_same(tiny_weights, tmp_path):
@@ -75,7 +81,8 @@ def test_predictor_is_the_same_from_either_file(exported, tiny_weights):
     one, other = Predictor(path), Predictor(tiny_weights)
     for a, b in zip(one(images), other(images)):
         numpy.testing.assert_allclose(a, b, atol=1e-4)
-    assert one.input_size == other.input_size == 64 and one.crop == other.crop
+    assert one.input_size == other.input_size == 64
+    assert one.crop == other.crop
     assert one.scheme.state() == other.scheme.state()
 
 
@@ -181,7 +188,8 @@ def test_a_file_is_exported_anew_as_it_was(tiny_weights, tmp_path):
     checkpoint.save(state, path)
     assert is_stale(path)
     main.export(settings, {"test", "test_onnx"})
-    assert Predictor(path.with_suffix(".onnx")).flip_test and not is_stale(path)
+    assert Predictor(path.with_suffix(".onnx")).flip_test
+    assert not is_stale(path)
     main.export(settings, {"export"})
     assert not Predictor(path.with_suffix(".onnx")).flip_test
 

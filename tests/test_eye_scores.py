@@ -4,19 +4,19 @@ import shutil
 
 import cv2
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
 import main
 from utils import args, checkpoint
 from utils.deploy.export import export_weights
+from utils.detection.refine import refine
+from utils.drowsiness import eyes
 from utils.errors import UserError
-from utils.landmarks import lids
+from utils.evaluation import eyes as scores
+from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
-from utils.testing import eyes as scores
-from utils.video import eyes
-from utils.video.passes import refine
 
 SCHEME = SCHEMES["300W"]
 
@@ -50,8 +50,10 @@ def test_who_is_not_found_or_not_judged_is_not_called_shut():
     found = scores.score(readings)
     assert found["closed"] == {"faces": 4, "not_found": 1, "not_judged": 1}
     assert found["open"] == {"faces": 4, "not_found": 1, "not_judged": 0}
-    assert found["recall"] == 50 and found["false_alarms"] == 25
-    assert found["auc"] == 1 and found["eye_auc"] == 1  # Of the faces found.
+    assert found["recall"] == 50
+    assert found["false_alarms"] == 25
+    assert found["auc"] == 1
+    assert found["eye_auc"] == 1
 
 
 def test_fitted_limits_part_the_states_and_shy_from_false_alarms():
@@ -91,7 +93,7 @@ def test_a_face_is_one_with_all_below_its_eyes_covered(tmp_path):
         path = tmp_path / f"{i:02d}.png"
         cv2.imwrite(str(path), image[..., ::-1])
         points, confidence, _ = refine(predictor, image, [[100 + i, 70, 180 + i, 150]])
-        eye = eyes.look(points[0], confidence[0], SCHEME, lids.Limits())
+        eye = eyes.look(points[0], confidence[0], SCHEME, eyelids.EyeThresholds())
         readings.append(scores.Reading(path, False, points[0], confidence[0], eye))
     assert min(predictor.shares) > 0.95
     predictor.shares.clear()
@@ -124,15 +126,15 @@ def shipped(tiny_weights, weights):
 @pytest.mark.parametrize("suffix", [".pt", ".onnx"])
 def test_limits_are_kept_with_the_weights(shipped, suffix):
     file = shipped.with_suffix(suffix)
-    assert Predictor(file).eyes == lids.Limits()
-    limits = lids.Limits(0.125, 0.25, 0.5, 0.0625)
+    assert Predictor(file).eyes == eyelids.EyeThresholds()
+    limits = eyelids.EyeThresholds(0.125, 0.25, 0.5, 0.0625)
     scores.keep(limits, None, file)
     assert Predictor(file).eyes == limits
     assert [path.name for path in shipped.parent.glob("*.tmp")] == []
 
 
 def test_a_file_exported_later_has_them_too(shipped):
-    limits, before = lids.Limits(0.125, 0.25, 0.5, 0.0625), checkpoint.read(shipped)
+    limits, before = eyelids.EyeThresholds(0.125, 0.25, 0.5, 0.0625), checkpoint.read(shipped)
     scores.keep(limits, None, shipped)
     after = checkpoint.read(shipped)
     assert {name for name in after if name not in before or name == "eyes"} == {"eyes"}
@@ -161,7 +163,7 @@ def test_the_command(shipped, tmp_path, monkeypatch, capsys):
             points, confidence = super().__call__(images)
             for i, image in enumerate(images):
                 if image[len(image) // 2, len(image) // 2, 0] < 70:
-                    points[i] = lids.close(points[i], self.scheme)
+                    points[i] = eyelids.close(points[i], self.scheme)
             return points, confidence
 
     monkeypatch.setattr(scores, "Predictor", Seeing)
@@ -170,10 +172,12 @@ def test_the_command(shipped, tmp_path, monkeypatch, capsys):
     main.dispatch(args.parse(["--fit-eyes", "--test-eyes", "--exp", str(shipped), "--data-dir",
                               str(folder), "--report", str(report)]))
     text, numbers = capsys.readouterr().out, json.loads(report.read_text())
-    assert numbers["recall"] == pytest.approx(100 * 20 / 21) and numbers["false_alarms"] == 0
+    assert numbers["recall"] == pytest.approx(100 * 20 / 21)
+    assert numbers["false_alarms"] == 0
     assert numbers["closed"]["not_found"] == numbers["open"]["not_found"] == 1
-    assert numbers["auc"] == 1 and "recall 95.2 %, false alarms 0.0 %" in text
-    assert Predictor(shipped).eyes != lids.Limits()
+    assert numbers["auc"] == 1
+    assert "recall 95.2 %, false alarms 0.0 %" in text
+    assert Predictor(shipped).eyes != eyelids.EyeThresholds()
     drawn = {path.name for path in shipped.parent.glob("mine-eyes-*.png")}
     assert drawn == {"mine-eyes-roc.png", "mine-eyes-worst.png"}
     assert cv2.imread(str(shipped.with_name("mine-eyes-worst.png"))).shape[:2] == (800, 1600)
@@ -196,11 +200,13 @@ def test_a_second_look_at_a_face_that_fills_the_picture():
     shy.first = []
     detector = painted_faces.Detector("shy", shy, (0, 0, 1)).thorough()
     image = numpy.zeros((80, 100, 3), numpy.uint8)
-    assert detector(image).tolist() == [[0, 5, 90, 100, 0.9]] and seen == [(80, 100, 3),
+    assert detector(image).tolist() == [[0, 5, 90, 100, 0.9]]
+    assert seen == [(80, 100, 3),
                                                                            (180, 200, 3)]
     shy.first = [[10, 10, 95, 75, 0.5]]  # Large, and doubtful: look again.
     assert detector(image)[0, 4] == 0.9
     shy.first = [[10, 10, 95, 75, 0.95]]  # Surer at the first look.
     assert detector(image)[0, :2].tolist() == [10, 10]
     shy.first, seen[:] = [[10, 10, 60, 60, 0.5]], []  # Small enough: once is enough.
-    assert detector(image)[0, 4] == 0.5 and len(seen) == 1
+    assert detector(image)[0, 4] == 0.5
+    assert len(seen) == 1

@@ -4,15 +4,15 @@ import shutil
 
 import cv2
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
 from utils.args import load_args
 from utils.data import eye_states, pseudo_labels
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.errors import UserError
-from utils.landmarks import lids
+from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES
 from utils.training import trainer
 
@@ -64,12 +64,14 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
         in capsys.readouterr().out
     problems = (output / "problems.txt").read_text()
     assert "broken.jpg: it cannot be read" in problems
-    assert "none.png: no face was found" in problems and "notes" not in problems
+    assert "none.png: no face was found" in problems
+    assert "notes" not in problems
     joined = PreparedSet(output)
     added = joined.lists["train"].points[len(before.lists["train"]):]
     assert len(added) == 2 * pseudo_labels.REPEAT + 1
-    ratio = numpy.array([lids.aspect_ratios(face, SCHEMES["300W"]) for face in added]).mean(1)
-    assert (ratio[:-1] < 0.06).all() and ratio[-1] > 0.2
+    ratio = numpy.array([eyelids.aspect_ratios(face, SCHEMES["300W"]) for face in added]).mean(1)
+    assert (ratio[:-1] < 0.06).all()
+    assert ratio[-1] > 0.2
     # The nominal crop lies around the larger face, as the set's rule says, and the picture with it.
     low, high = added[-1].min(0), added[-1].max(0)
     assert (high - low).max() == pytest.approx(1 / before.crop["scale"], abs=0.01)
@@ -79,7 +81,8 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
         len(before.lists[name]) for name in ("val", "test")]
     with open(output / "sources.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if row[2] == "eyes"]
-    assert len(rows) == 3 and rows[0][1].endswith("a.png")
+    assert len(rows) == 3
+    assert rows[0][1].endswith("a.png")
     # It is what is trained on.
     folder = trainer.train(load_args({
         "data_dir": str(output), "exp": "joined", "backbone": "mobilenetv3_small_050",
@@ -123,7 +126,8 @@ def test_names_choose_photos(photos, tmp_path):
     found = eye_states.list_photos(photos, f"{names}:train")
     assert [path.name for path, _ in found] == ["a.png", "c.png"]
     both = eye_states.list_photos(photos, f"{names}:train,final")
-    assert both == eye_states.list_photos(photos, names) and len(both) == 3
+    assert both == eye_states.list_photos(photos, names)
+    assert len(both) == 3
     for text, part, message in (
             ("closed/a.png x y\n", "", "names.txt:1: expected closed/NAME"),
             ("a.png\n", "", "names.txt:1: expected closed/NAME"),

@@ -2,9 +2,9 @@
 import numpy
 import pytest
 
+from utils.drowsiness import eyes
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES, get_scheme, read_scheme
-from utils.video import eyes
 
 
 def face(scheme, ratio):
@@ -48,25 +48,28 @@ def look(ratios, size=80, **limits):
     points = face(scheme, ratios[1])
     points[36:42] = face(scheme, ratios[0])[36:42]
     limits = {"shut": 0.06, "open": 0.32, "closed_below": 0.2} | limits
-    return eyes.look(points * size / 80, numpy.full(68, 0.3), scheme, eyes.Limits(**limits))
+    return eyes.look(points * size / 80, numpy.full(68, 0.3), scheme, eyes.EyeThresholds(**limits))
 
 
 def test_openness_lies_between_the_limits():
     found = look((0.06, 0.32))
-    assert found.openness == pytest.approx((0, 1)) and found.closed is False
+    assert found.openness == pytest.approx((0, 1))
+    assert found.closed is False
     assert look((0.02, 0.5)).openness == (0, 1)
     assert look((0.2, 0.2), shut=0.1, open=0.3).openness == pytest.approx((0.5, 0.5))
 
 
 def test_closed_is_of_both_eyes():
-    assert look((0.07, 0.08)).closed is True and look((0.07, 0.3)).closed is False
+    assert look((0.07, 0.08)).closed is True
+    assert look((0.07, 0.3)).closed is False
     assert look((0.15, 0.15)).closed is False
     assert look((0.15, 0.15), closed_below=0.5).closed is True
 
 
 def test_an_eye_that_cannot_be_judged_is_none():
     small = look((0.3, 0.3), size=3.9)
-    assert small.openness == (None, None) and small.closed is None
+    assert small.openness == (None, None)
+    assert small.closed is None
     assert look((0.3, 0.3), size=4.5).closed is False
     assert look((0.3, 0.3), min_confidence=0.4).closed is None
     # Half of the face is outside of the picture.
@@ -74,11 +77,13 @@ def test_an_eye_that_cannot_be_judged_is_none():
     points = face(scheme, 0.02) + 10
     for shape, judged in (((50, 300, 3), (True, True)), ((50, 280, 3), (True, False)),
                           ((50, 80, 3), (False, False)), ((9, 300, 3), (False, False))):
-        found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.Limits(), shape)
+        found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.EyeThresholds(), shape)
         assert tuple(value is not None for value in found.openness) == judged
     # A face turned away shows one eye.
     scheme = SCHEMES["300W"]
     points = face(scheme, 0.3)
     points[42:48, 0] = 200 + (points[42:48, 0] - 200) * 0.4
-    found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.Limits())
-    assert found.openness[1] is None and found.openness[0] > 0.9 and found.closed is False
+    found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.EyeThresholds())
+    assert found.openness[1] is None
+    assert found.openness[0] > 0.9
+    assert found.closed is False

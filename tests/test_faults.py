@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-import warm as warm_module
+from helpers import warm as warm_module
 
 from nets.model import LandmarkNet
 from utils import checkpoint
@@ -19,7 +19,7 @@ from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
 from utils.training import engine, gssl, loss
-from utils.training.distributed import Ranks
+from utils.training.ddp import Ranks
 from utils.training.trainer import Trainer
 
 BACKBONE = "mobilenetv3_small_050"
@@ -103,8 +103,10 @@ def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value
 
     training_.skips.step = look.__get__(training_.skips)
     assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1 and training_.skips.in_a_row == 0
-    assert before["steps"] == 5 and len(training_.losses) == 5
+    assert training_.skips.skipped == 1
+    assert training_.skips.in_a_row == 0
+    assert before["steps"] == 5
+    assert len(training_.losses) == 5
     assert numpy.isfinite(training_.losses).all()
     assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
 
@@ -120,7 +122,8 @@ def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
 
     parameter.register_hook(spoil)
     assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1 and torch.isfinite(parameter).all()
+    assert training_.skips.skipped == 1
+    assert torch.isfinite(parameter).all()
 
 
 def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
@@ -150,14 +153,16 @@ def test_a_rate_below_the_least_does_not_rise():
 def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
     training_ = training(warm.faces, tmp_path, {0, 2, 6, 8})
     assert training_.train_epoch(0)
-    assert training_.skips.skipped == 4 and len(training_.losses) == 2
+    assert training_.skips.skipped == 4
+    assert len(training_.losses) == 2
 
 
 def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
     # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
     training_ = training(warm.faces, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
     assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1 and len(training_.losses) == 1
+    assert training_.skips.skipped == 1
+    assert len(training_.losses) == 1
     assert training_.scaler.get_scale() < 1
     training_ = training(warm.faces, tmp_path, range(100), float("inf"), scaled=True)
     with pytest.raises(UserError, match="3 steps in a row"):
@@ -191,7 +196,8 @@ def test_one_unreadable_image_is_named_once_and_replaced(warm, tmp_path):
     assert child.code == 0, child.text
     # 46 faces, 40 of them an epoch, three epochs: it is met more than once.
     assert child.text.count(f"{images[3]}: cannot be read; the next image takes its place") == 1
-    assert child.text.count("cannot be read") == 1 and "Traceback" not in child.text
+    assert child.text.count("cannot be read") == 1
+    assert "Traceback" not in child.text
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "all"])
@@ -213,7 +219,8 @@ def test_unreadable_images_are_counted_over_all_ranks(warm, tmp_path):
                           "--batch-size", 2)
     assert [c.code for c in children] == [2, 2]
     for child in children:
-        assert "2 of 46 training images" in child.text and "Traceback" not in child.text
+        assert "2 of 46 training images" in child.text
+        assert "Traceback" not in child.text
 
 
 @contextlib.contextmanager
@@ -240,7 +247,9 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_still_loads(warm):
         child = warm.run("--resume", "--exp", "full")
         assert child.code == 2 and "Traceback" not in child.text, child.text
         last = child.text.strip().splitlines()[-1]
-        assert last.startswith("error:") and "No space left" in last and "--resume" in last
+        assert last.startswith("error:")
+        assert "No space left" in last
+        assert "--resume" in last
         assert (folder / "last.pt").read_bytes() == before
         assert checkpoint.read(folder / "last.pt")["step"] == 2
         assert not list(folder.glob("*.tmp"))
@@ -273,7 +282,8 @@ def test_a_killed_loader_process_is_one_line(warm, monkeypatch):
     child.wait()
     assert child.code == 2 and "Traceback" not in child.text, child.text
     last = child.text.strip().splitlines()[-1]
-    assert last.startswith("error: a loader process was killed") and "fewer --workers" in last
+    assert last.startswith("error: a loader process was killed")
+    assert "fewer --workers" in last
     assert "go on with --resume --exp starved" in last
     assert checkpoint.read(warm.folder("starved") / "last.pt")["epoch"] >= 1
     # Under main.sh it is a crash, and torchrun starts it again.
@@ -295,7 +305,8 @@ def test_a_loader_process_that_dies_while_it_sends_a_batch(tmp_path, monkeypatch
     with pytest.raises(RuntimeError) as found:
         engine.next_batch(Batches())
     mistake = engine.loader_mistake(found.value, tmp_path / "exp")
-    assert isinstance(mistake, UserError) and "a loader process was killed" in str(mistake)
+    assert isinstance(mistake, UserError)
+    assert "a loader process was killed" in str(mistake)
 
 
 def test_no_room_for_the_loaders_batches(tmp_path):

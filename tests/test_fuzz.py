@@ -8,7 +8,7 @@ import cv2
 import hypothesis
 import numpy
 import pytest
-import small_sets
+from helpers import small_sets
 from hypothesis import strategies
 
 from utils import args
@@ -114,7 +114,8 @@ def test_images(photos, prepared, settings, capsys):
             stored.write_bytes(content)
             samples = dataset.FaceDataset(faces.lists["train"], faces.margin, 32)
             image, landmarks, _, bad = samples[0]
-            assert image.shape == (32, 32, 3) and bad in (-1, 0)
+            assert image.shape == (32, 32, 3)
+            assert bad in (-1, 0)
             assert landmarks.isfinite().all()
         except UserError as error:
             assert str(stored) in str(error)
@@ -135,10 +136,12 @@ def test_lists(prepared, settings):
         (prepared / "train.txt").write_bytes(content)
         try:
             faces = dataset.PreparedSet(prepared).lists["train"]
-            assert faces.points.shape == (len(faces), 68, 2) and len(faces)
+            assert faces.points.shape == (len(faces), 68, 2)
+            assert len(faces)
             assert numpy.isfinite(faces.points).all()
         except UserError as error:
-            assert str(prepared) in str(error) and str(error).count("\n") <= 1
+            assert str(prepared) in str(error)
+            assert str(error).count("\n") <= 1
         finally:
             (prepared / "train.txt").write_bytes(sound)
 
@@ -162,6 +165,7 @@ def test_args_files(tmp_path, settings):
             for name, kind in args.KINDS.items():
                 assert isinstance(getattr(request.args, name), kind), name
         except UserError as error:
-            assert "mine.yaml" in str(error) and str(error).count("\n") <= 1
+            assert "mine.yaml" in str(error)
+            assert str(error).count("\n") <= 1
 
     case()

@@ -6,12 +6,11 @@ import signal
 
 import cv2
 import numpy
-import own_sets
 import pytest
-import small_sets
 import yaml
+from helpers import own_sets, small_sets
 
-from utils.data import cutting, generator, sheet
+from utils.data import cropping, generator, sheet
 from utils.data.dataset import PreparedSet
 from utils.data.drawn_faces.render import render
 from utils.data.generator import DataGenerator
@@ -44,7 +43,9 @@ def test_lists_of_300w(prepared):
     counts = {name: len(faces) for name, faces in prepared.lists.items()}
     assert counts["train"] + counts["val"] == 13
     assert (counts["test"], counts["test_common"], counts["test_challenge"]) == (6, 4, 2)
-    assert prepared.scheme.name == "300W" and prepared.margin == 1.6 and prepared.size == 64
+    assert prepared.scheme.name == "300W"
+    assert prepared.margin == 1.6
+    assert prepared.size == 64
     assert prepared.crop == {"rule": "square", "scale": 1.2}
     for faces in prepared.lists.values():
         for path in faces.images:
@@ -69,11 +70,13 @@ def test_a_set_holds_out_in_a_merged_one_what_it_holds_out_alone():
 
     first, second = faces("first", 400), faces("second", 300)
     alone, merged = held_out(first), held_out(first, second)
-    assert len(alone) == 40 and len(merged) == 70
+    assert len(alone) == 40
+    assert len(merged) == 70
     of_first = {group for group in merged if group.startswith("first")}
     # The share is of the merged set, so that a few at the margin change sides.
     assert of_first <= alone or alone <= of_first
-    assert 30 < len(of_first) < 50 and held_out(second, first) == merged
+    assert 30 < len(of_first) < 50
+    assert held_out(second, first) == merged
     twins = [face for face in first[:50] for _ in range(3)]
     assert len(held_out(twins)) == 5
 
@@ -85,7 +88,7 @@ def test_a_photo_in_training_and_test_is_told(tmp_path, capsys):
             in capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("word, split", [("validation", "val"), ("Testing", "test"),
+@pytest.mark.parametrize(("word", "split"), [("validation", "val"), ("Testing", "test"),
                                          ("trainset", "train"), ("of_2019", None)])
 def test_lists_go_by_many_names(word, split):
     assert split_of(["photos", word]) == split
@@ -94,7 +97,8 @@ def test_lists_go_by_many_names(word, split):
 def test_lines_lead_back_to_the_photo(w300, prepared):
     faces = prepared.lists["test_challenge"]
     for image, points, box, photo in zip(faces.images, faces.points, faces.boxes, faces.photos):
-        assert photo.is_file() and photo.is_relative_to(w300)
+        assert photo.is_file()
+        assert photo.is_relative_to(w300)
         truth = numpy.array([line.split() for line in photo.with_suffix(".pts").read_text()
                              .splitlines()[3:-1]], float) - 1
         numpy.testing.assert_allclose(crop.to_photo(points, box), truth, atol=1e-3)
@@ -227,7 +231,7 @@ def test_an_interrupted_set_is_made_again(w300, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies(w300, tmp_path, monkeypatch):
-    monkeypatch.setattr(cutting, "image_of", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(cropping, "image_of", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="worker process was killed.*workers"):
         DataGenerator(w300, 64, tmp_path / "out", workers=1).run()
 
@@ -239,7 +243,7 @@ def test_bad_options(options):
         DataGenerator("300W", **options)
 
 
-@pytest.mark.parametrize("flags, message", [
+@pytest.mark.parametrize(("flags", "message"), [
     ("--labelled SET --target-size 256", "target_size: without effect beside labelled; leave it"),
     ("--labelled SET --margin 1.6 --exif obey --workers 1", "^exif, margin, workers: without eff"),
     ("--labelled SET --names list.txt", "^names: without effect beside labelled; .*those of SET"),
@@ -263,12 +267,15 @@ def test_merge_300w_and_wflw_as_68(w300, tmp_path, capsys):
     assert prepared.scheme.name == "300W"
     counts = {name: len(faces) for name, faces in prepared.lists.items()}
     assert counts["train"] + counts["val"] == 13 + 4
-    assert counts["test"] == 6 + 3 and counts["test_300W"] == 6 and counts["test_WFLW"] == 3
+    assert counts["test"] == 6 + 3
+    assert counts["test_300W"] == 6
+    assert counts["test_WFLW"] == 3
     names = [p.name for faces in prepared.lists.values() for p in faces.images]
     assert all(name.startswith(("300W_", "WFLW_")) for name in names)
     out = capsys.readouterr().out
     rows = [line.split()[:4] for line in out.splitlines()]
-    assert ["WFLW", "train", "4", "7500"] in rows and ["300W", "afw", "6", "337"] in rows
+    assert ["WFLW", "train", "4", "7500"] in rows
+    assert ["300W", "afw", "6", "337"] in rows
     assert prepared.folder.name == "both"
     # Published units differ by source: the stretched box of 300W, the given box of WFLW.
     wflw = prepared.lists["test_WFLW"]
@@ -309,12 +316,14 @@ def test_published_faces_reach_out_of_the_photo(tmp_path, capsys):
     path.write_text("\n".join(map(" ".join, lines)) + "\n")
     prepared = prepare(data, tmp_path / "out")
     faces = prepared.lists["test"]
-    assert len(faces) == 2 and "far outside the photo" in capsys.readouterr().out
+    assert len(faces) == 2
+    assert "far outside the photo" in capsys.readouterr().out
     cut = [face for face in range(2) if faces.boxes[face, 0] < 0]
     assert len(cut) == 1
     # Published units are of what the authors cut out: the part inside the photo.
     low, high = faces.published[cut[0], :2], faces.published[cut[0], 2:]
-    assert low[0] == 0 and high[0] == pytest.approx(
+    assert low[0] == 0
+    assert high[0] == pytest.approx(
         far[:, 0].max() - far[:, 0].min() - 0.4 * side + 0.1 * numpy.ptp(far[:, 0]), abs=0.1)
     prepared.tell_incomplete()
     assert ("note: other faces than published: WFLW train 4 of 7500, WFLW test 2 of 2500"
@@ -329,11 +338,13 @@ def test_wflw_subset_lists(tmp_path, capsys):
     (data / "WFLW_annotations" / "list_98pt_test" / "list_98pt_test_blur.txt").write_text(
         f"{' '.join(fields[:196])} {fields[206]}\n{' '.join(fields[:196])} other.png\n")
     prepared = prepare(data, tmp_path / "out")
-    assert prepared.scheme.name == "WFLW" and len(prepared.lists["test"]) == 3
+    assert prepared.scheme.name == "WFLW"
+    assert len(prepared.lists["test"]) == 3
     assert prepared.tests.keys() == {"test", "blur"}
     assert prepared.tests["blur"].images == [prepared.tests["test"].images[1]]
     out = capsys.readouterr().out
-    assert "no test_makeup" in out and "line 2: no such test face" in out
+    assert "no test_makeup" in out
+    assert "line 2: no such test face" in out
     assert ["WFLW", "test", "3", "2500", "0", "3"] in [row.split() for row in out.splitlines()]
     mapped = prepare(data, tmp_path / "68", scheme="300W")
     assert mapped.lists["test_blur"].points.shape == (1, 68, 2)
@@ -369,7 +380,8 @@ def test_a_custom_set_from_the_command_line(tmp_path, capsys):
                         "--target-size", "64", "--workers", "1"])
         sets.append(PreparedSet(tmp_path / f"{source}-64"))
     for prepared in sets:
-        assert prepared.scheme.name == "square" and prepared.scheme.flip.tolist() == [1, 0, 3, 2, 4]
+        assert prepared.scheme.name == "square"
+        assert prepared.scheme.flip.tolist() == [1, 0, 3, 2, 4]
         assert len(prepared.lists["test"]) == 2
         assert len(prepared.lists["train"]) + len(prepared.lists["val"]) == 8
         assert numpy.isfinite(prepared.scheme.mean_face).all()
@@ -393,15 +405,18 @@ def test_point_count_and_scheme_are_both_named(tmp_path):
 def test_set_yaml_holds_the_scheme(prepared):
     description = yaml.safe_load((prepared.folder / "set.yaml").read_text())
     assert description["scheme"]["flip"] == SCHEMES["300W"].flip.tolist()
-    assert description["layouts"] == ["300W"] and not prepared.drawn
+    assert description["layouts"] == ["300W"]
+    assert not prepared.drawn
 
 
 @pytest.mark.slow
 def test_the_real_300w(shared, tmp_path):
     prepared = PreparedSet(DataGenerator(shared / "data" / "300W", 256, tmp_path / "set").run())
     counts = {name: len(faces) for name, faces in prepared.lists.items()}
-    assert counts["train"] + counts["val"] == 2012 and counts["test"] == 224
-    assert counts["test_common"] == 224 and "test_challenge" not in counts
+    assert counts["train"] + counts["val"] == 2012
+    assert counts["test"] == 224
+    assert counts["test_common"] == 224
+    assert "test_challenge" not in counts
     assert 80 <= counts["val"] <= 120
     photos = collections.Counter(p.stem.split("_")[-2] for p in prepared.lists["val"].images
                                  if "afw" in p.stem)
@@ -435,9 +450,11 @@ def test_opencv_threads_of_the_caller_do_not_hang_the_workers(tmp_path):
 def test_the_set_ends_with_a_sheet_of_its_faces(w300, tmp_path, capsys):
     folder = prepare(w300, tmp_path / "out").folder
     last = capsys.readouterr().out.splitlines()[-1]
-    assert str(folder / "sheet.png") in last and f"utils.data.sheet {folder}" in last
+    assert str(folder / "sheet.png") in last
+    assert f"utils.data.sheet {folder}" in last
     with_numbers = cv2.imread(str(folder / "sheet.png"))
-    assert with_numbers.shape[1] == 6 * 480 and with_numbers.std() > 5
+    assert with_numbers.shape[1] == 6 * 480
+    assert with_numbers.std() > 5
     plain, numbered = (sheet.prepared(folder, numbered=n, count=99) for n in (False, True))
     assert len(plain) == len(numbered)
     # The same faces in another order, and numbers on top.

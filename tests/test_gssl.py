@@ -17,7 +17,7 @@ from utils.data.dataset import FaceDataset, FaceList, PreparedSet
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
 from utils.training import engine, gssl, loss, trainer
-from utils.training.distributed import Ranks
+from utils.training.ddp import Ranks
 from utils.training.launch import Stop
 
 EYES = SCHEMES["eyes"]
@@ -64,7 +64,7 @@ def _touched(maps, face):
             if any(tensors[name].grad[face].abs().sum() > 0 for name in names)}
 
 
-@pytest.mark.parametrize("task, taught", [("cls3", "quarter"), ("cls2", "half"), ("std", "fine")])
+@pytest.mark.parametrize(("task", "taught"), [("cls3", "quarter"), ("cls2", "half"), ("std", "fine")])
 def test_the_task_of_a_round_says_which_maps_and_faces_give_loss(task, taught):
     head = PIPHead(4, EYES, 5)
     maps = _maps()
@@ -169,7 +169,9 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     settings = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
     args = _args(drawn_set, unlabelled_set, **settings)
     first, *later = [rates(round, args) for round in gssl.plan(args)]
-    assert first[:10] == sorted(first[:10]) and first[0] < 0.1 and set(first[10:]) == {0.5}
+    assert first[:10] == sorted(first[:10])
+    assert first[0] < 0.1
+    assert set(first[10:]) == {0.5}
     # The rounds go down one cosine between them.
     later = numpy.concatenate(later)
     cosine = 0.5 * (1 + numpy.cos(numpy.pi * numpy.arange(60) / 60))
@@ -181,7 +183,7 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     assert [numpy.argmax(found) for found in every] == [9] + 5 * [5]
 
 
-@pytest.mark.parametrize("preset, asked, epochs", [
+@pytest.mark.parametrize(("preset", "asked", "epochs"), [
     ("paper", 0, [60] * 6), ("paper", 7, [60] + 5 * [7]), ("default", 0, [60, 10, 10, 10]),
     ("default", 7, [60, 7, 7, 7]), ("default", 0, [9, 2, 2, 2]), ("default", 0, [8, 2, 2]),
     ("default", 0, [1, 1])])
@@ -270,7 +272,8 @@ def test_the_list_of_a_round(drawn_set, unlabelled_set):
     faces, extra = prepared.lists["train"].take([0, 1]), unlabelled.read(unlabelled_set, prepared)
     points = numpy.random.default_rng(0).random((12, 3, 2))
     joined, labelled = gssl.join(faces, extra, points, (4, 7, 9), 1 / 3)
-    assert labelled == 6 and len(joined) == 18
+    assert labelled == 6
+    assert len(joined) == 18
     assert [i.name for i in joined.images[:6]] == [i.name for i in faces.images] * 3
     numpy.testing.assert_array_equal(joined.points[:2], faces.points)
     numpy.testing.assert_array_equal(joined.points[6:, [4, 7, 9]], points)
@@ -356,7 +359,8 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
         assert (folder / name).is_file()
     state = checkpoint.read(folder / "last.pt")
     assert (state["round"], state["epoch"], state["step"]) == (2, 1, 0)
-    assert state["args"]["gssl"] and state["args"]["seed"] == 0
+    assert state["args"]["gssl"]
+    assert state["args"]["seed"] == 0
     # The optimiser's moments went on from round to round, through all steps.
     assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {4 + 2 * 3}
     capsys.readouterr()

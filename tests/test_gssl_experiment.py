@@ -5,7 +5,7 @@ import pytest
 from utils.training import gssl
 
 
-@pytest.mark.parametrize("labelled, without, steps, rounds, done", [
+@pytest.mark.parametrize(("labelled", "without", "steps", "rounds", "done"), [
     (180, 1795, 1500, 3, 3), (180, 1795, 6000, 15, 13), (1918, 5749, 9000, 15, 13),
     (1918, 5749, 1500, 15, 2)])
 def test_the_experiments_methods_have_equal_steps(labelled, without, steps, rounds, done):
@@ -30,6 +30,7 @@ def test_the_committed_list_is_the_rules_choice(shared):
     faces = READERS["300W"].read(shared / "data" / "300W", [])
     names = [face.name for face in faces if "train" in face.lists]
     chosen = gssl_experiment.LIST.read_text().split()
-    assert len(names) == 2012 and len(chosen) == 200
+    assert len(names) == 2012
+    assert len(chosen) == 200
     assert gssl_experiment.choose(names) == chosen
     assert gssl_experiment.choose(names[::-1]) == chosen

@@ -6,15 +6,15 @@ import cv2
 import numpy
 import pytest
 import torch
-from own_sets import FACE, FIVE, QUICK
+from helpers.own_sets import FACE, FIVE, QUICK
 
 from utils.args import load_args
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.data.readers import annotations
 from utils.errors import UserError
+from utils.evaluation import predict, score
 from utils.landmarks.schemes import read_scheme
-from utils.testing import predict, score
 from utils.training import trainer
 
 # COCO's visibility of each point of the test's faces: 2 seen, 1 covered, 0 not labelled.
@@ -75,12 +75,14 @@ def test_cvat_points_that_are_shapes_of_their_own(tmp_path):
         return annotations.read(path, problems, scheme), problems
 
     faces, problems = read([' group_id="1"', ' group_id="2"'])
-    assert not problems and [face.hidden.tolist() for face in faces] == [
+    assert not problems
+    assert [face.hidden.tolist() for face in faces] == [
         [False, False, False, True, False]] * 2
     assert faces[0].points[0] == pytest.approx(FACE[0])
     assert faces[1].points[0] == pytest.approx(FACE[0] + [50, 0])
     faces, problems = read(["", ""])
-    assert not faces and "points without a group_id: point 0 is there twice" in problems[0][1]
+    assert not faces
+    assert "points without a group_id: point 0 is there twice" in problems[0][1]
 
 
 def test_a_set_keeps_the_flags(own_set):
@@ -89,7 +91,8 @@ def test_a_set_keeps_the_flags(own_set):
     assert faces.take([1]).hidden.tolist() == [[False, False, True, True, False]]
     visible = faces.visible()
     # Nothing of the last face is seen.
-    assert len(visible) == 3 and visible.images == faces.images[:3]
+    assert len(visible) == 3
+    assert visible.images == faces.images[:3]
     assert numpy.isnan(visible.points[..., 0]).tolist() == [[f < 2 for f in flags]
                                                             for flags in VISIBILITY[:3]]
     assert numpy.isfinite(faces.points[3]).all()
@@ -102,7 +105,8 @@ def test_a_set_without_flags_stays_as_it_was(tmp_path, capsys):
     assert "annotations train " in capsys.readouterr().out
     assert (folder / "sources.csv").read_text().splitlines()[0].endswith("published_y_max")
     faces = PreparedSet(folder).lists["train"]
-    assert faces.hidden is None and faces.visible() is faces
+    assert faces.hidden is None
+    assert faces.visible() is faces
 
 
 def test_wrong_flags_are_named(own_set, tmp_path):
@@ -152,7 +156,8 @@ def test_the_test_scores_them_apart(own_set, capsys):
     assert parts["hidden"] == {"faces": 3, "points": 8, "nme": pytest.approx(20, rel=1e-5)}
     part = prepared.scheme.subset([0, 1])
     parts = score.by_visibility((faces.points + off)[:, :2], nme, faces, part, prepared.scheme)
-    assert parts["hidden"]["points"] == 2 and parts["visible"]["points"] == 4
+    assert parts["hidden"]["points"] == 2
+    assert parts["visible"]["points"] == 4
     score.print_by_visibility("test", parts | {"hidden": {"faces": 0, "points": 0, "nme": None}})
     assert capsys.readouterr().out == ("test: NME % of points, visible: 10.000 (4 points of 2 "
                                        "faces), hidden: no point\n")

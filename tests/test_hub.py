@@ -31,7 +31,8 @@ def test_torch_hub_loads_a_shipped_model_and_a_file_from_anywhere(tmp_path, tiny
 def test_the_citation_names_the_paper():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     paper = found["preferred-citation"]
-    assert found["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= found.keys()
+    assert found["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= found.keys()
     assert [a["family-names"] for a in paper["authors"]] == ["Jin", "Liao", "Shao"]
     number = paper["identifiers"][0]["value"].removeprefix("arXiv:")
     assert f"arXiv {number}" in (ROOT / "README.md").read_text()

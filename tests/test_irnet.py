@@ -6,7 +6,7 @@ from nets import irnet
 HEADS_68_10 = (512 + 1) * (68 + 2 * 68 + 2 * 680)
 
 
-@pytest.mark.parametrize("depth, millions", [(18, 11.98), (50, 31.54), (100, 53.11)])
+@pytest.mark.parametrize(("depth", "millions"), [(18, 11.98), (50, 31.54), (100, 53.11)])
 def test_parameter_count_with_heads_is_the_published_one(depth, millions):
     with torch.device("meta"):
         model = irnet.IRNet(depth)
@@ -50,7 +50,8 @@ def test_a_relu_network_has_no_prelu_weights():
     with torch.device("meta"):
         prelu, relu = irnet.IRNet(18), irnet.IRNet(18, "relu")
     extra = set(prelu.state_dict()) - set(relu.state_dict())
-    assert len(extra) == 1 + 8 and all(name.endswith("act.weight") for name in extra)
+    assert len(extra) == 1 + 8
+    assert all(name.endswith("act.weight") for name in extra)
 
 
 def test_every_parameter_learns():

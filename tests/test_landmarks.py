@@ -65,7 +65,7 @@ def test_divisor_is_a_pair_of_mirror_partners(scheme):
         assert scheme.mean_face[first, 0] < scheme.mean_face[second, 0]
 
 
-@pytest.mark.parametrize("name, first", [("300W", 36), ("WFLW", 60), ("eyes", 0), ("COFW", 8)])
+@pytest.mark.parametrize(("name", "first"), [("300W", 36), ("WFLW", 60), ("eyes", 0), ("COFW", 8)])
 def test_eyes_are_contours_that_start_at_a_corner(name, first):
     scheme = SCHEMES[name]
     right, left = scheme.eyes
@@ -84,7 +84,7 @@ def test_eyes_scheme_is_points_36_to_47_of_300w():
     assert eyes.flip.tolist() == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]  # FACTS.md, from 0
 
 
-@pytest.mark.parametrize("name, points", [("eyes", range(36, 48)), ("mouth", range(48, 68)),
+@pytest.mark.parametrize(("name", "points"), [("eyes", range(36, 48)), ("mouth", range(48, 68)),
                                           ("brows", range(17, 27)), ("contour", range(17))])
 def test_parts_of_a_set_by_name(name, points):
     whole = SCHEMES["300W"]
@@ -93,11 +93,13 @@ def test_parts_of_a_set_by_name(name, points):
     assert set(part.regions) == set(landmarks.PARTS[name])
     # Of another set they are that one's own points.
     wflw = landmarks.model_scheme(name, SCHEMES["WFLW"])
-    assert wflw.base == "WFLW" and wflw.points == {"eyes": 16, "mouth": 20, "brows": 18,
+    assert wflw.base == "WFLW"
+    assert wflw.points == {"eyes": 16, "mouth": 20, "brows": 18,
                                                    "contour": 33}[name]
     for region, indices in wflw.regions.items():
         assert [wflw.indices[i] for i in indices] == SCHEMES["WFLW"].regions[region]
-    assert landmarks.fits(part, whole) and not landmarks.fits(wflw, whole)
+    assert landmarks.fits(part, whole)
+    assert not landmarks.fits(wflw, whole)
 
 
 def test_a_part_that_a_scheme_has_not():
@@ -166,7 +168,7 @@ def test_subset_keeps_order_partners_and_regions():
     assert SCHEMES["300W"].subset([30, 33]).divisor is None
 
 
-@pytest.mark.parametrize("indices, message", [
+@pytest.mark.parametrize(("indices", "message"), [
     ([36], "partner 45"), ([68], "0..67, not 68"), ([-1], "not -1"), ([30, 30], "different"),
     ([], "different")])
 def test_bad_subsets(indices, message):
@@ -275,7 +277,7 @@ def test_read_scheme_with_the_least(tmp_path):
         scheme.with_mean_face([[0, 0], [1, 0]])
 
 
-@pytest.mark.parametrize("text, message", [
+@pytest.mark.parametrize(("text", "message"), [
     ("", "expected keys"),
     ("just words", "expected keys"),
     ("points: [", "cannot be read"),

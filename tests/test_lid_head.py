@@ -12,12 +12,12 @@ from nets.lids import LidHead, lid_pairs
 from utils import args, checkpoint
 from utils.deploy import publish, raw
 from utils.deploy.export import export_weights
-from utils.landmarks import crop, lids
+from utils.drowsiness import eyes
+from utils.evaluation import eyes as scores
+from utils.landmarks import crop, eyelids
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
-from utils.testing import eyes as scores
-from utils.testing import lid_fit
-from utils.video import eyes
+from utils.training import lid_fit
 
 SCHEME = SCHEMES["300W"]
 
@@ -29,23 +29,23 @@ def test_lids_meet_where_they_are_surely_shut_and_nothing_else_moves(name):
     points = torch.from_numpy(numpy.stack([scheme.mean_face] * 3).astype(numpy.float64))
     drawn = head.draw(points, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]).double())
     assert torch.equal(drawn[0], points[0])
-    before, after = lids.aspect_ratios(points, scheme), lids.aspect_ratios(drawn, scheme)
+    before, after = eyelids.aspect_ratios(points, scheme), eyelids.aspect_ratios(drawn, scheme)
     assert after[0] == pytest.approx([before[0][0], 0, before[0][0] / 2], abs=1e-9)
     assert after[1] == pytest.approx([before[1][0], before[1][0], 0], abs=1e-9)
     inside = [i for contour in scheme.eyes for pair in lid_pairs(contour) for i in pair]
     outside = [i for i in range(scheme.points) if i not in inside]
     assert torch.equal(drawn[:, outside], points[:, outside])
     # Where landmarks of shut eyes are put for training, to within a hundredth of the face.
-    shut = torch.from_numpy(lids.close(scheme.mean_face, scheme))
+    shut = torch.from_numpy(eyelids.close(scheme.mean_face, scheme))
     both = head.draw(points[:1], torch.ones(1, 2).double())[0]
     assert (both - shut).abs().max() < 0.01
 
 
 def test_lids_meet_at_one_place_in_head_and_training():
     from nets import lids as net_lids
-    assert net_lids.UPPER_SHARE == lids.UPPER_SHARE
+    assert net_lids.UPPER_SHARE == eyelids.UPPER_SHARE
     for contour in SCHEME.eyes:
-        _, upper, lower = lids.parts(contour)
+        _, upper, lower = eyelids.parts(contour)
         assert lid_pairs(contour) == list(zip(upper, lower))
 
 
@@ -75,8 +75,10 @@ def test_an_eye_is_believed_before_the_other_one():
         wink = head.probability(torch.zeros(1, 2, 3))[0]
         head.bias.copy_(torch.tensor([4.0, -0.5]))
         doubt = head.probability(torch.zeros(1, 2, 3))[0]
-    assert wink[0] > 0.8 and wink[1] < 0.2
-    assert doubt[0] > 0.9 and doubt[1] > 0.6  # The sure eye tells of the other.
+    assert wink[0] > 0.8
+    assert wink[1] < 0.2
+    assert doubt[0] > 0.9
+    assert doubt[1] > 0.6
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def faces(tmp_path):
         cv2.imwrite(str(tmp_path / f"{i}.png"), image)
         confidence = numpy.full(68, 0.5)
         found.append(scores.Reading(tmp_path / f"{i}.png", bool(i % 2), points, confidence,
-                                    eyes.look(points, confidence, SCHEME, lids.Limits())))
+                                    eyes.look(points, confidence, SCHEME, eyelids.EyeThresholds())))
     found.insert(7, scores.Reading(tmp_path / "none.png", True, None, None, None))
     return found
 
@@ -137,7 +139,7 @@ def fitted(tiny_weights, weights):
     with torch.no_grad():
         head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
         head.bias.copy_(torch.tensor([7.0, -3.0]))
-    scores.keep(lids.Limits(0.0, 0.3, 0.1, 0.1), head, path)
+    scores.keep(eyelids.EyeThresholds(0.0, 0.3, 0.1, 0.1), head, path)
     return path
 
 
@@ -149,8 +151,9 @@ def test_the_file_keeps_the_head_and_can_be_used_without(fitted, tiny_weights):
     plain, confidence = Predictor(tiny_weights)(crops())
     without, _ = Predictor(fitted, lids=False)(crops())
     drawn, same = Predictor(fitted)(crops())
-    assert numpy.array_equal(plain, without) and numpy.array_equal(confidence, same)
-    ratios, before = (lids.aspect_ratios(p, SCHEME) for p in (drawn, plain))
+    assert numpy.array_equal(plain, without)
+    assert numpy.array_equal(confidence, same)
+    ratios, before = (eyelids.aspect_ratios(p, SCHEME) for p in (drawn, plain))
     assert (ratios[0] < 0.1 * before[0]).all()
     assert ((0.6 * before[1] < ratios[1]) & (ratios[1] < 0.97 * before[1])).all()
 
@@ -166,12 +169,13 @@ def test_raw_maps_are_without_it_and_say_so(fitted, capsys):
     path = raw.export_weights(fitted, 13)
     assert "the lid head is no part of the maps" in capsys.readouterr().out
     described = json.loads(path.with_suffix(".json").read_text())
-    assert "eyes" not in described and "scheme" in described
+    assert "eyes" not in described
+    assert "scheme" in described
 
 
 def test_a_head_fitted_again_takes_the_place_of_the_first(fitted):
     head = LidHead(checkpoint.load_model(fitted).backbone.channels, SCHEME)
-    scores.keep(lids.Limits(), head, fitted)
+    scores.keep(eyelids.EyeThresholds(), head, fitted)
     plain, again = Predictor(fitted, lids=False), Predictor(fitted)
     assert plain(crops())[0] == pytest.approx(again(crops())[0], abs=1e-6)
 
@@ -190,7 +194,8 @@ def test_shipped_files_keep_the_head_and_means_of_two_lose_it(fitted, tiny_weigh
     assert checkpoint.load_model(tmp_path / "whole.pt").lids is not None
     publish.publish(fitted, tmp_path / "mean.pt", False, tiny_weights, 0.5)
     model = checkpoint.load_model(tmp_path / "mean.pt")
-    assert model.lids is None and model.eyes == lids.Limits()
+    assert model.lids is None
+    assert model.eyes == eyelids.EyeThresholds()
 
 
 def test_the_command_exports_anew_what_the_head_has_changed(weights, tiny_weights, faces, tmp_path,
@@ -212,5 +217,6 @@ def test_the_command_exports_anew_what_the_head_has_changed(weights, tiny_weight
     assert "AUC 0.5000 without it, 1.0000 with heads fitted to other faces" in text
     assert "exporting" in text
     torch_eyes, onnx = Predictor(path), Predictor(path.with_suffix(".onnx"))
-    assert torch_eyes.model.lids is not None and torch_eyes.eyes == onnx.eyes != lids.Limits()
+    assert torch_eyes.model.lids is not None
+    assert torch_eyes.eyes == onnx.eyes != eyelids.EyeThresholds()
     assert torch_eyes(crops())[0] == pytest.approx(onnx(crops())[0], abs=1e-5)

@@ -97,7 +97,8 @@ def test_eye_weight_is_of_the_eyes_and_one_changes_nothing():
     model.scheme = SCHEMES["300W"]
     model.head = PIPHead(4, model.scheme, 10)
     weights = loss.build_loss(model, 10, 1, "l1", eye_weight=3.0).weights
-    assert weights[36:48].tolist() == [3.0] * 12 and weights.sum() == 56 + 36
+    assert weights[36:48].tolist() == [3.0] * 12
+    assert weights.sum() == 56 + 36
     assert loss.build_loss(model, 10, 1, "l1").weights is None
     maps, landmarks = model.head(torch.randn(2, 4, 8, 8)), torch.rand(2, 68, 2)
     ones = loss.PIPLoss(model.head.neighbours, weights=torch.ones(68))(maps, landmarks)

@@ -6,11 +6,11 @@ import sys
 
 import cv2
 import pytest
-import small_sets
 import test_generator
 import torch
 import yaml
-from warm import warm
+from helpers import small_sets
+from helpers.warm import warm
 
 
 def run(*argv, ok=True, call="run_main"):
@@ -53,22 +53,30 @@ def test_an_experiment_holds_what_it_should(trained):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"epoch", "lr", "loss", "val_nme", "seconds"} <= set(rows[0])
     args = yaml.safe_load((folder / "args.yaml").read_text())
-    assert args["backbone"] == "mobilenetv3_small_050" and args["epochs"] == 2
-    assert "drawn by the repository" in text and "4 a process x 1 processes x 2" in text
+    assert args["backbone"] == "mobilenetv3_small_050"
+    assert args["epochs"] == 2
+    assert "drawn by the repository" in text
+    assert "4 a process x 1 processes x 2" in text
     row = records()["whole"]
     assert (row["scheme"], row["head"], row["batch"], row["epochs"]) == ("300W", "pip", "8", "2")
-    assert int(row["parameters"]) > 100000 and row["nme"] and row["onnx_nme"]
+    assert int(row["parameters"]) > 100000
+    assert row["nme"]
+    assert row["onnx_nme"]
 
 
 def test_a_report(trained):
     text, report = trained
     assert set(report) == {"pytorch", "onnx", "max_abs_diff_px"}
     numbers = report["pytorch"]["test"]
-    assert numbers["faces"] == 8 and {"nme", "fr8", "auc8", "fr10", "auc10"} <= set(numbers)
-    assert 0 <= numbers["auc8"] <= 1 and 0 <= numbers["fr8"] <= 100
+    assert numbers["faces"] == 8
+    assert {"nme", "fr8", "auc8", "fr10", "auc10"} <= set(numbers)
+    assert 0 <= numbers["auc8"] <= 1
+    assert 0 <= numbers["fr8"] <= 100
     assert abs(numbers["nme"] - report["onnx"]["test"]["nme"]) < 1e-3
     assert report["max_abs_diff_px"] < 0.05
-    assert f"{numbers['nme']:.3f}" in text and "photo pixels" in text and "published" in text
+    assert f"{numbers['nme']:.3f}" in text
+    assert "photo pixels" in text
+    assert "published" in text
 
 
 def test_a_pt_or_onnx_file_alone_is_enough(trained, tmp_path):
@@ -97,7 +105,8 @@ def test_another_set_does_not_change_the_record(trained, tmp_path):
 
 def test_compare(trained):
     text = run("--compare")
-    assert "| whole |" in text and "| gmacs |" in text
+    assert "| whole |" in text
+    assert "| gmacs |" in text
     assert (warm().tree / "weights" / "results.md").read_text() == text
 
 
@@ -109,10 +118,13 @@ def test_the_eyes_of_a_68_point_set(trained):
     """The 12-point experiment of the user's notes is one command."""
     text = train("eyes", "--scheme", "eyes", "--num-nb", 5, "--reg", 2.0, "--epochs", 1, "--test",
                  "--test-onnx")
-    assert "eyes, 12 points" in text and "onnx" in text
+    assert "eyes, 12 points" in text
+    assert "onnx" in text
     scheme = state("eyes")["scheme"]
-    assert scheme["flip"] == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4] and scheme["divisor"] == [0, 9]
-    assert scheme["base"] == "300W" and records()["eyes"]["scheme"] == "eyes"
+    assert scheme["flip"] == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]
+    assert scheme["divisor"] == [0, 9]
+    assert scheme["base"] == "300W"
+    assert records()["eyes"]["scheme"] == "eyes"
     # The mean face is the set's own.
     whole = state("whole")["scheme"]["mean_face"]
     assert scheme["mean_face"] == whole[36:48]
@@ -147,7 +159,8 @@ def test_regression_and_fine_tuning(trained):
                  "--offset-loss", "wing", "--pretrained", weights("whole"), "--epochs", 1, "--test",
                  "--test-onnx")
     assert "loaded; fresh: head.linear.bias" in text
-    assert records()["tuned"]["head"] == "regression" and records()["tuned"]["onnx_nme"]
+    assert records()["tuned"]["head"] == "regression"
+    assert records()["tuned"]["onnx_nme"]
 
 
 def test_a_set_like_lmk_trains(tmp_path):
@@ -168,12 +181,13 @@ def test_a_custom_set_from_photos_to_onnx(tmp_path, source):
     onnx = source == "pts"
     text = train(exp, "--data-dir", tmp_path / source, "--num-nb", 4, "--epochs", 1, "--test",
                  *["--test-onnx"][:onnx], call="run_main" if onnx else "run_main_without_export")
-    assert "square, 5 points" in text and weights(exp, "best.onnx").is_file() == onnx
+    assert "square, 5 points" in text
+    assert weights(exp, "best.onnx").is_file() == onnx
     assert "none for" in train("custom-published", "--data-dir", tmp_path / source, "--num-nb", 4,
                                "--mean-face", "published", ok=False)
 
 
-@pytest.mark.parametrize("argv, reason", [
+@pytest.mark.parametrize(("argv", "reason"), [
     ("--train --backbone resnet19 {data}", "near: "),
     ("--train --num-nb 68 {data}", "num_nb must be 0..67 for 68 landmarks, found 68"),
     ("--train --scheme eyes --num-nb 12 {data}", "num_nb must be 0..11 for 12 landmarks"),
@@ -217,7 +231,7 @@ def test_mistakes_end_in_one_or_two_lines(trained, argv, reason):
             assert not any(folder.glob("*.pt"))
 
 
-@pytest.mark.parametrize("argv, reason", [
+@pytest.mark.parametrize(("argv", "reason"), [
     (["nowhere"], "nowhere: no such folder"),
     (["nets"], "no known layout"),
     (["nets", "--layout", "300"], "nearest: 300W"),
@@ -232,7 +246,7 @@ def test_mistakes_in_preparing(argv, reason):
     assert reason in text and len(text.strip().splitlines()) <= 2, text
 
 
-@pytest.mark.parametrize("argv, reason", [
+@pytest.mark.parametrize(("argv", "reason"), [
     (["main.py", "--train", "--data-dir", "nowhere"], "util.DataGenerator"),
     (["main.py", "--tests"], "nearest: --test"),
     (["-m", "utils.data.generator", "nowhere"], "no such folder"),
@@ -245,12 +259,14 @@ def test_mistakes_in_preparing(argv, reason):
 def test_mistakes_of_real_processes(argv, reason):
     result = subprocess.run([sys.executable, *argv], cwd=warm().tree, text=True,
                             capture_output=True, env={**warm().env})
-    assert result.returncode == 2 and not result.stdout
-    assert result.stderr.startswith("error: ") and reason in result.stderr
+    assert result.returncode == 2
+    assert not result.stdout
+    assert result.stderr.startswith("error: ")
+    assert reason in result.stderr
     assert len(result.stderr.splitlines()) <= 2
 
 
-@pytest.mark.parametrize("argv, reason", [
+@pytest.mark.parametrize(("argv", "reason"), [
     ("--backbone resnet19", "near: "), ("--input-size 250", "is not a multiple"),
     ("--teacher gone.pt", "gone.pt: no such file"),
     ("--teacher args.yaml,gone.pt", "gone.pt: no such file"),

@@ -11,9 +11,9 @@ from utils import checkpoint
 from utils.args import load_args
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
+from utils.evaluation import predict, score
 from utils.landmarks import crop, metrics
 from utils.landmarks.schemes import SCHEMES
-from utils.testing import predict, score
 from utils.training import loss, trainer
 
 FIVE = """name: five
@@ -27,7 +27,8 @@ FACE = numpy.array([(20, 20), (60, 20), (40, 40), (28, 60), (52, 60)], float)
 @pytest.fixture(scope="module")
 def own_set(tmp_path_factory):
     """A prepared set of 12 own faces: face 1 without a nose, test face 10 with both eyes at one
-    place, test face 11 without an eye."""
+    place, test face 11 without an eye.
+    """
     folder = tmp_path_factory.mktemp("own")
     (folder / "five.yaml").write_text(FIVE)
     rows = ["image,split," + ",".join(f"x{i},y{i}" for i in range(1, 6))]
@@ -66,7 +67,8 @@ def test_nme_is_of_the_known_points():
     assert metrics.nme(found, truth, norm)[:2].tolist() == [0.5, 0.5]
     assert numpy.isnan(metrics.nme(found, truth, norm)[2:]).all()
     numbers = metrics.summary(metrics.nme(found, truth, norm))
-    assert numbers["nme"] == 50 and (numbers["faces"], numbers["unscored"]) == (2, 2)
+    assert numbers["nme"] == 50
+    assert (numbers["faces"], numbers["unscored"]) == (2, 2)
     assert "unscored" not in metrics.summary([0.1])
     # A prediction that is no number is no missing point: it must not leave its face unscored.
     found[0, 1] = numpy.nan

@@ -7,9 +7,9 @@ import sys
 
 import cv2
 import numpy
-import painted_faces
 import pytest
-from own_sets import FACE, FIVE, write
+from helpers import painted_faces
+from helpers.own_sets import FACE, FIVE, write
 
 import demo
 from utils import draw
@@ -18,7 +18,7 @@ from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.data.readers.pts import unique_name, walk
 from utils.errors import UserError
-from utils.video import outputs
+from utils.tracking import outputs
 
 NO_UTF8 = os.fsdecode(b"f\xe4ce \xff")
 PTS = "version: 1\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in FACE) + "}\n"
@@ -75,7 +75,8 @@ def test_no_face_is_dropped_or_overwritten_for_its_name(tmp_path, capsys):
         photo(tmp_path / "own" / name, 30 * number)
     photo(tmp_path / "own" / "u.png", 30 * 7)
     found = greys(prepare(source, tmp_path))
-    assert all(abs(a - 30 * i) <= 1 for i, a in enumerate(found)) and len(found) == 8
+    assert all(abs(a - 30 * i) <= 1 for i, a in enumerate(found))
+    assert len(found) == 8
     assert "8 faces in" in capsys.readouterr().out
 
 
@@ -84,7 +85,8 @@ def test_photos_whose_names_are_no_utf8(tmp_path, capsys):
     path.with_suffix(".pts").write_text(PTS)
     (tmp_path / "own" / f"alone{NO_UTF8}.pts").write_text(PTS)
     prepared = PreparedSet(prepare(tmp_path / "own", tmp_path))
-    assert prepared.lists["train"].photos == [path] and path.is_file()
+    assert prepared.lists["train"].photos == [path]
+    assert path.is_file()
 
 
 def test_such_names_are_printed_and_drawn():
@@ -100,7 +102,8 @@ def test_such_names_are_printed_and_drawn():
 def test_a_name_of_a_crop_is_cut_and_still_differs():
     taken = set()
     names = [unique_name(text, taken) for text in ("ä" * 200, "ä" * 200, "ä" * 199 + "b")]
-    assert len(set(names)) == 3 and all(len(name.encode()) <= 110 for name in names)
+    assert len(set(names)) == 3
+    assert all(len(name.encode()) <= 110 for name in names)
 
 
 def test_pictures_of_a_folder_have_names_of_their_own():

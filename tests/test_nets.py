@@ -123,7 +123,7 @@ def whole_way(prepared, folder, scheme=None, **settings):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("backbone, head, settings", [
+@pytest.mark.parametrize(("backbone", "head", "settings"), [
     ("irnet18", "pip", {}),
     ("irnet18", "regression", {"offset_loss": "wing"}),
     ("mobilenetv3_large_100", "pip", {"stride": 16, "merge": "confidence"}),
@@ -167,7 +167,8 @@ def test_numbers_of_neighbours(prepared, tmp_path, points, neighbours):
     losses = fit(model, images, landmarks, args, 5)
     assert losses[-1] < losses[0]
     found, confidence = model.eval().predict(images)
-    assert found.shape == (4, points, 2) and torch.isfinite(found).all()
+    assert found.shape == (4, points, 2)
+    assert torch.isfinite(found).all()
     assert confidence.shape == (4, points)
     torch.export.export(model, (images[:2],))
 
@@ -266,7 +267,8 @@ def test_maps_that_do_not_line_up_are_refused(monkeypatch):
             check_maps(LandmarkNet(SCHEMES["300W"], "cut", stride=stride), 64, 8)
     model = LandmarkNet(SCHEMES["300W"], "test_resnet").train()
     check_maps(model, 32, 2)
-    assert model.training and model.backbone.training
+    assert model.training
+    assert model.backbone.training
     with pytest.raises(UserError, match="--batch-size 1 with --input-size 32"):
         check_maps(model, 32, 1)
 
@@ -325,7 +327,8 @@ def test_fine_tuning_on_another_scheme(tiny_weights, prepared):
     args = load_args({"backbone": "mobilenetv3_small_050", "input_size": SIZE, "num_nb": 5})
     model = checkpoint.build_model(args, eyes)
     left_out = checkpoint.load_pretrained(model, tiny_weights)
-    assert left_out and all(name.startswith("head.") for name in left_out)
+    assert left_out
+    assert all(name.startswith("head.") for name in left_out)
     old = torch.load(tiny_weights, weights_only=True)["weights"]
     for name, tensor in model.state_dict().items():
         if name.startswith("backbone."):
@@ -382,9 +385,11 @@ def test_decoding_under_autocast_is_float32(head, merge):
             found, maps = model.predict(features), model(features)
             decoded, _ = model.decode(maps)
     for one, two in zip(expected, found):
-        assert two.dtype == torch.float32 and torch.equal(one, two)
+        assert two.dtype == torch.float32
+        assert torch.equal(one, two)
     if head == "regression":
         return
     # Also where the maps themselves are of half precision, nothing is rounded beyond them.
-    assert maps.score.dtype == torch.bfloat16 and decoded.dtype == torch.float32
+    assert maps.score.dtype == torch.bfloat16
+    assert decoded.dtype == torch.float32
     assert torch.equal(decoded, model.decode(type(maps)(*(m.float() for m in maps)))[0])

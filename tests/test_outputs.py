@@ -11,13 +11,13 @@ import types
 
 import cv2
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
 import demo
+from utils.drowsiness.states import Event
 from utils.errors import UserError
-from utils.video import outputs
-from utils.video.drowsiness import Event
+from utils.tracking import outputs
 
 needs_full = pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -88,7 +88,8 @@ def test_files_are_finished_where_the_process_is_ended(number, monkeypatch):
     finally:
         signal.signal(number, before)
     assert len(json.loads(pathlib.Path("out.json").read_text())["frames"]) == 10
-    assert frames_of("out.avi") == 10 and not leftovers()
+    assert frames_of("out.avi") == 10
+    assert not leftovers()
 
 
 def test_a_film_keeps_the_time_of_its_source(tmp_path):
@@ -103,7 +104,7 @@ def test_a_film_keeps_the_time_of_its_source(tmp_path):
 
 
 @needs_full
-@pytest.mark.parametrize("flag, name, words", [
+@pytest.mark.parametrize(("flag", "name", "words"), [
     ("--landmarks", "full.csv", "landmarks full.csv: cannot be written: No space"),
     ("--landmarks", "full.json", "landmarks full.json: cannot be written: No space"),
     ("--events", "full.csv", "events full.csv: cannot be written: No space"),
@@ -114,7 +115,8 @@ def test_a_device_that_is_full(flag, name, words):
     with pytest.raises(UserError, match=words) as error:
         demo.main(["--source", "two.avi", flag, name])
     assert "\n" not in str(error.value)
-    assert stat.S_ISCHR(os.stat("/dev/full").st_mode) and pathlib.Path(name).is_symlink()
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    assert pathlib.Path(name).is_symlink()
 
 
 @needs_full
@@ -138,10 +140,13 @@ def test_landmarks_that_find_no_room_stay_whole(name):
     text = pathlib.Path(name).read_text()
     if name.endswith("csv"):
         rows = list(csv.DictReader(text.splitlines()))
-        assert len(rows) > 10 and len(rows) % 2 == 0 and all(row["y67"] for row in rows)
+        assert len(rows) > 10
+        assert len(rows) % 2 == 0
+        assert all(row["y67"] for row in rows)
     else:
         frames = json.loads(text)["frames"]
-        assert len(frames) > 5 and all(len(frame["faces"]) == 2 for frame in frames)
+        assert len(frames) > 5
+        assert all(len(frame["faces"]) == 2 for frame in frames)
     # What else was written is whole too.
     assert all(cv2.imread(str(path)) is not None for path in pathlib.Path("out").iterdir())
 
@@ -168,7 +173,8 @@ def test_a_video_that_finds_no_room_leaves_what_was_there():
         with small_disk(20000), pytest.raises(UserError, match=f"output {name}: .*disk full"):
             demo.main(["--source", "two.avi", "--output", name])
     assert pathlib.Path("out.avi").read_bytes() == before
-    assert not pathlib.Path("new.avi").exists() and not leftovers()
+    assert not pathlib.Path("new.avi").exists()
+    assert not leftovers()
 
 
 @pytest.mark.parametrize("suffix", outputs.CODECS)
@@ -182,7 +188,7 @@ def test_a_disk_that_fills_up_ends_the_video_in_time(suffix, monkeypatch):
 
 
 @pytest.mark.parametrize("make", ["hard", "soft", "spelling"])
-@pytest.mark.parametrize("source, flag, name", [
+@pytest.mark.parametrize(("source", "flag", "name"), [
     ("two.avi", "--output", "out.avi"), ("two.png", "--output", "out.png"),
     ("two.avi", "--landmarks", "out.csv"), ("two.avi", "--landmarks", "out.json"),
     ("two.png", "--landmarks", "out.json"), ("two.avi", "--events", "out.csv")])
@@ -228,7 +234,8 @@ def test_existing_outputs_are_replaced_at_once():
         # Another file took the name; the old one, to which a link is left, was not written to.
         assert pathlib.Path(f"kept-{name}").read_text() == "old"
         assert stat.S_IMODE(os.stat(name).st_mode) == 0o640
-    assert frames_of("out.avi") == 40 and not leftovers()
+    assert frames_of("out.avi") == 40
+    assert not leftovers()
     assert len(json.loads(pathlib.Path("faces.json").read_text())["frames"]) == 40
 
 
@@ -245,7 +252,8 @@ def test_a_mistake_in_one_output_leaves_the_others():
     pathlib.Path("faces.csv").write_text("old")
     with pytest.raises(UserError, match="events events.txt: written as .csv"):
         demo.main(["--source", "two.avi", "--landmarks", "faces.csv", "--events", "events.txt"])
-    assert not leftovers() and pathlib.Path("faces.csv").read_text() == "old"
+    assert not leftovers()
+    assert pathlib.Path("faces.csv").read_text() == "old"
 
 
 def test_a_video_of_a_camera_lasts_as_long_as_it_took():
@@ -261,11 +269,14 @@ def test_eyes_of_a_picture():
     """A single picture has openness and closed, and no state, which takes time."""
     demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.json"])
     face = json.loads(pathlib.Path("two.json").read_text())["frames"][0]["faces"][0]
-    assert face["closed"] is False and all(0.5 < value <= 1 for value in face["openness"])
-    assert face["state"] is None and face["perclos"] is None
+    assert face["closed"] is False
+    assert all(0.5 < value <= 1 for value in face["openness"])
+    assert face["state"] is None
+    assert face["perclos"] is None
     demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.csv"])
     row = next(csv.DictReader(open("two.csv", encoding="utf-8")))
-    assert row["closed"] == "false" and 0.5 < float(row["openness_left"]) <= 1
+    assert row["closed"] == "false"
+    assert 0.5 < float(row["openness_left"]) <= 1
     assert row["state"] == row["perclos"] == ""
 
 
@@ -275,7 +286,8 @@ def test_a_frame_without_the_driver_has_his_state(monkeypatch):
     monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
     demo.main(["--source", "two.avi", "--driver", "--landmarks", "two.csv"])
     rows = list(csv.DictReader(open("two.csv", encoding="utf-8")))
-    assert len(rows) == 40 and {row["state"] for row in rows} == {"not visible"}
+    assert len(rows) == 40
+    assert {row["state"] for row in rows} == {"not visible"}
     assert {row["id"] + row["x0"] + row["closed"] for row in rows} == {""}
 
 

@@ -3,7 +3,7 @@ import json
 
 import numpy
 import pytest
-from own_sets import FACE, FIVE, QUICK, prepare, write
+from helpers.own_sets import FACE, FIVE, QUICK, prepare, write
 
 from utils import checkpoint, experiment
 from utils.args import load_args
@@ -12,10 +12,10 @@ from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.deploy import export
 from utils.errors import UserError
+from utils.evaluation import predict, score
 from utils.landmarks import crop, metrics
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
-from utils.testing import predict, score
 from utils.training import trainer
 
 TWO = "name: two\npoints: 2\nflip: [[0, 1]]\n"
@@ -26,7 +26,7 @@ def train(data, **settings):
     return trainer.train(load_args(QUICK | {"data_dir": str(data)} | settings))
 
 
-@pytest.mark.parametrize("count, options, held_out", [(1, {}, 0), (2, {}, 1), (3, {"val": 0}, 0)])
+@pytest.mark.parametrize(("count", "options", "held_out"), [(1, {}, 0), (2, {}, 1), (3, {"val": 0}, 0)])
 def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
     data = prepare(tmp_path / "own", FIVE, [("train", FACE + i) for i in range(count)], **options)
     lists = PreparedSet(data).lists
@@ -76,15 +76,18 @@ def test_a_report_of_no_scored_face_is_json(tmp_path, weights):
     score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                           "report": str(report)}), {"test"})
     numbers = json.loads(report.read_text(), parse_constant=pytest.fail)["pytorch"]["test"]
-    assert numbers["nme"] is None and numbers["unscored"] == 1
+    assert numbers["nme"] is None
+    assert numbers["unscored"] == 1
 
 
 def test_nothing_scored_has_no_mean():
     numbers = metrics.summary([])
-    assert numbers["faces"] == 0 and numpy.isnan(numbers["nme"]) and "unscored" not in numbers
+    assert numbers["faces"] == 0
+    assert numpy.isnan(numbers["nme"])
+    assert "unscored" not in numbers
 
 
-@pytest.mark.parametrize("scheme, points", [
+@pytest.mark.parametrize(("scheme", "points"), [
     (TWO, [(20, 40), (60, 40)]), (TWO, [(40, 20), (40, 60)]), (TWO, [(20, 20), (60, 58)]),
     (LINE, [(20, 40), (40, 40), (60, 40)]), (LINE, [(20, 20), (40, 40), (60, 60)])])
 def test_points_in_one_line_train_and_are_scored(tmp_path, weights, scheme, points):
@@ -102,7 +105,8 @@ def test_points_in_one_line_train_and_are_scored(tmp_path, weights, scheme, poin
     score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                           "report": str(report)}), {"test"})
     numbers = json.loads(report.read_text())["pytorch"]["test"]
-    assert 0 < numbers["nme"] < 1000 and 0 < numbers["nme_crop"] < 1000
+    assert 0 < numbers["nme"] < 1000
+    assert 0 < numbers["nme_crop"] < 1000
     # As a tracker lays it around what is predicted.
     again = crop.face_boxes(points[None] + 1, prepared.crop, prepared.scheme)
     numpy.testing.assert_allclose(again[0], faces.boxes[0], atol=1e-3)
@@ -116,7 +120,7 @@ def test_a_flat_box_counts_as_a_tenth_as_high_as_wide():
         crop.face_box(line[[0, 0]], "square")
 
 
-@pytest.mark.parametrize("divisor, expected", [("box", 40), ("diagonal", 40 * 2 ** 0.5),
+@pytest.mark.parametrize(("divisor", "expected"), [("box", 40), ("diagonal", 40 * 2 ** 0.5),
                                                ("[right eye, nose]", 20 * 2 ** 0.5)])
 def test_divisors_of_a_scheme(tmp_path, divisor, expected):
     scheme = FIVE.replace("[right eye, left eye]\n", f"{divisor}\n")
@@ -139,7 +143,8 @@ def test_a_face_without_its_divisor_is_named(tmp_path, capsys):
     out = capsys.readouterr().out
     pair = "point 0 and point 1, whose distance divides NME, are"
     assert f"1.png: note: {pair} at one place: the face is trained on and not scored" in out
-    assert f"2.png: note: {pair} not both labelled" in out and "0.png: note" not in out
+    assert f"2.png: note: {pair} not both labelled" in out
+    assert "0.png: note" not in out
 
 
 def test_a_point_that_no_face_has_is_named(tmp_path):
@@ -155,7 +160,8 @@ def test_points_of_one_side_are_never_mirrored(tmp_path, weights):
     points = numpy.array([(20, 20), (60, 20), (30, 50.)])
     data = prepare(tmp_path / "own", scheme, [("train", points)] * 3 + [("test", points)])
     prepared = PreparedSet(data)
-    assert not prepared.scheme.mirrors and prepared.scheme.flip.tolist() == [0, 1, 2]
+    assert not prepared.scheme.mirrors
+    assert prepared.scheme.flip.tolist() == [0, 1, 2]
     only_flip = dict.fromkeys(("rotation", "scaling", "shift", "aspect", "colour", "grey", "blur",
                                "occlusion"), 0)
     args = load_args(only_flip | {"flip": 1})
@@ -201,7 +207,8 @@ def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
         scheme = FIVE.replace("[[right eye, left eye], [right mouth, left mouth]]", pairs)
         prepare(tmp_path / str(number), scheme, [("train", FACE)] * 8)
         out = capsys.readouterr().out
-        assert ("is the scheme's flip right?" in out) == bool(said) and (said or "") in out
+        assert ("is the scheme's flip right?" in out) == bool(said)
+        assert (said or "") in out
     # A few turned faces say nothing.
     prepare(tmp_path / "few", scheme, [("train", FACE)] * 7)
     assert "is the scheme's flip right?" not in capsys.readouterr().out

@@ -1,11 +1,11 @@
 """Crops of faces in a photo: laid by the training rule, turned, laid again."""
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
+from utils.detection import refine
 from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
-from utils.video import passes
 
 
 @pytest.mark.parametrize("rule", ["square", "stretch"])
@@ -37,33 +37,34 @@ def test_crops_are_turned_with_a_tilted_head(scheme, roll):
     mean = crop.to_photo(predictor.scheme.mean_face, box[0])[None]
     tilted = crop.turn(mean, centre, turned)
     assert crop.rolls(tilted, predictor.scheme) == pytest.approx(turned)
-    boxes, rolls = passes.lay(predictor, tilted)
-    assert rolls == pytest.approx(max(abs(roll) - passes.TILTED, 0) * numpy.sign(roll))
+    boxes, rolls = refine.place_crops(predictor, tilted)
+    assert rolls == pytest.approx(max(abs(roll) - refine.TILTED, 0) * numpy.sign(roll))
     # As an upright face's crop, but for the rest of the tilt; what is seen there is turned back.
-    expected = passes.lay(predictor, crop.turn(tilted, centre, -rolls))[0]
+    expected = refine.place_crops(predictor, crop.turn(tilted, centre, -rolls))[0]
     numpy.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], expected[:, 2:] - expected[:, :2])
     middle = (expected[:, None, :2] + expected[:, None, 2:]) / 2
     numpy.testing.assert_allclose((boxes[:, :2] + boxes[:, 2:]) / 2,
                                   crop.turn(middle, centre, rolls)[:, 0])
     image = painted_faces.background()
-    straight, _ = passes.landmarks(predictor, image, box)
-    assert numpy.allclose(passes.landmarks(predictor, image, box, turned)[0],
+    straight, _ = refine.predict_boxes(predictor, image, box)
+    assert numpy.allclose(refine.predict_boxes(predictor, image, box, turned)[0],
                           crop.turn(straight, centre, turned))
 
 
 def test_schemes_without_eyes_are_not_turned():
     scheme = SCHEMES["300W"].subset(range(17))
     points = crop.turn(scheme.mean_face[None] * 100, numpy.full((1, 2), 50.0), numpy.array([0.7]))
-    assert not passes.upright(points, scheme).any()
+    assert not refine.crop_rolls(points, scheme).any()
 
 
 def test_refine_lays_the_crop_again():
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
     rough = [[105, 90, 180, 165], [35, 34, 85, 86]]
     predictor = painted_faces.Painted()
-    points, confidence, boxes = passes.refine(predictor, image, rough)
+    points, confidence, boxes = refine.refine(predictor, image, rough)
     assert predictor.batches == [2, 2, 1], "only what was moved far is looked at once more"
-    assert points.shape == (2, 68, 2) and confidence.shape == (2, 68)
+    assert points.shape == (2, 68, 2)
+    assert confidence.shape == (2, 68)
     assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
     assert numpy.allclose(points[0].mean(0), predictor.shape.mean(0) * 60 + [120, 90], atol=1.5)
 
@@ -71,7 +72,7 @@ def test_refine_lays_the_crop_again():
 def test_a_crop_much_too_large_gets_a_third_pass():
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60), (2, 60, 60, 40))
     predictor = painted_faces.Painted()
-    _, _, boxes = passes.refine(predictor, image, [[78, 48, 222, 192], [35, 34, 85, 86]])
+    _, _, boxes = refine.refine(predictor, image, [[78, 48, 222, 192], [35, 34, 85, 86]])
     assert predictor.batches == [2, 2, 1]
     assert numpy.allclose(boxes, [[114, 84, 186, 156], [36, 36, 84, 84]], atol=2.5)
 
@@ -91,28 +92,31 @@ def test_a_head_on_its_side_is_seen_upright(quarter):
     upright = numpy.zeros((200, 200, 3), numpy.uint8)
     upright[:100] = 255
     image = numpy.ascontiguousarray(numpy.rot90(upright, -quarter))
-    points, confidence, _ = passes.refine(predictor, image, [[40, 40, 160, 160]])
-    assert predictor.batches[:2] == [1, len(passes.TURNS)]
+    points, confidence, _ = refine.refine(predictor, image, [[40, 40, 160, 160]])
+    assert predictor.batches[:2] == [1, len(refine.TURNS)]
     assert confidence.mean() == pytest.approx(0.7)
     found, = crop.rolls(points, predictor.scheme)
-    assert abs(numpy.angle(numpy.exp(1j * (found - quarter * numpy.pi / 2)))) < passes.TILTED + 1e-6
+    assert abs(numpy.angle(numpy.exp(1j * (found - quarter * numpy.pi / 2)))) < refine.TILTED + 1e-6
 
 
 def test_the_crops_of_turned_heads_lie_where_a_detector_has_them():
     # A detector's box about a head: its landmarks have their middle below that of the box.
     middle, side = numpy.array([300.0, 200.0]), 120.0
-    below = numpy.array([[[0.0, passes.BELOW * side]]])
+    below = numpy.array([[[0.0, refine.BELOW * side]]])
     crops = [numpy.concatenate([centre - side / 2, centre + side / 2]) for centre in (
         middle + crop.turn(below, numpy.zeros((1, 2)), numpy.array([roll]))[0, 0]
-        for roll in (0, *passes.TURNS))]
-    numpy.testing.assert_allclose(passes._turned(crops[0]), crops[1:])
+        for roll in (0, *refine.TURNS))]
+    numpy.testing.assert_allclose(refine._turned(crops[0]), crops[1:])
     # Of a head turned clockwise by a quarter the chin is on the left.
-    quarter, half = (1 + list(passes.TURNS).index(turn) for turn in (numpy.pi / 2, numpy.pi))
-    assert crops[quarter][0] < crops[0][0] and crops[half][1] < crops[0][1]
+    quarter, half = (1 + list(refine.TURNS).index(turn) for turn in (numpy.pi / 2, numpy.pi))
+    assert crops[quarter][0] < crops[0][0]
+    assert crops[half][1] < crops[0][1]
 
 
 def test_no_boxes_no_call():
     predictor = painted_faces.Painted()
-    points, confidence, boxes = passes.refine(predictor, painted_faces.background(), [])
-    assert points.shape == (0, 68, 2) and confidence.shape == (0, 68) and boxes.shape == (0, 4)
+    points, confidence, boxes = refine.refine(predictor, painted_faces.background(), [])
+    assert points.shape == (0, 68, 2)
+    assert confidence.shape == (0, 68)
+    assert boxes.shape == (0, 4)
     assert predictor.batches == []

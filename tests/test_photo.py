@@ -14,7 +14,7 @@ from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.data.photo import read_photo, why_unread
 from utils.errors import UserError
-from utils.testing import boxes
+from utils.evaluation import boxes
 
 ORIENTATION = 0x0112
 
@@ -35,7 +35,8 @@ def lying(path, tag):
 def test_every_orientation_is_read_as_a_person_sees_it(tmp_path, tag):
     seen = lying(tmp_path / "a.jpg", tag)
     read = read_photo(tmp_path / "a.jpg", upright=True)
-    assert read.shape == seen.shape and abs(read.astype(int) - seen).mean() < 3
+    assert read.shape == seen.shape
+    assert abs(read.astype(int) - seen).mean() < 3
     stored = read_photo(tmp_path / "a.jpg")
     assert stored.shape != seen.shape or abs(stored.astype(int) - seen).mean() > 10
 
@@ -62,7 +63,8 @@ def test_labels_of_own_photos_are_of_the_photo_as_seen(tmp_path):
                                margin=1, val=0, exif=exif).run()
         red[exif] = crop_of(folder)[..., 0].mean()
     # The red corner lies under the points as seen, and elsewhere as stored.
-    assert red[None] > 200 and red["ignore"] < 50
+    assert red[None] > 200
+    assert red["ignore"] < 50
 
 
 def test_labels_made_on_stored_pixels_get_a_line(tmp_path, capsys):
@@ -85,16 +87,18 @@ def test_a_jpeg_that_was_cut_off_is_damaged(tmp_path):
     path.write_bytes(whole)
     assert read_photo(path).shape == (64, 64, 3)
     path.write_bytes(whole[:len(whole) * 2 // 3])
-    assert read_photo(path) is None and "cut off" in why_unread(path)
+    assert read_photo(path) is None
+    assert "cut off" in why_unread(path)
 
 
-@pytest.mark.parametrize("brand, package", [(b"heic", "pip install -U pillow-heif,"),
+@pytest.mark.parametrize(("brand", "package"), [(b"heic", "pip install -U pillow-heif,"),
                                             (b"avif", "pip install -U pillow,")])
 def test_an_unread_heic_or_avif_says_what_to_do(tmp_path, brand, package):
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
     assert read_photo(path) is None
-    assert package in why_unread(path) and "convert it to JPEG" in why_unread(path)
+    assert package in why_unread(path)
+    assert "convert it to JPEG" in why_unread(path)
 
 
 def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
@@ -133,7 +137,7 @@ def test_an_infra_red_camera_fills_some_of_sixteen_bits(tmp_path, bits):
     assert abs(read[..., 0] - numpy.arange(256).reshape(16, 16)).max() <= 1
 
 
-@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("LA", "png"), ("P", "png"),
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("LA", "png"), ("P", "png"),
                                           ("P", "gif"), ("RGBA", "webp"), ("RGBA", "tif"),
                                           ("16", "png")])
 def test_what_is_transparent_is_white(tmp_path, mode, suffix):
@@ -154,7 +158,8 @@ def test_what_is_transparent_is_white(tmp_path, mode, suffix):
         image.paste((*colour, 0), (0, 0, 4, 7))
         image.save(path, **({"lossless": True, "exact": True} if suffix == "webp" else {}))
     read = read_photo(path).astype(int)
-    assert (read[:, :4] == 255).all() and abs(read[:, 4:] - 90).max() <= 2
+    assert (read[:, :4] == 255).all()
+    assert abs(read[:, 4:] - 90).max() <= 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "avif"])
@@ -164,7 +169,8 @@ def test_files_of_other_formats_that_were_cut_off_are_damaged(tmp_path, suffix):
     PIL.Image.fromarray(noise).save(path)
     assert read_photo(path).shape == (64, 64, 3)
     path.write_bytes(path.read_bytes()[:path.stat().st_size * 2 // 3])
-    assert read_photo(path) is None and "damaged" in why_unread(path)
+    assert read_photo(path) is None
+    assert "damaged" in why_unread(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "avif"])
@@ -176,7 +182,8 @@ def test_orientation_of_other_formats(tmp_path, suffix):
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
     seen = read_photo(tmp_path / "a.jpg", upright=True)
     read = read_photo(tmp_path / f"a.{suffix}", upright=True)
-    assert read.shape == seen.shape and abs(read.astype(int) - seen).mean() < 5
+    assert read.shape == seen.shape
+    assert abs(read.astype(int) - seen).mean() < 5
 
 
 def test_formats_that_are_listed_are_found_and_said(tmp_path, capsys):
@@ -194,7 +201,7 @@ def test_formats_that_are_listed_are_found_and_said(tmp_path, capsys):
     assert "heic.heic: the image cannot be read: HEIC needs a reader" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode, value", [("L", 90), ("P", 90), ("CMYK", (0, 0, 0, 100)),
+@pytest.mark.parametrize(("mode", "value"), [("L", 90), ("P", 90), ("CMYK", (0, 0, 0, 100)),
                                          ("I;16", 90 * 257)])
 def test_other_depths_and_channels(tmp_path, mode, value):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
@@ -203,7 +210,8 @@ def test_other_depths_and_channels(tmp_path, mode, value):
         image.putpalette([90] * 768)
     image.save(path)
     read = read_photo(path)
-    assert read.shape == (7, 9, 3) and read.dtype == numpy.uint8
+    assert read.shape == (7, 9, 3)
+    assert read.dtype == numpy.uint8
     assert abs(read.astype(int) - (155 if mode == "CMYK" else 90)).max() <= 2
 
 

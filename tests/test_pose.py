@@ -16,7 +16,8 @@ def rotation(axis, degrees):
 
 def photo(scheme, yaw, pitch, roll, near=0.0):
     """Landmarks (K, 2) of the model's face, 8 pixels a centimetre; near: one over its distance from
-    the camera in centimetres."""
+    the camera in centimetres.
+    """
     indices, model = pose.model_points(scheme)
     # x right, y down, z away: to look right is a turn about -y, to look up one about -x.
     turn = rotation("z", roll) @ rotation("x", -pitch) @ rotation("y", -yaw)
@@ -40,7 +41,8 @@ def test_the_signs_are_as_written():
     # The near cheek is the wide one; lips and chin come forward and up; the left eye goes down.
     assert right[22, 0] - right[42, 0] < right[17, 0] - right[36, 0] + 40
     eyes, mouth = right[[36, 45], 0].mean(), right[[48, 54], 0].mean()
-    assert right[57, 0] > eyes and mouth > eyes
+    assert right[57, 0] > eyes
+    assert mouth > eyes
     assert clockwise[45, 1] > clockwise[36, 1]
     straight = photo(scheme, 0, 0, 0)
     assert up[57, 1] - up[36, 1] < straight[57, 1] - straight[36, 1]

@@ -1,9 +1,10 @@
 """Photos without landmarks that teachers label: which faces join a set, and where their landmarks
-lie."""
+lie.
+"""
 import cv2
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
 from utils.data import pseudo_labels
 from utils.data.dataset import PreparedSet
@@ -15,7 +16,8 @@ from utils.landmarks.schemes import SCHEMES
 
 class Teacher(painted_faces.Painted):
     """Its landmarks lie where its name says: so many hundredths of the face to the right, in the
-    photo as in its mirror image."""
+    photo as in its mirror image.
+    """
 
     def __init__(self, path):
         super().__init__()

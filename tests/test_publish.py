@@ -15,15 +15,19 @@ def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weig
     target = tmp_path / "fast.pt"
     publish.publish(tiny_weights, target)
     state = checkpoint.read(target)
-    assert set(state) >= {"weights", "scheme", "crop", "args"} and "optimizer" not in state
+    assert set(state) >= {"weights", "scheme", "crop", "args"}
+    assert "optimizer" not in state
     floats = [v for v in state["weights"].values() if v.is_floating_point()]
-    assert floats and all(v.dtype == torch.float16 for v in floats)
-    assert "/" not in state["args"]["data_dir"] and state["args"]["exp"] == "none"
+    assert floats
+    assert all(v.dtype == torch.float16 for v in floats)
+    assert "/" not in state["args"]["data_dir"]
+    assert state["args"]["exp"] == "none"
     images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
     ours, onnx = Predictor(target), Predictor(target.with_suffix(".onnx"))
     for first, second in zip(ours(images), onnx(images)):
         numpy.testing.assert_allclose(first, second, atol=1e-4)
-    assert onnx.crop == ours.crop and onnx.input_size == 64
+    assert onnx.crop == ours.crop
+    assert onnx.input_size == 64
     assert (onnx.scheme.flip == ours.scheme.flip).all()
 
 
@@ -34,7 +38,8 @@ def test_kernels_in_eight_bits_take_half_the_file_and_score_the_same(tiny_weight
     trained, kept = (checkpoint.weights_of(checkpoint.read(path)) for path in (tiny_weights, small))
     stored = checkpoint.read(small)["weights"]
     kernels = [name for name, value in stored.items() if isinstance(value, tuple)]
-    assert kernels and all(name.startswith("backbone.") for name in kernels)
+    assert kernels
+    assert all(name.startswith("backbone.") for name in kernels)
     numbers = sum(trained[name].numel() for name in kernels)
     for suffix in (".pt", ".onnx"):
         large, less = (path.with_suffix(suffix).stat().st_size for path in (halves, small))
@@ -84,10 +89,13 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     checkpoint.save(state, second / "best.pt")
     chain = publish.chain(second / "best.pt")
     first, last = map(publish.command, chain)
-    assert "--exp tiny" in first and "--backbone mobilenetv3_small_050" in first
-    assert "--exp second" in last and "--epochs 7" in last
+    assert "--exp tiny" in first
+    assert "--backbone mobilenetv3_small_050" in first
+    assert "--exp second" in last
+    assert "--epochs 7" in last
     assert "--pretrained weights/tiny/best.pt" in last
-    assert "somewhere" not in last and "--input-size 64" in last
+    assert "somewhere" not in last
+    assert "--input-size 64" in last
     # It trained on no unlabelled faces, so their settings say nothing.
     assert "gssl" not in last
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
@@ -95,7 +103,9 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     how = [first, last], 600.0
     text = publish.card(chain, {"pytorch": {"test": numbers}}, "fast", how)
     assert "trained from random weights" in text
-    assert last in text and "| test | 8 | 50.000 |" in text and "10 minutes" in text
+    assert last in text
+    assert "| test | 8 | 50.000 |" in text
+    assert "10 minutes" in text
     shutil.rmtree(second)
 
 
@@ -118,13 +128,16 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
         "begun", "larger", "large", "second", "taught", "found"]
     assert "--teacher weights/large/best.pt,weights/second/best.pt" in publish.command(taught)
     last = publish.command(found)
-    assert "--teacher weights/large/best.pt" in last and "--gssl --unlabelled-dir lfw " in last
-    assert "--gssl-rounds 2 --gssl-epochs 4" in last and "somewhere" not in last
+    assert "--teacher weights/large/best.pt" in last
+    assert "--gssl --unlabelled-dir lfw " in last
+    assert "--gssl-rounds 2 --gssl-epochs 4" in last
+    assert "somewhere" not in last
     text = publish.card(chain, {"pytorch": {}}, "fast", ([last], 600.0))
     assert "and lfw without landmarks; epoch 5 of 11 was best" in text
     publish.publish(found, tmp_path / "fast.pt", with_onnx=False)
     shipped = checkpoint.read(tmp_path / "fast.pt")
-    assert shipped["args"]["unlabelled_dir"] == "lfw" and "lfw" in shipped["sets"]
+    assert shipped["args"]["unlabelled_dir"] == "lfw"
+    assert "lfw" in shipped["sets"]
     assert publish.sets_named(["x --data-dir 300W+eyes --unlabelled-dir lfw -y"]) == [
         "300W", "eyes", "lfw"]
 
@@ -146,9 +159,12 @@ def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, t
         "bash main.sh 1 --train --exp one\nbash main.sh 1 --train --exp two\n")
     commands, seconds = publish.recipe(chain)
     assert [command.split()[5] for command in commands] == ["one", "two", "later"]
-    assert "--pretrained weights/two/best.pt" in commands[-1] and seconds == 32 * 60
+    assert "--pretrained weights/two/best.pt" in commands[-1]
+    assert seconds == 32 * 60
     text = publish.card(chain, {"pytorch": {}}, "fast", (commands, seconds), ["mean of two"])
-    assert "trained from dust" in text and "32 minutes" in text and "* mean of two" in text
+    assert "trained from dust" in text
+    assert "32 minutes" in text
+    assert "* mean of two" in text
 
 
 def test_published_weights_may_be_a_mean(tiny_weights, tmp_path):

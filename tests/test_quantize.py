@@ -79,7 +79,8 @@ def int8_model(folder, float_model):
 def test_it_lies_beside_the_weights_and_describes_itself_alike(float_model, int8_model):
     assert int8_model == float_model.parent / "best.int8.onnx"
     first, second = Predictor(float_model), Predictor(int8_model)
-    assert first.input_size == second.input_size == SIZE and first.crop == second.crop
+    assert first.input_size == second.input_size == SIZE
+    assert first.crop == second.crop
     assert first.scheme.state() == second.scheme.state()
     assert [p.name for p in float_model.parent.glob("*tmp*")] == []
     assert int8_model.stat().st_size < float_model.stat().st_size
@@ -111,7 +112,8 @@ def test_a_file_that_stores_halves_is_quantised_as_one_that_does_not(folder, flo
     images = quantize.calibration_crops(dataset.PreparedSet(folder), SIZE)
     first, second = (quantize.quantize(path, images[:8]) for path in (halves, whole))
     kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (first, second)]
-    assert kinds[0] == kinds[1] and "QuantizeLinear" in kinds[0]
+    assert kinds[0] == kinds[1]
+    assert "QuantizeLinear" in kinds[0]
     # What stays float, as the heads, is stored in halves again.
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in onnx.load(first).graph.initializer)
     # The last bit of a float decides which way its int8 is rounded.
@@ -134,7 +136,8 @@ def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
                 assert weight.data_type == onnx.TensorProto.INT8
                 assert list(scale.dims) == [weight.dims[0]], "one scale an output channel"
                 int8.append(weight.name)
-    assert len(int8) > 20 and not any(".se." in n or "head" in n for n in int8)
+    assert len(int8) > 20
+    assert not any(".se." in n or "head" in n for n in int8)
     # The scores; places, of landmarks and of neighbours, are one matrix product.
     assert sum("head" in n for n in float32) == 1
     # The first convolution is another name once batch norm is folded in; a depthwise one follows.

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from assets import decode_maps
+from examples import decode_maps
 from utils import checkpoint
 from utils.args import load_args
 from utils.deploy import export, raw
@@ -59,7 +59,9 @@ def test_what_the_file_and_the_json_say_is_the_same(tiny_weights, tmp_path):
     about = json.loads((tmp_path / "net.raw.json").read_text())
     assert {k: v if k in export.PLAIN else json.loads(v)
             for k, v in inside.items()} == about
-    assert about["grid"] == 2 and about["input_size"] == 64 and about["crop"] == model.crop
+    assert about["grid"] == 2
+    assert about["input_size"] == 64
+    assert about["crop"] == model.crop
     assert about["neighbours"] == model.head.neighbours.tolist()
     assert not list(tmp_path.glob("*.tmp"))
 

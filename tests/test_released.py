@@ -1,5 +1,6 @@
 """The released files themselves are not here: the tests save modules of the same names and shapes
-(irnet_checkpoint_keys.json) under a class hierarchy that is gone when they are read."""
+(irnet_checkpoint_keys.json) under a class hierarchy that is gone when they are read.
+"""
 
 import argparse
 import collections
@@ -105,7 +106,8 @@ def test_all_names_shapes_and_values_without_the_classes(depth, publisher, tmp_p
     path = publisher.save({"model": model}, tmp_path / "IR.pth")
     modules, state = imported(), torch.get_rng_state()
     tensors = released.read_released(path)
-    assert imported() == modules and torch.equal(torch.get_rng_state(), state)
+    assert imported() == modules
+    assert torch.equal(torch.get_rng_state(), state)
     assert {name: list(tensor.shape) for name, tensor in tensors.items()} == shapes
     assert_same(tensors, model.state_dict())
 
@@ -171,9 +173,11 @@ def tensors_of(depth):
 def test_every_released_name_has_its_place(depth):
     state = ours(depth)
     mapped, left_out = released.map_irnet(tensors_of(depth), state)
-    assert set(mapped) == set(state) and not left_out
+    assert set(mapped) == set(state)
+    assert not left_out
     for name, tensor in mapped.items():
-        assert tensor.shape == state[name].shape and tensor.dtype == state[name].dtype
+        assert tensor.shape == state[name].shape
+        assert tensor.dtype == state[name].dtype
 
 
 def test_mapped_weights_compute_what_the_released_network_does(publisher):
@@ -217,7 +221,7 @@ def test_mapped_weights_compute_what_the_released_network_does(publisher):
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("points, neighbours, left", [
+@pytest.mark.parametrize(("points", "neighbours", "left"), [
     (98, 10, HEADS), (68, 5, ("neighbor_x", "neighbor_y"))])
 def test_heads_of_another_size_are_left_out(points, neighbours, left):
     mapped, left_out = released.map_irnet(tensors_of(18), ours(18, points, neighbours))
@@ -225,7 +229,7 @@ def test_heads_of_another_size_are_left_out(points, neighbours, left):
     assert sum(name.startswith("head.") for name in mapped) == 10 - len(left_out)
 
 
-@pytest.mark.parametrize("file, model, words", [
+@pytest.mark.parametrize(("file", "model", "words"), [
     (18, ours(50), ["backbone.stages.0.2.norm.weight", "(64,)"]),
     (50, ours(18), ["p2.2.conv2.0.weight", "(64,)", "nothing"]),
     (18, ours(18, activation="relu"), ["p1.0.relu.weight", "(64,)", "prelu"])])
@@ -291,8 +295,11 @@ def refused(path):
     with pytest.raises(UserError) as caught:
         released.read_released(path)
     message = str(caught.value)
-    assert not TRIPPED and imported() == modules
-    assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 600
+    assert not TRIPPED
+    assert imported() == modules
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert len(message) < 600
     return message.removeprefix(f"{path}: ")
 
 

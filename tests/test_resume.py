@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-import warm as warm_module
+from helpers import warm as warm_module
 
 from utils import checkpoint, errors, experiment, files
 from utils.training import engine, launch
@@ -129,7 +129,8 @@ def test_a_signal_finishes_the_step_and_saves(warm, alone, name):
     state = checkpoint.read(warm.folder(exp) / "last.pt")
     assert (state["epoch"], state["step"]) == (1, 2)
     child = warm.run("--resume", "--exp", exp)
-    assert child.code == 0 and "goes on at epoch 2, step 3" in child.text
+    assert child.code == 0
+    assert "goes on at epoch 2, step 3" in child.text
     same_run(alone, warm.folder(exp))
 
 
@@ -166,7 +167,8 @@ def test_a_rank_that_only_heard_of_the_stop_ends_as_by_sigterm():
     with launch.Stop() as stop:
         assert stop.code == 143
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked and stop.code == 130
+        assert stop.asked
+        assert stop.code == 130
 
 
 def test_an_experiment_in_training_is_not_trained_twice(warm, alone):
@@ -243,15 +245,19 @@ def test_changes_are_listed_or_refused(warm):
     # Nothing is trained with it, so nothing is told to have been.
     kept = [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
     child = warm.run("--resume", "--exp", "change", "--lr", 0.01)
-    assert child.code == 0 and "resume: lr stays 0.004, as all epochs are done" in child.text
+    assert child.code == 0
+    assert "resume: lr stays 0.004, as all epochs are done" in child.text
     assert kept == [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
     best = (folder / "best.pt").read_bytes()
     (folder / "last.pt").unlink()
     child = warm.run("--resume", "--exp", "change")
-    assert child.code == 2 and "is trained, and its last.pt, to go on from, is gone" in child.text
+    assert child.code == 2
+    assert "is trained, and its last.pt, to go on from, is gone" in child.text
     assert best == (folder / "best.pt").read_bytes()
     child = warm.run("--resume", "--exp", "chance")
-    assert child.code == 2 and "no such experiment" in child.text and "change" in child.text
+    assert child.code == 2
+    assert "no such experiment" in child.text
+    assert "change" in child.text
 
 
 def test_the_faces_may_move_but_not_change(warm, tmp_path):
@@ -284,7 +290,8 @@ def test_a_shorter_training_list_is_refused(warm, tmp_path):
 def test_an_existing_experiment_is_not_overwritten(warm, alone):
     before = (alone / "last.pt").read_bytes()
     child = warm.run("--train", "--exp", "alone", *warm.flags)
-    assert child.code == 2 and "add --resume" in child.text
+    assert child.code == 2
+    assert "add --resume" in child.text
     assert (alone / "last.pt").read_bytes() == before
 
 

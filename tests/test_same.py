@@ -1,4 +1,4 @@
-"""Comparing two records of tests.same finds what changed, came and went."""
+"""Comparing two records of tools.same finds what changed, came and went."""
 import numpy
 import same
 import torch

@@ -16,7 +16,8 @@ SCHEME = SCHEMES["300W"]
 def test_a_seed_gives_the_same_face_every_time():
     first, points = render.render((0, 7))
     again, points_again = render.render((0, 7))
-    assert first.dtype == numpy.uint8 and first.shape == (320, 320, 3)
+    assert first.dtype == numpy.uint8
+    assert first.shape == (320, 320, 3)
     assert points.shape == (68, 2)
     numpy.testing.assert_array_equal(first, again)
     numpy.testing.assert_array_equal(points, points_again)
@@ -55,7 +56,8 @@ def test_faces_lie_in_the_picture_and_cover_about_half_of_it():
     for seed in range(300):
         _, points = render.render((5, seed), rasterise=False)
         assert numpy.isfinite(points).all()
-        assert points.min() > 320 * 0.15 and points.max() < 320 * 0.85
+        assert points.min() > 320 * 0.15
+        assert points.max() < 320 * 0.85
         side = numpy.ptp(points, axis=0).max() / 320
         assert 0.39 < side < 0.49
 

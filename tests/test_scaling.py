@@ -1,4 +1,4 @@
-"""The counts in assets/scaling.md are those of the code."""
+"""The counts in docs/scaling.md are those of the code."""
 import pathlib
 
 import pytest
@@ -7,7 +7,7 @@ import torch
 from nets.model import LandmarkNet, gmacs, parameters
 from utils.landmarks.schemes import SCHEMES
 
-PAGE = (pathlib.Path(__file__).parent.parent / "assets" / "scaling.md").read_text(encoding="utf-8")
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def cell(row, column):
@@ -16,7 +16,7 @@ def cell(row, column):
     return line.strip("| ").split(" | ")[column]
 
 
-@pytest.mark.parametrize("column, backbone", [(1, "irnet18"), (2, "tf_efficientnet_lite0")])
+@pytest.mark.parametrize(("column", "backbone"), [(1, "irnet18"), (2, "tf_efficientnet_lite0")])
 def test_counts_and_bytes(column, backbone):
     model = LandmarkNet(SCHEMES["300W"], backbone).eval()
     count, work = parameters(model), gmacs(model, 256)
@@ -36,5 +36,7 @@ def test_counts_and_bytes(column, backbone):
 
 
 def test_it_says_that_it_is_a_plan():
-    assert "not measured" in PAGE.split("\n\n")[1] and "†" in PAGE
-    assert "goes to the device is 197 kB" in PAGE and 256 * 256 * 3 + 68 * 8 == 197152
+    assert "not measured" in PAGE.split("\n\n")[1]
+    assert "†" in PAGE
+    assert "goes to the device is 197 kB" in PAGE
+    assert 256 * 256 * 3 + 68 * 8 == 197152

@@ -12,9 +12,9 @@ from utils.data.dataset import PreparedSet
 from utils.deploy import publish
 from utils.deploy.export import export_weights
 from utils.errors import UserError
+from utils.evaluation import predict
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
-from utils.testing import predict
 from utils.training import shape_fit, trainer
 
 MEAN = SCHEMES["300W"].mean_face
@@ -55,7 +55,8 @@ def test_the_fit_finds_a_correction_that_there_is():
         mended = head(torch.from_numpy(found[500:]).float()).numpy()
     before, after = (numpy.abs(landmarks - truth[500:]).max((0, 2))
                      for landmarks in (found[500:], mended))
-    assert before[3] > 0.01 and before[30] > 0.05
+    assert before[3] > 0.01
+    assert before[30] > 0.05
     assert after.max() < 2e-3
 
 
@@ -64,13 +65,15 @@ def test_validation_decides_whether_it_is_kept(drawn_set, tiny_weights, monkeypa
     model = checkpoint.load_model(tiny_weights)
     head, before, after = shape_fit.fit(model, prepared)
     # An untrained network is wrong by more than any shape explains, and so is easy to mend.
-    assert head is not None and after < 0.9 * before
+    assert head is not None
+    assert after < 0.9 * before
     # A head that was fitted to something else mends nothing.
     regress = shape_fit.regress
     monkeypatch.setattr(shape_fit, "regress", lambda shapes, wrong, ridge: regress(
         shapes, 0.1 * numpy.ones_like(wrong) * numpy.arange(wrong.shape[1]), ridge))
     head, before, worse = shape_fit.fit(model, prepared)
-    assert head is None and worse > before
+    assert head is None
+    assert worse > before
 
 
 def test_labels_that_lie_to_one_side_are_followed(drawn_set, tiny_weights):
@@ -98,7 +101,8 @@ def test_the_flip_test_does_not_average_it_away(tiny_weights):
         model.shape = ShapeHead(68)
         model.shape.bias[::2] = 0.01
         mended, same = model.predict(images)
-        assert torch.equal(mended, model.shape(plain)) and torch.equal(same, confidence)
+        assert torch.equal(mended, model.shape(plain))
+        assert torch.equal(same, confidence)
     assert (mended - plain)[..., 0].min() > 0.001
 
 
@@ -119,7 +123,8 @@ def test_it_goes_with_the_weights(drawn_set, tiny_weights, weights, capsys):
     typed = ["--fit-shape", "--exp", str(path), "--data-dir", str(drawn_set), "--workers", "0"]
     main.dispatch(args.parse(typed))
     text = capsys.readouterr().out
-    assert "shape head of" in text and "exporting" in text
+    assert "shape head of" in text
+    assert "exporting" in text
     fitted, onnx = Predictor(path), Predictor(path.with_suffix(".onnx"))
     moved = fitted(crops())[0]
     assert abs(moved - plain).max() > 0.01

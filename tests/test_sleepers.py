@@ -1,14 +1,14 @@
 """The sleepers benchmark: what counts as a sleep seen and as a false alarm, and that it runs."""
 import cv2
-import drawn_driver
 import pytest
-from benchmark import sleepers
 
+from tools import drawn_driver
+from tools.benchmark import sleepers
+from utils.drowsiness.states import Event
 from utils.errors import UserError
-from utils.video.drowsiness import Event
 
 
-@pytest.mark.parametrize("events, expected", [
+@pytest.mark.parametrize(("events", "expected"), [
     ([Event("blink", 1.0, 1.2), Event("sleep", 3.1, 7.0)], ("sleep", False)),
     ([Event("microsleep", 3.1, 4.0), Event("microsleep", 4.2, 7.0)], ("microsleeps", False)),
     ([Event("blink", 4.0, 4.3), Event("not visible", 4.3, 7.0)], ("nothing", False)),
@@ -33,9 +33,11 @@ def folder(tmp_path):
 
 def test_photos_are_paired(folder):
     (awake, asleep), = sleepers.pairs(folder, "none", 40)
-    assert awake.shape == asleep.shape and (awake != asleep).any()
+    assert awake.shape == asleep.shape
+    assert (awake != asleep).any()
     film = list(sleepers.frames((awake, asleep)))
-    assert len(film) == 210 and film[-1][0] == pytest.approx(7, abs=0.05)
+    assert len(film) == 210
+    assert film[-1][0] == pytest.approx(7, abs=0.05)
     assert all(frame.shape == (360, 640, 3) for _, frame in film)
     assert (film[0][1] != film[15][1]).any(), "a face that does not sway is no camera's"
 

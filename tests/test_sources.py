@@ -7,14 +7,13 @@ import threading
 import time
 
 import cv2
-import mp4
 import numpy
-import painted_faces
 import pytest
+from helpers import mp4, painted_faces
 
 import demo
 from utils.errors import UserError
-from utils.video import sources
+from utils.tracking import sources
 
 
 def numbered(i):
@@ -126,7 +125,8 @@ def test_a_slow_reader_gets_the_newest_frame_and_when_it_was_taken(monkeypatch):
             time.sleep(0.001)
         last = film.taken - 1  # The frame in the making may not be there yet.
         frame, taken = live.read()
-        assert frame[0, 0, 0] >= last and frame[0, 0, 0] > number
+        assert frame[0, 0, 0] >= last
+        assert frame[0, 0, 0] > number
         assert before < taken <= time.monotonic() - begin
         number, before = frame[0, 0, 0], taken
     live.release()
@@ -145,13 +145,16 @@ def test_a_stream_that_stalls_is_opened_again_with_a_line(brief, capsys):
         found = list(iter(live.read, None))
         live.release()
     numbers = [number_of(frame) for frame, _ in found]
-    assert numbers == sorted(numbers) and numbers[0] < 10 and numbers[-1] >= 20
+    assert numbers == sorted(numbers)
+    assert numbers[0] < 10
+    assert numbers[-1] >= 20
     times = [at for _, at in found]
     assert times == sorted(times)
     gap = max(after - before for before, after in zip(times, times[1:]))
     assert gap > 0.7  # Time went on.
     line = capsys.readouterr().err.splitlines()[0]
-    assert "live.mjpg: no frame comes; opening it again" in line and "secret" not in line
+    assert "live.mjpg: no frame comes; opening it again" in line
+    assert "secret" not in line
 
 
 def test_a_video_behind_an_address_is_read_whole():
@@ -167,7 +170,8 @@ def test_a_video_behind_an_address_is_read_whole():
 
     with served(answer) as url:
         recording = sources.open_source("stream", f"{url}/clip.avi")
-        assert recording.count == 30 and recording.rate == 25
+        assert recording.count == 30
+        assert recording.rate == 25
         found = list(iter(recording.read, None))
     assert [number_of(frame) for frame, _ in found] == list(range(30))
     assert [at for _, at in found] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
@@ -182,8 +186,10 @@ def test_the_demo_draws_a_stream(brief, monkeypatch, capsys):
                        "--output", "demo_stream.mp4"])
     printed = capsys.readouterr()
     rows = list(csv.DictReader(open("live.csv", encoding="utf-8")))
-    assert 0 < len(rows) <= 10 and rows[0]["source"] == url
-    assert pathlib.Path("demo_stream.mp4").is_file() and "secret" not in printed.out + printed.err
+    assert 0 < len(rows) <= 10
+    assert rows[0]["source"] == url
+    assert pathlib.Path("demo_stream.mp4").is_file()
+    assert "secret" not in printed.out + printed.err
 
 
 def test_a_camera_that_stalls_lets_the_driver_go_out_of_sight(monkeypatch):
@@ -200,7 +206,8 @@ def test_a_camera_that_stalls_lets_the_driver_go_out_of_sight(monkeypatch):
     taken = [live.read() for _ in range(12)]
     live.release()
     waited = [seconds for frame, seconds in taken if frame is None]
-    assert len(waited) >= 3 and waited == sorted(waited)
+    assert len(waited) >= 3
+    assert waited == sorted(waited)
     assert sum(frame is not None for frame, _ in taken) >= 4
 
 
@@ -230,7 +237,8 @@ def test_a_frame_that_cannot_be_decoded_is_left_out():
     assert film.missed == 3
     # Where the file is cut off, nothing follows.
     film = sources.Recording(Damaged({8, 9}, 30), "film.mp4")
-    assert len(list(iter(film.read, None))) == 7 and film.missed == 1
+    assert len(list(iter(film.read, None))) == 7
+    assert film.missed == 1
 
 
 class Camera:
@@ -268,7 +276,8 @@ def test_a_camera_is_asked_for_size_and_rate_and_comes_back(brief, monkeypatch, 
     monkeypatch.setattr(Camera, "lives", [3, 2])
     monkeypatch.setattr(sources.cv2, "VideoCapture", Camera)
     kind, what = sources.find_source("/dev/video7")
-    assert (kind, what) == ("camera", 7) and sources.find_source("7") == ("camera", 7)
+    assert (kind, what) == ("camera", 7)
+    assert sources.find_source("7") == ("camera", 7)
     live = sources.open_source(kind, what, (1280, 720), 60.0)
     found = list(iter(live.read, None))
     assert 1 < len(found) <= 5
@@ -291,7 +300,7 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "get_detector", lambda name: painted_faces.detector())
 
 
-@pytest.mark.parametrize("arguments, words", [
+@pytest.mark.parametrize(("arguments", "words"), [
     (["--source", "http://127.0.0.1:9/none"], "http://127.0.0.1:9/none: cannot be opened"),
     (["--source", "rtsp://me:secret@127.0.0.1:9/x"], "^rtsp://127.0.0.1:9/x: cannot be opened"),
     (["--source", "/dev/video99"], "camera 99: cannot be opened"),
@@ -315,7 +324,8 @@ def test_a_video_of_a_turned_camera_is_upright(degrees):
     content = pathlib.Path("lying.mp4").read_bytes()
     pathlib.Path("phone.mp4").write_bytes(mp4.turn(content, degrees))
     frame, _ = sources.open_source("video", pathlib.Path("phone.mp4")).read()
-    assert frame.shape == image.shape and abs(frame.astype(int) - image).mean() < 12
+    assert frame.shape == image.shape
+    assert abs(frame.astype(int) - image).mean() < 12
     demo.main(["--source", "phone.mp4", "--landmarks", "phone.csv", "--output", "demo_phone.mp4"])
     row = next(csv.DictReader(open("phone.csv", encoding="utf-8")))
     assert float(row["x_min"]) == pytest.approx(44, abs=4)

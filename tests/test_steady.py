@@ -1,12 +1,12 @@
 """The filter that steadies points, and the tracks that use it."""
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
-from utils.landmarks.lids import aspect_ratio
+from utils.landmarks.eyelids import aspect_ratio
 from utils.landmarks.schemes import SCHEMES
-from utils.video.steady import FaceFilter
-from utils.video.tracker import Tracker
+from utils.tracking.one_euro import FaceFilter
+from utils.tracking.tracker import Tracker
 
 RATE = 30
 MEAN = SCHEMES["300W"].mean_face

@@ -8,7 +8,7 @@ import pytest
 import test_faults
 import timm.utils
 import torch
-import warm as warm_module
+from helpers import warm as warm_module
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,8 +16,8 @@ from nets.lids import LidHead
 from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
-from utils.training import distil, distributed, engine, gssl
-from utils.training.distributed import Ranks
+from utils.training import ddp, distil, engine, gssl
+from utils.training.ddp import Ranks
 
 GPU = torch.device("cuda", 0)
 
@@ -153,7 +153,8 @@ def test_a_batch_is_augmented_without_a_question(drawn_set, monkeypatch):
         batch.device = GPU
         batch.x, batch.y = fake.like(batch.x), fake.like(batch.y)
         images = batch(fake.like(torch.empty(len(drawn), 102, 102, 3, dtype=torch.uint8)), drawn)
-    assert images.shape == (len(drawn), 64, 64, 3) and images.device == GPU
+    assert images.shape == (len(drawn), 64, 64, 3)
+    assert images.device == GPU
 
 
 @pytest.mark.parametrize("ask", [float, bool, torch.Tensor.item, torch.Tensor.tolist,
@@ -197,7 +198,7 @@ def same(one, two):
     return one == two
 
 
-@pytest.mark.parametrize("device, fused", [("cpu", False), ("cpu", True),
+@pytest.mark.parametrize(("device", "fused"), [("cpu", False), ("cpu", True),
                                            pytest.param("cuda", True, marks=NEEDS_GPU)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, device, fused):
@@ -209,7 +210,8 @@ def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, 
     for number in range(4):
         training.train_step(batches, number)
         states.append(state(training))
-    assert same(states[0], states[1]) and same(states[1], states[2])
+    assert same(states[0], states[1])
+    assert same(states[1], states[2])
     for name in ("model", "ema"):
         assert not same(states[2][name], states[3][name])
         assert all(torch.isfinite(v).all() for v in states[3][name].values())
@@ -259,7 +261,8 @@ def test_late_readings_change_nothing(warm, tmp_path):
     one, two = twice(warm, tmp_path, {2, 11, 12}, 2, fused=True)
     # The late one after an epoch's first step, and at its end.
     assert (len(one.readings), len(two.readings)) == (12, 4)
-    assert one.losses == two.losses and len(one.losses) == 9
+    assert one.losses == two.losses
+    assert len(one.losses) == 9
     assert one.skips.skipped == two.skips.skipped == 3
     assert same(state(one), state(two))
 
@@ -268,15 +271,18 @@ def test_three_bad_steps_are_named_though_they_are_read_late(warm, tmp_path):
     one, two = twice(warm, tmp_path, {2, 4, 6}, fused=True)
     assert (one.loss.made, two.loss.made) == (8, 12)
     names = [(tmp_path / pause / "bad_batch.txt").read_text() for pause in ("1", "100")]
-    assert names[0] == names[1] and names[0].count("\n") == 6
-    assert one.error.replace("/1/", "/100/") == two.error and "3 steps in a row" in two.error
+    assert names[0] == names[1]
+    assert names[0].count("\n") == 6
+    assert one.error.replace("/1/", "/100/") == two.error
+    assert "3 steps in a row" in two.error
 
 
 def test_overflows_are_told_from_bad_steps_though_they_are_read_late(warm, tmp_path):
     # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
     one, two = twice(warm, tmp_path, {0, 2, 4, 6, 8}, value=float("inf"), scaled=True, fused=True)
     assert one.skips.skipped == two.skips.skipped == 1
-    assert len(one.losses) == len(two.losses) == 1 and same(state(one), state(two))
+    assert len(one.losses) == len(two.losses) == 1
+    assert same(state(one), state(two))
     assert two.scaler.get_scale() < 1
 
 
@@ -296,7 +302,7 @@ def test_a_save_has_read_everything(warm, tmp_path):
     assert saves == [((0, 4), 3, 1, 0)]
 
 
-@pytest.mark.parametrize("seconds, steps", [(0.001, 500), (0.1, 5), (3.0, 1)])
+@pytest.mark.parametrize(("seconds", "steps"), [(0.001, 500), (0.1, 5), (3.0, 1)])
 def test_a_gpu_is_read_about_twice_a_second(warm, tmp_path, monkeypatch, seconds, steps):
     training = test_faults.training(warm.faces, tmp_path)
     training.ranks = Ranks(device=GPU)
@@ -310,7 +316,7 @@ def test_a_gpu_is_read_about_twice_a_second(warm, tmp_path, monkeypatch, seconds
 
 def rank_overflow(faces, target, device):
     """Three fp16-like steps of a rank, in the second of which the second rank alone overflows."""
-    ranks = distributed.start(device)
+    ranks = ddp.start(device)
     # In a micro-batch of which the ranks do not tell each other by itself.
     training = test_faults.training(faces, None, {2} if ranks.rank else (), float("inf"),
                                     scaled=True, fused=True, ranks=ranks)
@@ -321,13 +327,14 @@ def rank_overflow(faces, target, device):
                     p.detach().cpu() for p in training.model.parameters()],
                 "steps": [float(s["step"]) for s in training.optimizer.state.values()]},
                f"{target}.{ranks.rank}")
-    distributed.stop()
+    ddp.stop()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs(2))])
 def test_ranks_skip_a_step_together_that_overflows_on_one(warm, tmp_path, device):
     """Its gradients carry the infinity to all in the step's one exchange, before anybody looks, and
-    all scales, the same at the start, are halved."""
+    all scales, the same at the start, are halved.
+    """
     children = warm.ranks(2, call="test_stops:rank_overflow",
                           argv=[str(warm.faces), str(tmp_path / "out"), device])
     assert [c.code for c in children] == [0, 0], children[0].text
@@ -353,4 +360,5 @@ def test_a_step_does_not_stop_a_real_gpu(warm, tmp_path, dtype, device):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     loss, *_ = training.drain(False, 0.0)
-    assert loss > 0 and len(training.losses) == 3
+    assert loss > 0
+    assert len(training.losses) == 3

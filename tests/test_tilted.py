@@ -2,12 +2,12 @@
 import cv2
 import numpy
 import pytest
-from benchmark import tilted
 
+from tools.benchmark import tilted
 from utils.data.dataset import PreparedSet
+from utils.detection.detector import Detector
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
-from utils.video.detector import Detector
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 180])

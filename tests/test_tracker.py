@@ -3,13 +3,13 @@ import dataclasses
 import time
 
 import numpy
-import painted_faces
 import pytest
+from helpers import painted_faces
 
-from utils.landmarks.lids import Limits
-from utils.video import tracker
-from utils.video.detector import Detector
-from utils.video.passes import TURNS
+from utils.detection.detector import Detector
+from utils.detection.refine import TURNS
+from utils.landmarks.eyelids import EyeThresholds
+from utils.tracking import tracker
 
 RATE = 30
 
@@ -74,7 +74,8 @@ def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():
     made.detector = counting(calls)
     for i in range(35):
         made.update(numbered(i, *[(1, 100, 120, 60)] if i < 25 else []), i / RATE)
-    assert calls[:4] == [0, 8, 16, 24] and 25 in calls
+    assert calls[:4] == [0, 8, 16, 24]
+    assert 25 in calls
     assert len([i for i in calls if i > 25]) >= 2
 
 
@@ -96,7 +97,8 @@ def test_a_new_face_beside_another_is_found_within_so_many_frames(every, quick):
         for i in range(appears + every):
             faces = [(1, 80, 120, 60)] + [(2, 240 - i % 5, 120, 50)] * (i >= appears)
             film.append(len(made.update(numbered(i, *faces), i / RATE)))
-        assert set(film[:appears]) == {1} and film[-1] == 2
+        assert set(film[:appears]) == {1}
+        assert film[-1] == 2
 
 
 def large(image):
@@ -111,7 +113,9 @@ def test_small_faces_wait_for_a_thorough_look():
     for i in range(10 * (tracker.THOROUGH + 2)):
         faces = [(1, 80, 120, 60)] + [(2, 240, 120, 30)] * (i > 0)
         seen.append(len(made.update(numbered(i, *faces), i / RATE)))
-    assert seen[0] == 1 and seen[-1] == 2 and len(calls) == 2
+    assert seen[0] == 1
+    assert seen[-1] == 2
+    assert len(calls) == 2
 
 
 def test_whom_a_quick_look_misses_is_looked_for_thoroughly():
@@ -172,7 +176,8 @@ def test_a_new_face_that_has_moved_far_since_the_look_is_found():
     for i in range(11):
         faces = [(1, 60, 60, 60)] + [(2, 60 + 40 * (i - 8), 180, 40)] * (i >= 8)
         tracks = made.update(numbered(i, *faces), i / RATE)
-    assert calls == [0, 8, 10] and abs(middle(tracks[1])[0] - 140) < 1.5
+    assert calls == [0, 8, 10]
+    assert abs(middle(tracks[1])[0] - 140) < 1.5
 
 
 def test_what_goes_wrong_in_the_background_is_told():
@@ -212,7 +217,8 @@ def test_two_faces_swap_places():
     last = {track.id: middle(track) for track in films[-1]}
     assert set(first) == set(last) == {1, 2}
     left = min(first, key=lambda i: first[i][0])
-    assert abs(first[left][0] - 60) < 3 and abs(last[left][0] - 256) < 3
+    assert abs(first[left][0] - 60) < 3
+    assert abs(last[left][0] - 256) < 3
     assert abs(last[3 - left][0] - 64) < 3
 
 
@@ -247,12 +253,12 @@ def test_low_confidence_ends_a_track():
 def test_how_sure_a_network_must_be_comes_with_its_weights():
     predictor = painted_faces.Painted()
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
-    predictor.eyes = Limits(min_confidence=0.27)
+    predictor.eyes = EyeThresholds(min_confidence=0.27)
     assert make(predictor).min_confidence == tracker.OF_EYES * 0.27
-    predictor.eyes = Limits(min_confidence=0.27, face=0.31)
+    predictor.eyes = EyeThresholds(min_confidence=0.27, face=0.31)
     assert make(predictor).min_confidence == 0.31
     assert make(predictor, min_confidence=0.1).min_confidence == 0.1
-    predictor.eyes = Limits()
+    predictor.eyes = EyeThresholds()
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
 
 
@@ -268,7 +274,8 @@ def test_what_the_detector_misses_must_be_more_certain():
             tracks = made.update(image, i / RATE)
         return tracks
 
-    assert len(last(0.6)) == 1 and last(0.42) == []
+    assert len(last(0.6)) == 1
+    assert last(0.42) == []
 
 
 def test_without_scores_the_looks_decide():
@@ -283,7 +290,8 @@ def test_without_scores_the_looks_decide():
         return film
 
     film = ids(painted_faces.find, 20)
-    assert film[19] == [1, 2] and film[20 + 10 * tracker.MISSED:] == [[2]] * 60
+    assert film[19] == [1, 2]
+    assert film[20 + 10 * tracker.MISSED:] == [[2]] * 60
     # A small face, which no quick look sees, stays.
     assert ids(large, 100) == [[1, 2]] * 100
 
@@ -299,7 +307,8 @@ def test_no_track_survives_a_cut_to_a_faceless_shot():
 
 def test_the_detector_looks_at_once_after_any_cut():
     """Also where a look of the old shot was under way, be it the last quick one before a thorough
-    one."""
+    one.
+    """
     for cut in range(46, 58):
         made = make(every=10)
         made.detector = dataclasses.replace(made.detector, find_quick=made.detector.find)
@@ -321,10 +330,12 @@ def test_ids_are_new_after_a_cut():
 def test_a_flash_is_no_cut():
     made = make()
     dark = painted_faces.background() // 2
-    assert not made._is_cut(dark) and not made._is_cut(painted_faces.background())
+    assert not made._is_cut(dark)
+    assert not made._is_cut(painted_faces.background())
     assert made._is_cut(painted_faces.background(1))
 
 
 def test_a_face_that_walks_out_of_the_frame_is_gone():
     films = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
-    assert len(films[5]) == 1 and films[-1] == []
+    assert len(films[5]) == 1
+    assert films[-1] == []

@@ -4,8 +4,8 @@ import sys
 import cv2
 import numpy
 import pytest
-from benchmark import tracking
 
+from tools.benchmark import tracking
 from utils.errors import UserError
 
 
@@ -13,9 +13,12 @@ def test_a_pan_ends_where_it_begins():
     photo = numpy.random.default_rng(0).integers(0, 255, (60, 50, 3), numpy.uint8)
     photo = cv2.resize(photo, (500, 600))
     film = tracking.pan(photo, (320, 180), 30)
-    assert len(film) == 30 and film[0].shape == (180, 320, 3) and film[0].dtype == numpy.uint8
+    assert len(film) == 30
+    assert film[0].shape == (180, 320, 3)
+    assert film[0].dtype == numpy.uint8
     steps = [abs(a.astype(int) - b).mean() for a, b in zip(film, film[1:] + film[:1])]
-    assert min(steps) > 0 and steps[-1] < 1.5 * max(steps[:-1])
+    assert min(steps) > 0
+    assert steps[-1] < 1.5 * max(steps[:-1])
 
 
 def test_a_video_is_played_forth_and_back(tmp_path):
@@ -53,4 +56,5 @@ def test_it_runs_without_mediapipe(capsys, monkeypatch):
     printed = capsys.readouterr()
     assert printed.err.count("MediaPipe is left out") == 1
     rows = [line.split("|") for line in printed.out.splitlines() if "tiny.int8.onnx" in line]
-    assert len(rows) == 6 and all(float(row[4]) > 0 and row[10].strip() == "100%" for row in rows)
+    assert len(rows) == 6
+    assert all(float(row[4]) > 0 and row[10].strip() == "100%" for row in rows)

@@ -4,9 +4,9 @@ import shutil
 
 import cv2
 import numpy
-import painted_faces
 import pytest
 import yaml
+from helpers import painted_faces
 
 from utils.data import unlabelled
 from utils.data.dataset import PreparedSet
@@ -74,7 +74,8 @@ def test_a_detector_gives_crops_like_those_of_the_labelled_faces(photos, labelle
     faces = unlabelled.read(output, labelled)
     assert sorted(p.name for p in faces.images) == ["a.jpg", "a_2.jpg", "below_a.jpg",
                                                     "below_a_2.jpg"]
-    assert faces.points.shape == (4, 68, 2) and numpy.isnan(faces.points).all()
+    assert faces.points.shape == (4, 68, 2)
+    assert numpy.isnan(faces.points).all()
     with open(output / "sources.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for _, x, y, side in SQUARES:
@@ -134,7 +135,7 @@ def test_real_faces_with_the_boxes_that_came_with_them(shared, tmp_path):
     assert rule["box_to_crop"] == pytest.approx([1.1, 1.1], abs=0.08)
 
 
-@pytest.mark.parametrize("text, message", [
+@pytest.mark.parametrize(("text", "message"), [
     ("image,x,y\na.png,1,2\n", "no column x_min; expected image,x_min.*found image,x,y"),
     ("", "no column image.*an empty file"),
     ("image,x_min,y_min,x_max,y_max\n", "no box"),

@@ -10,7 +10,7 @@ from utils.training.engine import make_optimizer
 NORMS = (torch.nn.modules.batchnorm._NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
-@pytest.mark.parametrize("name, kinds", [
+@pytest.mark.parametrize(("name", "kinds"), [
     ("irnet18", {"weight", "norm", "slope", "bias"}),
     ("resnet18", {"weight", "norm", "bias"}),
     ("mobilenetv3_small_050", {"weight", "norm", "bias"})])
@@ -27,4 +27,5 @@ def test_weight_decay_is_on_convolutions_alone(name, kinds):
             assert decay.pop(id(parameter)) == (0.05 if kind == "weight" else 0), (module, part)
             found.add(kind)
     # Every parameter is looked at once, and each kind was there to look at.
-    assert not decay and found == kinds
+    assert not decay
+    assert found == kinds

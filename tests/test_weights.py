@@ -9,8 +9,8 @@ from utils.args import ROOT
 from utils.data import dataset
 from utils.data.generator import DataGenerator
 from utils.deploy.export import digest
+from utils.evaluation import predict, score
 from utils.predictor import Predictor
-from utils.testing import predict, score
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
@@ -39,8 +39,10 @@ def _card(name):
 def test_files_are_small_and_complete():
     files = [path for path in WEIGHTS.iterdir() if path.suffix in (".pt", ".onnx")]
     sizes = [path.stat().st_size for path in files]
-    assert max(sizes) < 50e6 and sum(sizes) < 90e6
-    assert "fast" in SHIPPED and set(SHIPPED) <= set(LIMITS)
+    assert max(sizes) < 50e6
+    assert sum(sizes) < 90e6
+    assert "fast" in SHIPPED
+    assert set(SHIPPED) <= set(LIMITS)
     # Tests of the demo skip without the first.
     assert all(path.is_file() for path in INT8.values())
     # A user's own exports (fast.onnx, and fast.raw.onnx for other runtimes) may lie beside them.

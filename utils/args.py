@@ -9,7 +9,7 @@ import typing
 import yaml
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "args.yaml"
@@ -144,7 +144,7 @@ def _read_file(path):
 
 
 def check(name, value, where):
-    """value in the type and range of setting `name`. Raises UserError that begins with where."""
+    """Value in the type and range of setting `name`. Raises UserError that begins with where."""
     if name not in KINDS:
         near = difflib.get_close_matches(str(name), KINDS, 1, 0.5)
         raise UserError(f"{where}: unknown key" + (f"; nearest: {near[0]}" if near else ""))
@@ -193,7 +193,7 @@ def save_args(args, path):
     lines = []
     for title, names in groups.items():
         lines += [f"# {title}", *(yaml.safe_dump({n: getattr(args, n)}).strip() for n in names), ""]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 

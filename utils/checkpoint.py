@@ -13,8 +13,8 @@ from nets.model import LandmarkNet, check_size
 from nets.shape import ShapeHead
 from utils.args import KINDS, load_args
 from utils.errors import UserError
-from utils.files import replacing
-from utils.landmarks.lids import Limits
+from utils.files import atomic_write
+from utils.landmarks.eyelids import EyeThresholds
 from utils.landmarks.schemes import Scheme
 
 FORMAT = "pipnet-1"
@@ -37,7 +37,7 @@ def save(state, path):
     # Through memory: torch's own writer hides why a disk refuses, and may abort the process.
     content = io.BytesIO()
     torch.save(state, content)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
@@ -89,7 +89,8 @@ def in_bytes(weights):
 
 def to_bytes(kernel):
     """A kernel (C, ...) as whole numbers, int8, and factors (C, 1, ...): their product is nearly
-    the kernel, and gives the same again."""
+    the kernel, and gives the same again.
+    """
     # A channel that training has switched off may hold nothing but zeros.
     factor = kernel.float().flatten(1).abs().amax(1).clamp(min=1e-9) / 127
     factor = factor.reshape(-1, *[1] * (kernel.dim() - 1))
@@ -103,7 +104,8 @@ def halved(value):
 
 def with_head(state, name, head):
     """A state with `head`, a module, fitted as `name` in the place of the one before; the other
-    weights stay as they are stored."""
+    weights stay as they are stored.
+    """
     return {**state, "weights": without(_stored(state), name) | {
         f"{name}.{key}": value.detach() for key, value in head.state_dict().items()}}
 
@@ -131,7 +133,8 @@ def teachers(setting):
 
 def data_sets(args):
     """Names of the sets whose faces made weights of these settings (a dict), each once: its own,
-    and those of the .pt files that it began with and was taught by, where they are at hand."""
+    and those of the .pt files that it began with and was taught by, where they are at hand.
+    """
     names = _own_sets(args)
     for path in (pathlib.Path(args["pretrained"]), *teachers(args["teacher"])):
         if path.suffix == ".pt" and path.is_file():
@@ -168,7 +171,8 @@ FITTED = ("lids", "shape")
 
 def without(weights, *heads):
     """Weights without those of heads that main.py --fit-eyes (`lids`) and --fit-shape (`shape`) add
-    to a trained network."""
+    to a trained network.
+    """
     return {k: v for k, v in weights.items() if k.split(".")[0] not in heads}
 
 
@@ -176,7 +180,7 @@ def load_model(path, device="cpu", lids=True, shape=True, flip_test=False, **ove
     """A published checkpoint as a model in evaluation mode, ready to predict and export.
 
     It gets the attributes `args` (resolved args), `scheme`, `crop` ({"rule", "scale"}),
-    `input_size`, `eyes` (lids.Limits) and `sets` (see data_sets). lids, shape: whether the heads
+    `input_size`, `eyes` (eyelids.EyeThresholds) and `sets` (see data_sets). lids, shape: whether the heads
     that were fitted to it, if they were, draw shut lids together and correct shapes. flip_test:
     whether it averages with the mirrored face, even if it was not published so. overrides: settings
     of the model to change, such as merge. Raises UserError.
@@ -187,7 +191,7 @@ def load_model(path, device="cpu", lids=True, shape=True, flip_test=False, **ove
         args = load_args({**known, **overrides})
         scheme = Scheme.from_state(state["scheme"])
         crop = {"rule": str(state["crop"]["rule"]), "scale": float(state["crop"]["scale"])}
-        eyes, sets = Limits.from_state(state.get("eyes")), sets_of(state)
+        eyes, sets = EyeThresholds.from_state(state.get("eyes")), sets_of(state)
         model = build_model(args, scheme, state.get("neighbour_face"))
         weights = {k: v.float() if v.is_floating_point() else v
                    for k, v in weights_of(state).items()}

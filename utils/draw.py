@@ -73,7 +73,8 @@ def landmarks(image, points_px, scheme, confidence=None, box=None, label=None, r
 
 def headline(image, text, at, height, colour):
     """A copy of image, RGB uint8 (H, W, 3), with text in letters of so many pixels on a dark
-    ground; at: (x, y) in pixels of its upper left corner, moved so that it lies within."""
+    ground; at: (x, y) in pixels of its upper left corner, moved so that it lies within.
+    """
     image, text = numpy.ascontiguousarray(image).copy(), printable(text)
     (_, tall), _ = cv2.getTextSize(text, _FONT, 1, 2)
     scale = height / tall
@@ -91,7 +92,8 @@ def headline(image, text, at, height, colour):
 
 def points(image, points_px, colour, radius=None):
     """A copy of image, RGB uint8 (H, W, 3), with rings of one colour around points (K, 2) in
-    pixels; points that are NaN are left out."""
+    pixels; points that are NaN are left out.
+    """
     image = numpy.ascontiguousarray(image).copy()
     radius = image.shape[0] / 100 if radius is None else radius
     for point in numpy.asarray(points_px)[numpy.isfinite(points_px).all(1)]:

@@ -27,7 +27,8 @@ def show_on_one_line():
 
 def printable(text):
     """Text that can be printed, drawn (OpenCV ends the process over the other kind) and written:
-    bytes of a name that are no UTF-8 are \\udcff and the like."""
+    bytes of a name that are no UTF-8 are \\udcff and the like.
+    """
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -9,7 +9,7 @@ import socket
 
 from utils.args import ROOT
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = "tiny"  # Of the models there, what is used where none is named.
@@ -91,7 +91,8 @@ def new_experiment(name="none", folder=WEIGHTS):
 
 def find_experiment(name, folder=WEIGHTS, *, others=()):
     """The folder of an existing experiment. Raises UserError listing those that exist, and others,
-    names that would do as well."""
+    names that would do as well.
+    """
     if name != "none" and (folder / name).is_dir():
         return folder / name
     known = sorted({*others, *(p.parent.name for p in folder.glob("*/*.pt"))})
@@ -196,7 +197,8 @@ def data_name(args, folder):
 
 def record_fit(weights, val_nme, data):
     """Put the validation NME (in %, of the set called data) of an experiment's best file that was
-    changed after its training into its line, if the line is of that set; older scores go."""
+    changed after its training into its line, if the line is of that set; older scores go.
+    """
     name = weights.parent.name
     for row in read_records(weights.parent.parent):
         if weights.stem == "best" and row["exp"] == name:
@@ -232,7 +234,7 @@ def read_records(folder=WEIGHTS):
 
 
 def _write(path, fields, rows):
-    with (replacing(path) as temporary,
+    with (atomic_write(path) as temporary,
           open(temporary, "w", newline="", encoding="utf-8") as file):
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
@@ -272,7 +274,8 @@ def plot_curves(folder):
 
 def plot_ced(errors, path):
     """Draw cumulative error distributions. errors: label to NMEs (N,) as fractions, NaN where a
-    face was not found."""
+    face was not found.
+    """
     import numpy
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)

@@ -7,7 +7,7 @@ from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def atomic_write(path):
     """Within, a path beside `path` to write a file to; at the end it takes the place of `path`.
 
     After a crash at any moment the old file is there or the new one, and after an error the old

@@ -8,7 +8,7 @@ from utils.errors import UserError, printable
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed():
+def tune_malloc():
     """Let glibc keep freed memory for the next tensor instead of handing it back to the system.
 
     It hands back large blocks at once, so every large activation is made of pages that must be
@@ -25,7 +25,8 @@ def keep_freed():
 
 def ending_signals():
     """SIGTERM and SIGHUP (the terminal was closed), where the system has it and nohup does not want
-    it ignored."""
+    it ignored.
+    """
     numbers = [signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -35,7 +36,8 @@ def ending_signals():
 @contextlib.contextmanager
 def signals_interrupt():
     """Within, ending_signals are a KeyboardInterrupt, so that files are finished; gives a list, to
-    which their numbers are added."""
+    which their numbers are added.
+    """
     seen = []
 
     def interrupt(number, _):

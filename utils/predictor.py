@@ -5,7 +5,7 @@ import pathlib
 import numpy
 
 from utils.errors import UserError
-from utils.landmarks.lids import Limits
+from utils.landmarks.eyelids import EyeThresholds
 from utils.landmarks.schemes import Scheme
 
 
@@ -15,7 +15,7 @@ class Predictor:
     device: auto, cpu or cuda. threads: of the CPU, else all. lids: False leaves out what the lid
     head of a .pt says of shut eyes. flip_test: it must average with the mirrored face; a .pt does
     so then, an .onnx was exported so or not. `input_size`, `scheme` (a Scheme), `crop` ({"rule",
-    "scale"}) and `eyes` (lids.Limits) come from the file; `scored`: whether confidence means
+    "scale"}) and `eyes` (eyelids.EyeThresholds) come from the file; `scored`: whether confidence means
     anything, as a regression's is 1 of all it sees; `model` is the LandmarkNet of a .pt, else None.
     Raises UserError for a file that is neither.
     """
@@ -72,7 +72,7 @@ class Predictor:
             self.scheme = Scheme.from_state(json.loads(described["scheme"]))
             crop = json.loads(described["crop"])
             self.crop = {"rule": str(crop["rule"]), "scale": float(crop["scale"])}
-            self.eyes = Limits.from_state(json.loads(described.get("eyes", "null")))
+            self.eyes = EyeThresholds.from_state(json.loads(described.get("eyes", "null")))
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:

@@ -2,7 +2,7 @@
 import numpy
 import pytest
 import scipy.io
-from reader_files import face_of, image
+from helpers.reader_files import face_of, image
 
 from utils.data.readers import aflw
 from utils.errors import UserError
@@ -57,10 +57,11 @@ def test_aflw_names_bad_faces_and_reads_the_rest(tmp_path):
     assert "face 1 ('0.jpg'): a landmark is absent" in texts[0]
     assert "face 2 ('1.jpg'): a landmark is absent" in texts[1]
     assert "face 3 ('2.jpg'): no x_min x_max y_min y_max" in texts[2]
-    assert problems[3][0].name == "4.jpg" and len(problems) == 4
+    assert problems[3][0].name == "4.jpg"
+    assert len(problems) == 4
 
 
-@pytest.mark.parametrize("field, value, reason", [
+@pytest.mark.parametrize(("field", "value", "reason"), [
     ("ra", None, "no field ra"), ("data", None, "no field data"), ("bbox", None, "no field bbox"),
     ("nameList", None, "no field nameList"),
     ("ra", numpy.array([[1, 1]]), "ra is no permutation"),

@@ -5,7 +5,7 @@ import re
 
 import numpy
 import pytest
-from reader_files import image, reasons, write
+from helpers.reader_files import image, reasons, write
 
 from utils.data import readers
 from utils.data.readers import annotations
@@ -35,17 +35,19 @@ GOOD = {
 def test_each_tool(tmp_path, name, one_based):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / name, GOOD[name])
-    assert readers.recognise(path) is annotations and readers.recognise(tmp_path) is annotations
+    assert readers.recognise(path) is annotations
+    assert readers.recognise(tmp_path) is annotations
     problems = []
     face, = annotations.read(tmp_path, problems, THREE, one_based)
-    assert not problems and face.photo == tmp_path / "a.jpg"
+    assert not problems
+    assert face.photo == tmp_path / "a.jpg"
     assert (face.points + one_based)[[0, 2]].tolist() == [[1, 2], [5, 6]]
     assert numpy.isnan(face.points[1]).all()
     if name in ("coco.json", "dlib.xml"):
         assert (face.box + one_based).tolist() == [1, 2, 9, 11]
 
 
-@pytest.mark.parametrize("name, old, new, reason", [
+@pytest.mark.parametrize(("name", "old", "new", "reason"), [
     ("coco.json", "[1, 2, 2, ", "[", "2 points found, 3 expected"),
     ("coco.json", '"image_id": 7', '"image_id": 8', "of one that is unknown"),
     ("coco.json", '"keypoints"', '"points"', "it has no 'keypoints'"),
@@ -62,7 +64,8 @@ def test_bad_entries_are_named(tmp_path, name, old, new, reason):
     problems = []
     assert annotations.read(path, problems, THREE) == []
     (where, text), = problems
-    assert where == path and reason in text
+    assert where == path
+    assert reason in text
 
 
 def test_one_shape_of_all_points(tmp_path):
@@ -73,7 +76,7 @@ def test_one_shape_of_all_points(tmp_path):
     assert face.points.tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
-@pytest.mark.parametrize("file, photo, split", [
+@pytest.mark.parametrize(("file", "photo", "split"), [
     ("labels.json", "a.jpg", "train"), ("labels.json", "test/a.jpg", "test"),
     ("labels.json", "x/Valid/y/a.jpg", "val"), ("test/labels.json", "a.jpg", "test"),
     ("marks/labels.json", "../photos/val/a.jpg", "val"),
@@ -113,7 +116,8 @@ def test_labels_are_the_names_of_the_scheme_or_numbers(tmp_path, name):
     for labels in ("012", ("right eye", "left_eye", "nose"), ("Right_Eye", "LEFT eye", "NOSE")):
         path, problems = write(tmp_path / name, labelled(name, labels)), []
         face, = annotations.read(path, problems, NAMED)
-        assert not problems and face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
+        assert not problems
+        assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
         assert numpy.isnan(face.points[1]).all()
     problems = []
     write(path, labelled(name, ("right eye", "left eye", "mouth")))
@@ -138,7 +142,9 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
     six = [1, 2, 2, 3, 4, 2, 5, 6, 1]
     assert read(["nose", "Left_Eye", "right-eye"], six) == ([[[3, 4], [5, 6], [1, 2]]], [])
     (points,), problems = read(["nose", "left eye"], six[:6])
-    assert points[0] == [3, 4] and points[2] == [1, 2] and not problems
+    assert points[0] == [3, 4]
+    assert points[2] == [1, 2]
+    assert not problems
     assert numpy.isnan(points[1]).all()
     # A person has more keypoints than a face.
     numpy.testing.assert_equal(read(["nose", "left eye", "elbow"], six),
@@ -149,10 +155,11 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
             (["nose", "left eye"], six, "3 points found, its category names 2"),
             (["nose", "nose", "left eye"], six, "point nose is there twice")):
         faces, (text,) = read(names, keypoints)
-        assert faces == [] and reason in text
+        assert faces == []
+        assert reason in text
 
 
-@pytest.mark.parametrize("file, photo", [
+@pytest.mark.parametrize(("file", "photo"), [
     ("annotations/train.json", "images/a.jpg"), ("annotations/val.json", "images/val/a.jpg"),
     ("coco.json", "images/a.jpg")])
 def test_coco_images_in_a_folder_of_their_own(tmp_path, file, photo):
@@ -160,7 +167,8 @@ def test_coco_images_in_a_folder_of_their_own(tmp_path, file, photo):
     write(tmp_path / file, GOOD["coco.json"])
     problems = []
     face, = annotations.read(tmp_path, problems, THREE)
-    assert face.photo == tmp_path / photo and not problems
+    assert face.photo == tmp_path / photo
+    assert not problems
     assert face.lists == (("val",) if "val" in file else ("train",))
 
 
@@ -169,7 +177,8 @@ def test_labels_from_one(tmp_path, name):
     image(tmp_path / "a.jpg")
     path, problems = write(tmp_path / name, labelled(name, "123")), []
     face, = annotations.read(path, problems, THREE)
-    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]] and numpy.isnan(face.points[1]).all()
+    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
+    assert numpy.isnan(face.points[1]).all()
     assert [text for _, text in problems] == ["note: labels count from 1, as there is a 3 and no 0"]
     # Where neither 0 nor 3 is anywhere, 1 and 2 may be either.
     write(path, labelled(name, "122"))
@@ -186,13 +195,15 @@ def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
     path = write(tmp_path / "a.xml", f'<annotations><image name="a.jpg">{skeleton}</image>'
                                      '</annotations>')
     face, = annotations.read(path, [], THREE)
-    assert face.points[:2].tolist() == [[1, 2], [3, 4]] and numpy.isnan(face.points[2]).all()
+    assert face.points[:2].tolist() == [[1, 2], [3, 4]]
+    assert numpy.isnan(face.points[2]).all()
     # Beside labels from 0 they are wrong, and not one off.
     write(tmp_path / "b.xml", GOOD["cvat.xml"])
     problems = []
     assert len(annotations.read(tmp_path, problems, THREE)) == 1
     (where, text), = problems
-    assert where == path and "point '3' is no number from 0 to 2" in text
+    assert where == path
+    assert "point '3' is no number from 0 to 2" in text
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -227,4 +238,5 @@ def test_photos_that_labelme_has_no_file_for_are_named(tmp_path):
     assert reasons(problems)["c.png"] == "image without c.json"
     # One file is asked for by its name, and the others not.
     problems = []
-    assert len(annotations.read(path, problems, THREE)) == 1 and not problems
+    assert len(annotations.read(path, problems, THREE)) == 1
+    assert not problems

@@ -6,7 +6,7 @@ import h5py
 import numpy
 import pytest
 import scipy.io
-from reader_files import face_of, reasons, write
+from helpers.reader_files import face_of, reasons, write
 
 from utils.data.generator import DataGenerator
 from utils.data.readers import aflw, cofw
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 
 def cofw_rows(faces):
-    """phis (n, 87) and bboxes (n, 4) as MATLAB holds them, 1-based."""
+    """Phis (n, 87) and bboxes (n, 4) as MATLAB holds them, 1-based."""
     phis = numpy.array([numpy.r_[p[:, 0] + 1, p[:, 1] + 1, numpy.zeros(29)] for p in faces])
     low = phis[:, :58].reshape(-1, 2, 29).min(2)
     size = phis[:, :58].reshape(-1, 2, 29).max(2) - low
@@ -64,14 +64,16 @@ def test_cofw_points_boxes_and_images(tmp_path, old):
         write_cofw(tmp_path, "test", images[::-1], phis[::-1], boxes[::-1])
     problems = []
     faces = cofw.read(tmp_path, problems)
-    assert reasons(problems) == {} and len(problems) == old
+    assert reasons(problems) == {}
+    assert len(problems) == old
     assert [f.lists for f in faces] == [("train",)] * 3 + [("test",)] * 3 * (not old)
     assert len({f.name for f in faces}) == len({f.group for f in faces}) == len(faces)
     for face, p, picture in zip(faces, points + points[::-1], images + images[::-1]):
         assert numpy.allclose(face.points, p)
         assert numpy.allclose(face.box, [*p.min(0), *p.max(0)])
         decoded = cofw.image_of(face)
-        assert decoded.dtype == numpy.uint8 and decoded.flags.c_contiguous
+        assert decoded.dtype == numpy.uint8
+        assert decoded.flags.c_contiguous
         grey = picture.ndim == 2
         assert (decoded == (picture[:, :, None] if grey else picture)).all()
         assert decoded.shape == (*picture.shape[:2], 3)
@@ -82,7 +84,8 @@ def test_faces_of_one_file_are_of_as_many_photos(tmp_path, capsys):
     write_cofw(tmp_path, "train", [numpy.zeros((256, 256, 3), numpy.uint8)] * 3, phis, boxes)
     DataGenerator(tmp_path, 64, output_dir=tmp_path / "prepared", workers=1).run()
     out = capsys.readouterr().out
-    assert "lie on each other" not in out and "3 faces of 3 photos" in out
+    assert "lie on each other" not in out
+    assert "3 faces of 3 photos" in out
 
 
 def test_cofw_marks_what_is_covered(tmp_path):
@@ -108,7 +111,8 @@ def test_cofw_of_shared(shared, tmp_path):
     for face, picture, p in zip(faces, images, points):
         assert (cofw.image_of(face) == picture).all()
         assert numpy.allclose(face.points, p)
-        assert (face.points > 0).all() and (face.points < picture.shape[1::-1]).all()
+        assert (face.points > 0).all()
+        assert (face.points < picture.shape[1::-1]).all()
 
 
 def test_cofw_names_bad_faces_and_reads_the_rest(tmp_path):
@@ -121,7 +125,9 @@ def test_cofw_names_bad_faces_and_reads_the_rest(tmp_path):
     faces = cofw.read(tmp_path, problems)
     assert [f.name for f in faces] == ["cofw_test_0", "cofw_test_3"]
     texts = [reason for where, reason in problems if where == path]
-    assert "phisT, face 2" in texts[0] and "bboxesT, face 3" in texts[1] and len(texts) == 2
+    assert "phisT, face 2" in texts[0]
+    assert "bboxesT, face 3" in texts[1]
+    assert len(texts) == 2
     assert (cofw.image_of(faces[0]) == images[0]).all()
     with pytest.raises(UserError, match="image 4 of IsT is float64"):
         cofw.image_of(faces[1])
@@ -152,7 +158,7 @@ def test_cofw_of_another_shape(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 9000, b"no such thing" * 300])
-@pytest.mark.parametrize("reader, file", [(cofw, "COFW_test_color.mat"),
+@pytest.mark.parametrize(("reader", "file"), [(cofw, "COFW_test_color.mat"),
                                           (aflw, "AFLWinfo_release.mat")])
 def test_no_mat_file(tmp_path, reader, file, content):
     write(tmp_path / file, content)

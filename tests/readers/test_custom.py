@@ -1,7 +1,7 @@
 """Own photos with .pts or .csv."""
 import numpy
 import pytest
-from reader_files import image, pts, reasons, write
+from helpers.reader_files import image, pts, reasons, write
 
 from utils.data.readers import custom
 from utils.errors import UserError
@@ -45,12 +45,13 @@ def test_custom_csv(tmp_path):
         assert [(f.name, f.lists, f.group) for f in faces] == [
             ("a-1", ("train",), "a.jpg"), ("p_b-1", ("val",), "p/b.png"),
             ("a-2", ("train",), "a.jpg")]
-        assert faces[0].box is None and faces[1].box.tolist() == [0, 0, 9, 9]
+        assert faces[0].box is None
+        assert faces[1].box.tolist() == [0, 0, 9, 9]
         assert faces[1].points.tolist() == [[1, 2], [3, 4], [5, 6.5]]
         assert all(f.photo.is_file() for f in faces)
 
 
-@pytest.mark.parametrize("line, reason", [
+@pytest.mark.parametrize(("line", "reason"), [
     ("a.jpg,1,2,3,4,5", "7 fields expected, 6 found"),
     ("a.jpg,1,2,3,4,5,6,7", "7 fields expected, 8 found"),
     ("a.jpg,1,2,3,4,5,inf", "'inf' is no finite number"),
@@ -68,7 +69,9 @@ def test_custom_csv_names_the_bad_line(tmp_path, line, reason):
     problems = []
     assert len(custom.read(path, problems, THREE)) == 2
     (where, text), = problems
-    assert where == path and text.startswith("line 3: ") and reason in text
+    assert where == path
+    assert text.startswith("line 3: ")
+    assert reason in text
 
 
 def test_custom_csv_folders_say_the_list_where_no_column_does(tmp_path):
@@ -92,10 +95,11 @@ def test_custom_csv_bad_split_and_box(tmp_path):
     problems = []
     assert len(custom.read(path, problems, THREE)) == 1
     assert [reason.split(":")[0] for _, reason in problems] == ["line 2", "line 3", "line 4"]
-    assert "found 'dev'" in problems[0][1] and "x_min" in problems[2][1]
+    assert "found 'dev'" in problems[0][1]
+    assert "x_min" in problems[2][1]
 
 
-@pytest.mark.parametrize("content, reason", [
+@pytest.mark.parametrize(("content", "reason"), [
     (b"", "no column image"),
     (b"image,x1,y1,x2,y2\na.jpg,1,2,3,4\n", "no column x3.*3 points of three"),
     (b"image;x1;y1;x2;y2\n", "no column x3"),
@@ -133,7 +137,8 @@ def test_points_that_were_not_labelled_are_missing(tmp_path, left_out):
     path = write(tmp_path / "faces.csv", f"image,x1,y1,x2,y2,x3,y3\na.jpg,1,2,{left_out},5,6\n")
     problems = []
     face, = custom.read(path, problems, THREE)
-    assert not problems and numpy.isnan(face.points[1]).all()
+    assert not problems
+    assert numpy.isnan(face.points[1]).all()
     assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
 
 
@@ -143,7 +148,8 @@ def test_missing_points_of_a_pts_file(tmp_path):
     write(tmp_path / "a.pts", pts([[9, 19], [-1, -1], [29, 39]]))
     problems = []
     face, = custom.read(tmp_path, problems, THREE)
-    assert numpy.isnan(face.points[1]).all() and face.points[[0, 2]].tolist() == [[9, 19], [29, 39]]
+    assert numpy.isnan(face.points[1]).all()
+    assert face.points[[0, 2]].tolist() == [[9, 19], [29, 39]]
 
 
 @pytest.mark.parametrize("content", [

@@ -1,6 +1,6 @@
 """LaPa's text files."""
 import numpy
-from reader_files import face_of, image, reasons, write
+from helpers.reader_files import face_of, image, reasons, write
 
 from utils.data.readers import lapa
 
@@ -32,9 +32,12 @@ def test_lapa_names_every_bad_item_and_reads_the_rest(tmp_path):
     found = reasons(problems)
     assert "the count says '105', 106 points found" in found["count.txt"]
     assert "105 points found, 106 expected" in found["short.txt"]
-    assert "'many'" in found["words.txt"] and "empty" in found["empty.txt"]
-    assert "line 2: 'nan'" in found["nan.txt"] and len(found["binary.txt"]) < 120
-    assert "alone.txt" in found["alone.jpg"] and "lonely.jpg" in found["lonely.txt"]
+    assert "'many'" in found["words.txt"]
+    assert "empty" in found["empty.txt"]
+    assert "line 2: 'nan'" in found["nan.txt"]
+    assert len(found["binary.txt"]) < 120
+    assert "alone.txt" in found["alone.jpg"]
+    assert "lonely.jpg" in found["lonely.txt"]
     assert "no such folder" in found["landmarks"]
     assert len(problems) == 9
 
@@ -42,6 +45,7 @@ def test_lapa_names_every_bad_item_and_reads_the_rest(tmp_path):
 def test_lapa_of_shared(shared):
     problems = []
     faces = lapa.read(shared / "data" / "samples" / "LaPa", problems)
-    assert problems == [] and [f.lists for f in faces] == [("test",)] * 2
+    assert problems == []
+    assert [f.lists for f in faces] == [("test",)] * 2
     assert faces[0].points[0].tolist() == [406, 644]
     assert {f.group for f in faces} == {"10773046825", "13609937564"}

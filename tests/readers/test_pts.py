@@ -1,7 +1,7 @@
 """The .pts file: counting from 1, other hands' habits, damage; names made of paths."""
 import numpy
 import pytest
-from reader_files import DAMAGED, face_of, pts, write
+from helpers.reader_files import DAMAGED, face_of, pts, write
 
 from utils.data.readers.pts import read_pts, unique_name
 
@@ -32,7 +32,8 @@ def test_damaged_pts(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         read_pts(write(tmp_path / "a.pts", content), 68)
     assert reason in str(caught.value)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 120
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 120
 
 
 def test_unique_names_are_plain_and_differ():

@@ -1,6 +1,6 @@
 """Which reader a folder is for."""
 import pytest
-from reader_files import write
+from helpers.reader_files import write
 
 from utils.data import readers
 from utils.data.readers import aflw, cofw, custom, lapa, w300, wflw
@@ -14,7 +14,8 @@ def test_every_reader_has_the_interface():
     for name, reader in readers.READERS.items():
         assert readers.get(name) is readers.get(name.lower()) is reader
         assert reader.SCHEME is None or reader.SCHEME in SCHEMES
-        assert reader.LAYOUT and isinstance(reader.EXPECTED, dict)
+        assert reader.LAYOUT
+        assert isinstance(reader.EXPECTED, dict)
 
 
 def test_get_offers_the_nearest():
@@ -22,7 +23,7 @@ def test_get_offers_the_nearest():
         readers.get("WFWL")
 
 
-@pytest.mark.parametrize("file, reader", [
+@pytest.mark.parametrize(("file", "reader"), [
     ("ibug/a.pts", w300), ("helen/testset/a.pts", w300),
     ("WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt", wflw),
     ("COFW_test_color.mat", cofw), ("AFLWinfo_release.mat", aflw), ("a.csv", custom),
@@ -47,7 +48,8 @@ def test_recognise_says_what_it_looked_for(tmp_path):
     with pytest.raises(UserError) as caught:
         readers.recognise(tmp_path)
     text = str(caught.value)
-    assert str(tmp_path) in text and "photos.zip" in text
+    assert str(tmp_path) in text
+    assert "photos.zip" in text
     for name, reader in readers.READERS.items():
         assert (f"{name}: {reader.LAYOUT}" in text) == (name != "samples")
     for path in (tmp_path / "absent", tmp_path / "photos.zip"):

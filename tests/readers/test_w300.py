@@ -1,6 +1,6 @@
 """300W's folders."""
 import cv2
-from reader_files import DAMAGED, GOOD, face_of, image, pts, reasons, write
+from helpers.reader_files import DAMAGED, GOOD, face_of, image, pts, reasons, write
 
 from utils.data.readers import w300
 
@@ -20,11 +20,13 @@ def test_w300_lists_groups_and_order(tmp_path):
         ("helen/testset", "9_1.jpg", ("test", "test_common")),
         ("lfpw/testset", "image_0001.png", ("test", "test_common")),
         ("ibug", "image_003_1.jpg", ("test", "test_challenge"))]
-    assert len({f.name for f in faces}) == 7 and all(f.box is None for f in faces)
+    assert len({f.name for f in faces}) == 7
+    assert all(f.box is None for f in faces)
     # Two faces of one photo stay together; photos of LFPW do not.
     assert faces[0].group == faces[1].group == "afw/7"
     assert faces[3].group == "lfpw/trainset/image_0001"
-    assert set(w300.EXPECTED) == {f.subset for f in faces} and sum(w300.EXPECTED.values()) == 3837
+    assert set(w300.EXPECTED) == {f.subset for f in faces}
+    assert sum(w300.EXPECTED.values()) == 3837
 
 
 def test_w300_names_every_bad_item_and_reads_the_rest(tmp_path):
@@ -51,7 +53,8 @@ def test_w300_names_every_bad_item_and_reads_the_rest(tmp_path):
     assert len(problems) == len(found)
     for name, (_, reason) in DAMAGED.items():
         assert reason in found[f"{name}.pts"]
-    assert "alone.pts" in found["alone.jpg"] and "lonely.jpg" in found["lonely.pts"]
+    assert "alone.pts" in found["alone.jpg"]
+    assert "lonely.jpg" in found["lonely.pts"]
     assert "good.jpg" in found["good.png"]
 
 
@@ -69,4 +72,5 @@ def test_w300_of_shared(shared):
     # These are two people in one photo.
     assert by_name["100040721_1.jpg"].group == by_name["100040721_2.jpg"].group
     photo = cv2.imread(str(faces[0].photo))
-    assert (faces[0].points > 0).all() and (faces[0].points < photo.shape[1::-1]).all()
+    assert (faces[0].points > 0).all()
+    assert (faces[0].points < photo.shape[1::-1]).all()

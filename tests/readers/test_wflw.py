@@ -3,7 +3,7 @@ import shutil
 
 import numpy
 import pytest
-from reader_files import face_of, image, reasons, write
+from helpers.reader_files import face_of, image, reasons, write
 
 from utils.data.readers import wflw
 from utils.errors import UserError
@@ -54,7 +54,7 @@ def test_wflw_lists_subsets_and_names(tmp_path):
     assert all(text.startswith("note:") for text in texts)
 
 
-@pytest.mark.parametrize("line, reason", [
+@pytest.mark.parametrize(("line", "reason"), [
     (wflw_line(face_of("WFLW")[:97], "a.jpg"), "207 fields expected"),
     (wflw_line(face_of("WFLW"), "").strip(), "206 found"),
     ("a.jpg", "1 found"),
@@ -74,8 +74,11 @@ def test_wflw_names_the_bad_line(tmp_path, line, reason):
     faces = wflw.read(tmp_path, problems)
     assert [f.subset for f in faces] == ["train", "test", "test"]
     (where, text), = [p for p in problems if not p[1].startswith("note:")]
-    assert where == path and text.startswith("line 3: ") and reason in text
-    assert len(text) < 300 and "\0" not in text
+    assert where == path
+    assert text.startswith("line 3: ")
+    assert reason in text
+    assert len(text) < 300
+    assert "\0" not in text
 
 
 def test_wflw_without_lists_or_images(tmp_path):
@@ -94,8 +97,10 @@ def test_wflw_without_lists_or_images(tmp_path):
 def test_wflw_of_shared_and_as_68_points(shared):
     problems = []
     faces = wflw.read(shared / "data" / "samples" / "WFLW", problems)
-    assert reasons(problems) == {} and len(faces) == 4
-    assert len({f.group for f in faces}) == 2 and len({f.name for f in faces}) == 4
+    assert reasons(problems) == {}
+    assert len(faces) == 4
+    assert len({f.group for f in faces}) == 2
+    assert len({f.name for f in faces}) == 4
     mean = SCHEMES["300W"].mean_face
     # Which points of WFLW each of the 68 comes from, written down apart from the map.
     sources = {i: [2 * i] for i in range(17)}
@@ -107,7 +112,8 @@ def test_wflw_of_shared_and_as_68_points(shared):
     sources |= {48 + i: [76 + i] for i in range(20)}
     for face in faces:
         low, high = face.points.min(0), face.points.max(0)
-        assert (low >= face.box[:2] - 20).all() and (high <= face.box[2:] + 20).all()
+        assert (low >= face.box[:2] - 20).all()
+        assert (high <= face.box[2:] + 20).all()
         mapped = landmarks.wflw_to_300w(face.points)
         for i, source in sources.items():
             near = face.points[source]

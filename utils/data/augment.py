@@ -9,7 +9,7 @@ import cv2
 import numpy
 
 from utils.data import shutting
-from utils.landmarks import lids
+from utils.landmarks import eyelids
 
 SHUT_WHOLLY = 0.7  # Share of the faces that are shut; the others are on the way.
 
@@ -18,7 +18,8 @@ SHUT_WHOLLY = 0.7  # Share of the faces that are shut; the others are on the way
 class Patch:
     """A covered part of a face: pixels from (y, x) on, height x width of them, under a `colour`
     (3,), under uniform noise of a `seed`, or under the piece of the same face that begins at
-    `source` (y, x)."""
+    `source` (y, x).
+    """
     y: int
     x: int
     height: int
@@ -62,7 +63,8 @@ class Augment:
 
     def __init__(self, args, flip, scheme=None):
         """args: resolved args. flip (K,): the scheme's flip table, None where a mirrored face is
-        none of it. scheme: whose eyes args.shut may shut; None where it has none."""
+        none of it. scheme: whose eyes args.shut may shut; None where it has none.
+        """
         self.args, self.flip, self.scheme = args, flip, scheme
 
     def __call__(self, stored, landmarks, margin, size, rng):
@@ -94,7 +96,7 @@ class Augment:
             # A droop is to be seen as one.
             share = 1.0 if rng.random() < SHUT_WHOLLY else rng.random()
             record.shut = landmarks * size - 0.5, share
-            landmarks = (lids.close(record.shut[0], self.scheme, share) + 0.5) / size
+            landmarks = (eyelids.close(record.shut[0], self.scheme, share) + 0.5) / size
         record.landmarks = landmarks.astype(numpy.float32)
         self._draw_look(record, size, rng)
         return record

@@ -12,11 +12,11 @@ import numpy
 import torch
 
 from utils.data import augment, shutting
-from utils.landmarks import lids
+from utils.landmarks import eyelids
 
 
 class EyeNumbers(typing.NamedTuple):
-    """A lids.Eye that is to be shut, as numbers, or as a tensor (N, 1, 1) of each.
+    """A eyelids.Eye that is to be shut, as numbers, or as a tensor (N, 1, 1) of each.
 
     `along` and `across` are as long as the eye is wide, so that products with them, times scale,
     are in its widths. Of upper, lower and meeting, curves a + b s, `skew` is b. share: of the way
@@ -51,8 +51,9 @@ class Batch:
 
     @torch.no_grad()
     def __call__(self, stored, records):
-        """stored (N, T, T, 3) uint8 on the device, black beyond a crop that is smaller than T;
-        N augment.Records. Returns (N, size, size, 3) uint8 on the device."""
+        """Stored (N, T, T, 3) uint8 on the device, black beyond a crop that is smaller than T;
+        N augment.Records. Returns (N, size, size, 3) uint8 on the device.
+        """
         images = self._warp(stored, records)
         for name, change in (("shut", self._shut), ("grey", self._grey), ("tone", self._tone),
                              ("keep", self._keep), ("blur", self._blur), ("motion", self._motion),
@@ -151,7 +152,8 @@ class Batch:
 
     def _uniform(self, seeds, shape, turn=0):
         """Numbers from 0 below 1 for each value of images of this shape, which follow from their
-        seed, the place in the image and `turn`, whatever else is in the batch."""
+        seed, the place in the image and `turn`, whatever else is in the batch.
+        """
         place = torch.arange(shape[1] * shape[2] * shape[3], device=self.device)
         mixed = _mixed(self.send(seeds.astype(numpy.int64))[:, None] * 2 + turn)
         return (_mixed(mixed ^ place) >> 8).view(-1, *shape[1:]) / float(1 << 24)
@@ -233,7 +235,7 @@ def _correlate(images, kernels):
 
 def _eye_numbers(points, share, contour):
     """EyeNumbers as an array; nothing moves where a landmark is missing or the eye is tiny."""
-    eye = None if numpy.isnan(points[contour]).any() else lids.Eye(points, contour)
+    eye = None if numpy.isnan(points[contour]).any() else eyelids.Eye(points, contour)
     if eye is None or eye.width < 2:
         return numpy.zeros(len(EyeNumbers._fields))
     return numpy.concatenate([eye.origin, eye.along, eye.across, [eye.width ** -2], eye.upper,

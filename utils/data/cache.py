@@ -58,7 +58,8 @@ class DeviceCache:
     def __init__(self, dataset, ranks, share=1):
         """dataset: a FaceDataset. ranks: all processes of the run; everyone must call this. share:
         of the free memory that it may take. Raises UserError, on every rank, where it does not
-        fit."""
+        fit.
+        """
         self.sides = ranks.share(lambda: _sides(dataset))
         most = max(self.sides, default=0)
         shape = len(self.sides), most, most, 3
@@ -98,7 +99,8 @@ class CropCache:
 
     def __init__(self, dataset, ranks, share=None):
         """dataset: a FaceDataset. ranks: all processes of the run; everyone must call this. share:
-        of the free memory that it may take, none of it on a disk; None: all but a gigabyte."""
+        of the free memory that it may take, none of it on a disk; None: all but a gigabyte.
+        """
         sides = numpy.array(ranks.share(lambda: _sides(dataset)), numpy.int64)
         self._sides, self._starts = sides, numpy.cumsum(3 * sides**2) - 3 * sides**2
         size = int((3 * sides**2).sum())

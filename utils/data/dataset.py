@@ -341,7 +341,8 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def readable(self, index, look):
         """(index, look(index)) of this index, or of the next one where look gives None. Raises
-        UserError where it does so for all."""
+        UserError where it does so for all.
+        """
         for other in itertools.chain((index,), range(index + 1, len(self.faces)), range(index)):
             found = look(other)
             if found is not None:

@@ -1,8 +1,8 @@
 """Photos of faces whose eyes are known to be shut, in closed/, or open, in open/."""
 import pathlib
 
+from utils.data.photo import IMAGE_SUFFIXES
 from utils.errors import UserError
-from utils.video.sources import IMAGES
 
 STATES = ("closed", "open")
 
@@ -20,7 +20,7 @@ def list_photos(folder, names="none"):
                         f"expected in closed/, with open eyes in open/")
     if names == "none":
         found = [path for state in STATES for path in sorted((folder / state).iterdir())
-                 if path.suffix.lower() in IMAGES]
+                 if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
         found = [folder / name for name in _read_names(names)]
     for state in STATES:

@@ -22,7 +22,7 @@ import tqdm
 import yaml
 
 from utils.args import Parser
-from utils.data import cutting, readers, sheet, table
+from utils.data import cropping, readers, sheet, table
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
@@ -174,7 +174,7 @@ class DataGenerator:
             problems += table.notes(done, scheme)
             table.print_counts(sources, done, problems, self.output)
             if any(layout != "samples" for _, layout, *_ in done):
-                print(cutting.KEPT)
+                print(cropping.KEPT)
                 table.print_sizes(done, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
@@ -256,7 +256,7 @@ class DataGenerator:
         crops.prepare_fork()
         try:
             with concurrent.futures.ProcessPoolExecutor(self.options.workers) as pool:
-                results = pool.map(cutting.cut, jobs, itertools.repeat(settings), chunksize=16)
+                results = pool.map(cropping.cut, jobs, itertools.repeat(settings), chunksize=16)
                 bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
                 for job, result in bar:
                     if isinstance(result, str):
@@ -317,7 +317,8 @@ class DataGenerator:
 
 def is_filled(output):
     """Whether a folder holds a prepared set, perhaps an interrupted one. Raises UserError where it
-    holds something else."""
+    holds something else.
+    """
     if not output.exists() or output.is_dir() and not any(output.iterdir()):
         return False
     if not (output / "set.yaml").is_file():

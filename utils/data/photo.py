@@ -8,6 +8,9 @@ import PIL.Image
 import PIL.ImageOps
 
 JPEG_QUALITY = 95
+WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+# HEIC is read where pillow-heif is installed.
+IMAGE_SUFFIXES = WRITABLE_SUFFIXES | {".gif", ".heic", ".heif", ".avif"}
 _JPEG = b"\xff\xd8\xff"
 # What the readers of Pillow raise over files that are not what they should be.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError,

@@ -18,11 +18,11 @@ from utils.data.dataset import PreparedSet
 from utils.data.photo import read_photo, write_crop
 from utils.data.readers.pts import unique_name
 from utils.data.unlabelled import photos_in
+from utils.detection.detector import get_detector
+from utils.detection.refine import place_crops, predict_boxes, refine
 from utils.errors import UserError
 from utils.landmarks import crop as crops
-from utils.landmarks import lids, metrics, schemes
-from utils.video.detector import get_detector
-from utils.video.passes import landmarks, lay, refine
+from utils.landmarks import eyelids, metrics, schemes
 
 # A face is left out where landmarks of the mirrored photo, or of another teacher, lie further off,
 # as NME: on faces of 300W it is at 0.01 to 0.03, above this limit on the wrong one or on none.
@@ -48,14 +48,15 @@ class Teachers:
 
     def __call__(self, image, boxes, detector):
         """A photo (H, W, 3) and boxes (n, 4) of its detector to landmarks (n, K, 2) in pixels, and
-        how far one of the means' parts lies from the first (n,), as NME."""
+        how far one of the means' parts lies from the first (n,), as NME.
+        """
         width, found = image.shape[1], []
         mirrored = numpy.ascontiguousarray(image[:, ::-1])
         for model in self.models:
             points, _, _ = refine(model, image, detector.to_crop(boxes, model.crop["scale"]))
-            laid, rolls = lay(model, points)
+            laid, rolls = place_crops(model, points)
             other = laid * (-1, 1, -1, 1) + (width - 1, 0, width - 1, 0)
-            again, _ = landmarks(model, mirrored, other[:, [2, 1, 0, 3]], -rolls)
+            again, _ = predict_boxes(model, mirrored, other[:, [2, 1, 0, 3]], -rolls)
             found += [points, again[:, self.scheme.flip] * (-1, 1) + (width - 1, 0)]
         first = found[0]
         sizes = metrics.divisors(first, self.scheme.divisor, laid)
@@ -82,7 +83,7 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
     known = photos[0][1] is not None
     source = "eyes" if known else folder.name
     if known:
-        lids.aspect_ratios(prepared.scheme.mean_face, prepared.scheme)  # Or say: it has no eyes.
+        eyelids.aspect_ratios(prepared.scheme.mean_face, prepared.scheme)  # Or say: it has no eyes.
     name = f"{prepared.folder.name.removesuffix(f'-{prepared.size}')}+{folder.name}"
     output = pathlib.Path(output_dir or prepared.folder.with_name(f"{name}-{prepared.size}"))
     _copy(prepared.folder, output)
@@ -96,7 +97,7 @@ def prepare(folder, labelled, teachers, detector="haar", names="none", output_di
             if isinstance(points, str):
                 problems.append(f"{path}: {points}\n")
                 continue
-            points = lids.close(points, prepared.scheme) if closed else points
+            points = eyelids.close(points, prepared.scheme) if closed else points
             where = f"{path.parent.name}_{path.stem}" if known else path.stem
             target = f"images/{unique_name(f'{source}_{where}', taken)}.jpg"
             box = crops.face_box(points, prepared.crop["rule"], prepared.crop["scale"])
@@ -142,7 +143,8 @@ def _photos(folder, names):
 
 def _label(image, teachers, detector, largest):
     """Landmarks (K, 2) in pixels of each face of a photo, or of the largest alone; instead of
-    them, why a face or the photo is left out."""
+    them, why a face or the photo is left out.
+    """
     boxes = detector(image)[:, :4]
     if not len(boxes):
         return ["no face was found"]

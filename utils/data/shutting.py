@@ -2,7 +2,7 @@
 import cv2
 import numpy
 
-from utils.landmarks import lids
+from utils.landmarks import eyelids
 
 # How far above the upper and below the lower lid skin is stretched, in widths of the eye: to the
 # brow, and half way to the cheekbone.
@@ -19,8 +19,8 @@ def shut(image, points, scheme, share=1.0):
     for contour in scheme.eyes:
         if numpy.isnan(points[contour]).any():
             continue  # Without all its landmarks an eye stays as it is.
-        image = _shut_eye(image, lids.Eye(points, contour), share)
-    return image, lids.close(points, scheme, share)
+        image = _shut_eye(image, eyelids.Eye(points, contour), share)
+    return image, eyelids.close(points, scheme, share)
 
 
 def _shut_eye(image, eye, share):

@@ -9,10 +9,10 @@ import pathlib
 
 import numpy
 
+from utils.detection.detector import overlap
 from utils.errors import printable
 from utils.landmarks import metrics
 from utils.landmarks.schemes import SCHEMES
-from utils.video.detector import overlap
 
 # Faces that are enlarged more than this are counted in the table.
 ENLARGED = 4
@@ -24,7 +24,8 @@ SAME_FACE = 0.7  # Overlap above which two crops of a photo are of one face.
 
 def notes(done, scheme):
     """Notes (path, reason) on faces that cannot be scored or are there twice, and on a flip that
-    does not fit."""
+    does not fit.
+    """
     found = _twice(done) + _leaks(done)
     for face, *_, published in done:
         size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]

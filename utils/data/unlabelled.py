@@ -17,12 +17,11 @@ import tqdm
 import yaml
 
 from utils.data.dataset import FaceList, PreparedSet
-from utils.data.photo import read_photo, write_crop
+from utils.data.photo import IMAGE_SUFFIXES, read_photo, write_crop
 from utils.data.readers.pts import unique_name, walk
+from utils.detection.detector import get_detector
 from utils.errors import UserError
 from utils.landmarks import crop as crops
-from utils.video.detector import get_detector
-from utils.video.sources import IMAGES
 
 LIST = "unlabelled.txt"
 COLUMNS = ("image", "x_min", "y_min", "x_max", "y_max")
@@ -184,7 +183,7 @@ def _spread(count):
 
 def photos_in(folder):
     """The photos (pathlib.Path) anywhere under a folder, sorted."""
-    return [p for p in walk(folder) if p.suffix.lower() in IMAGES]
+    return [p for p in walk(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _detect(detector, photos, folder):

@@ -10,7 +10,7 @@ import numpy
 import torch
 
 from utils import checkpoint
-from utils.files import replacing
+from utils.files import atomic_write
 
 OPSET = 18
 EPSILON = 1e-30
@@ -126,7 +126,8 @@ def store_small(graph, weights):
 
 def _smaller(trained, kernel):
     """(int8 or float16 array, factors (C,) float32) whose product is the kernel (C, ...), which is
-    `trained` times a factor a channel; None twice where it is none."""
+    `trained` times a factor a channel; None twice where it is none.
+    """
     if trained.shape != kernel.shape:
         return None, None
     with numpy.errstate(over="ignore"):
@@ -157,14 +158,15 @@ def write(graph, path, described):
     path = pathlib.Path(path)
     onnx.helper.set_model_props(graph, described)
     onnx.checker.check_model(graph, full_check=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         onnx.save(graph, temporary)
     return path
 
 
 def export_weights(path, flip_test=False):
     """Write the .onnx beside a .pt (pathlib.Path); returns its path. flip_test: it averages with
-    the mirrored face, in twice the time. Raises UserError."""
+    the mirrored face, in twice the time. Raises UserError.
+    """
     target = path.with_suffix(".onnx")
     print(f"exporting {target}")
     return export(checkpoint.load_model(path, flip_test=flip_test), target)
@@ -175,7 +177,7 @@ def metadata(model):
 
     scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
     (square, stretch or box) and `scale`: how the landmarks' box becomes the crop; eyes, where the
-    scheme has any, are the fields of lids.Limits; weights is their digest; flip_test, true
+    scheme has any, are the fields of eyelids.EyeThresholds; weights is their digest; flip_test, true
     or false, whether the graph averages with the mirrored face.
     """
     eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
@@ -196,7 +198,8 @@ def digest(model):
 
 def is_stale(path):
     """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these.
-    Whether it averages with the mirrored face is as it was exported."""
+    Whether it averages with the mirrored face is as it was exported.
+    """
     said = _described(path)
     return not said or said.get("weights") != digest(
         checkpoint.load_model(path, flip_test=said.get("flip_test") == "true"))
@@ -222,6 +225,7 @@ def _described(path):
 
 def licence(sets):
     """The licence of weights that were trained on the sets of these names, and of their data, as a
-    line."""
+    line.
+    """
     said = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in sets]
     return f"code MIT; weights: that of their data, {' and '.join(said)}"

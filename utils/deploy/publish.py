@@ -14,7 +14,7 @@ from utils.data.dataset import PreparedSet
 from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError, run
-from utils.testing import score
+from utils.evaluation import score
 from utils.training import gssl, launch
 
 # Settings of where and how a run was started, which say nothing of the model.
@@ -66,7 +66,8 @@ def _mean_weights(state, other, share):
 
 def chain(source):
     """The checkpoints to be trained for one, in this order: those that it began with, from the
-    first one on, then its teachers', and itself last."""
+    first one on, then its teachers', and itself last.
+    """
     args, found = checkpoint.read(source)["args"], []
     begun = pathlib.Path(args.get("pretrained", "none"))
     for path in (begun, *checkpoint.teachers(args.get("teacher", "none"))):
@@ -121,7 +122,8 @@ def command(source):
 
 def _named(args):
     """Settings with sets and weights named as the repository's user would, without the machine's
-    paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt."""
+    paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt.
+    """
     sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
     teachers = checkpoint.teachers(args.get("teacher", "none"))
     return {**args, **sets, "pretrained": _weights_name(args.get("pretrained", "none")),
@@ -130,7 +132,8 @@ def _named(args):
 
 def _weights_name(path):
     """weights/EXP/best.pt of any path that ends so, and of shipped weights, by their card; `none`
-    and `timm` as they are."""
+    and `timm` as they are.
+    """
     if pathlib.Path(path).is_file() and pathlib.Path(path).stem != "best":
         names = re.findall(r"--exp (\S+)", _read_card(pathlib.Path(path)))
         return f"weights/{names[-1]}/best.pt"
@@ -185,7 +188,7 @@ def card(sources, report, title, recipe, notes=()):
 
 
 def main(argv=None):
-    """python -m utils.deploy.publish EXP NAME --data-dir SET"""
+    """Python -m utils.deploy.publish EXP NAME --data-dir SET"""
     parser = argparse.ArgumentParser(prog="python -m utils.deploy.publish", description=__doc__)
     parser.add_argument("exp", help="the experiment whose best.pt is shipped")
     parser.add_argument("name", help="its name in weights/, such as fast")

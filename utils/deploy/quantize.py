@@ -9,7 +9,7 @@ from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 from utils.landmarks import schemes
 from utils.predictor import Predictor
 
@@ -42,7 +42,7 @@ def quantize(path, images, output=None):
     # Kernels that are stored small become constants, which the quantiser looks for.
     model = onnx.shape_inference.infer_shapes(export.simplify(model))
     expected, found = _landmarks(model, images), []
-    with replacing(output) as temporary:
+    with atomic_write(output) as temporary:
         for of_all in (True, False):
             _quantize(model, images, temporary, of_all)
             result = onnx.load(temporary)
@@ -64,7 +64,8 @@ def _landmarks(model, images):
 
 def _quantize(model, images, target, of_all):
     """Write a model (ONNX, as it is) as int8. of_all: the range of activations is that of all
-    images, else the mean of theirs."""
+    images, else the mean of theirs.
+    """
     from onnxruntime import quantization
     batches = ({"images": image.transpose(2, 0, 1)[None]} for image in images)
 
@@ -93,7 +94,8 @@ def _quantize(model, images, target, of_all):
 
 def export_int8(path, args):
     """Write the .int8.onnx beside an .onnx (pathlib.Path), calibrated on the set that args mean;
-    returns its path. Raises UserError."""
+    returns its path. Raises UserError.
+    """
     prepared, model = PreparedSet(set_folder(args)), Predictor(path)
     schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
     prepared.tell_crop(model.crop)
@@ -103,7 +105,8 @@ def export_int8(path, args):
 
 def calibration_crops(prepared, size):
     """Up to CROPS nominal crops (n, size, size, 3) from all over the training list of a
-    dataset.PreparedSet, never from a test list. Raises UserError where it has none."""
+    dataset.PreparedSet, never from a test list. Raises UserError where it has none.
+    """
     faces = prepared.lists.get("train")
     if faces is None:
         raise UserError(f"{prepared.folder}: has no train.txt to calibrate an int8 model with; "
@@ -115,7 +118,8 @@ def calibration_crops(prepared, size):
 
 def _whole_bytes(model, quantization):
     """ONNX Runtime's overrides that give depthwise kernels all eight bits: those products it adds
-    in 32 bits on any CPU. With seven, landmarks of `accurate` move by a third more."""
+    in 32 bits on any CPU. With seven, landmarks of `accurate` move by a third more.
+    """
     channels = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
     whole = {"quant_type": quantization.QuantType.QInt8, "reduce_range": False}
     return {node.input[1]: [{**whole, "axis": 0}] + [whole] * (channels[node.input[1]] - 1)

@@ -11,7 +11,7 @@ from nets.head import PIPHead
 from utils import checkpoint
 from utils.deploy import export
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import atomic_write
 
 
 class _Maps(torch.nn.Module):
@@ -31,7 +31,7 @@ def export_raw(model, path, opset):
 
     Input `images` (1, 3, S, S) float32 RGB of 0..255; outputs `score`, `offset_x`, `offset_y`
     (1, K, G, G) and, with neighbours, `neighbour_x`, `neighbour_y` (1, K * M, G, G), see head.Maps.
-    The .json holds what metadata() says, for runtimes that drop it. assets/decode_maps.py makes
+    The .json holds what metadata() says, for runtimes that drop it. examples/decode_maps.py makes
     landmarks of both. opset: 11 to 20. Raises UserError for a head without maps.
     """
     import onnx
@@ -53,7 +53,7 @@ def export_raw(model, path, opset):
     export.write(graph, path, described)
     text = {key: value if key in export.PLAIN else json.loads(value)
             for key, value in described.items()}
-    with replacing(path.with_suffix(".json")) as temporary:
+    with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(text), encoding="utf-8")
     return path
 
@@ -73,7 +73,8 @@ def export_weights(path, opset):
 def metadata(model):
     """export.metadata, and what decoding needs, as JSON: `neighbours` (K, M), who is neighbour m of
     landmark k; `repeats` (K, M), how often that prediction counts (more than once where merge is
-    padded); `merge`, `grid` (G)."""
+    padded); `merge`, `grid` (G).
+    """
     head = model.head
     table = head.neighbours.cpu()
     votes = head.votes.cpu()
@@ -83,7 +84,7 @@ def metadata(model):
     repeats = repeats.round().int().reshape(len(table), -1)[:, 1:]
     described = export.metadata(model)
     if model.lids is not None:
-        # Limits of landmarks whose lids the lid head has drawn together, which maps do not hold.
+        # EyeThresholds of landmarks whose lids the lid head has drawn together, which maps do not hold.
         del described["eyes"]
     return {**described, "flip_test": "false", "neighbours": json.dumps(table.tolist()),
             "repeats": json.dumps(repeats.tolist()), "merge": json.dumps(head.merge),

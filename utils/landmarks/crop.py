@@ -73,7 +73,8 @@ def face_boxes(points_px, crop, scheme):
 def _fit(points_px, scheme):
     """The turn and the size of the similarity that best lays the mean face on landmarks (n, K, 2):
     complex numbers z (n,), least squares of z * mean + centre = points; |z| is pixels per crop
-    unit."""
+    unit.
+    """
     mean = scheme.mean_face
     source = (mean - mean.mean(0)) @ (1, 1j)
     target = (points_px - points_px.mean(1)[:, None]) @ (1, 1j)
@@ -113,7 +114,8 @@ def crop_matrix(box, size):
 
 def rolls(points_px, scheme):
     """How far faces with landmarks (n, K, 2) are turned in the picture against the mean face, (n,)
-    in radians, clockwise as the picture shows it."""
+    in radians, clockwise as the picture shows it.
+    """
     return numpy.angle(_fit(points_px, scheme))
 
 

@@ -3,7 +3,7 @@ import torch
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.landmarks import lids, schemes
+from utils.landmarks import eyelids, schemes
 
 
 class Teacher:
@@ -39,7 +39,7 @@ class Teacher:
                     .to(landmarks.dtype) for model, points in zip(self.models, self.points))
         move = self.share * (found / len(self.models) - landmarks)
         for contour, indices in self.eyes:
-            shut = lids.aspect_ratio(landmarks.double(), contour) < lids.NEARLY_SHUT
+            shut = eyelids.aspect_ratio(landmarks.double(), contour) < eyelids.NEARLY_SHUT
             move[:, indices] *= ~shut[:, None, None]
         return landmarks + move
 

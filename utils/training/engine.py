@@ -34,7 +34,8 @@ FEW_FACES = 16
 
 def make_deterministic(wanted):
     """Whether torch may only use algorithms that give the same bits each time; it raises a
-    RuntimeError that names the operation where a GPU has none. Before the GPU is first used."""
+    RuntimeError that names the operation where a GPU has none. Before the GPU is first used.
+    """
     if wanted:
         # cuBLAS reads it when it starts, and torch refuses its products without.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -137,7 +138,8 @@ def _joined(tensors):
 
 def make_scheduler(optimizer, args, steps, total_steps):
     """A cosine to min_lr over total_steps, its beginning replaced by a linear warm-up; steps: of an
-    epoch."""
+    epoch.
+    """
     return timm.scheduler.CosineLRScheduler(
         optimizer, t_initial=total_steps, lr_min=min(args.min_lr, args.lr), t_in_epochs=False,
         warmup_t=min(round(args.warmup_epochs * steps), total_steps - 1),

@@ -17,9 +17,9 @@ from utils.data.augment import pixel_matrix
 from utils.data.dataset import FaceDataset, FaceList, PreparedSet
 from utils.data.sets import set_folder
 from utils.errors import UserError
+from utils.evaluation import predict
 from utils.landmarks.schemes import model_scheme
-from utils.testing import predict
-from utils.training.distributed import Ranks
+from utils.training.ddp import Ranks
 
 # What the unlabelled faces teach: only the 2x2 score map of an 8x8 grid, only the 4x4 one, or all
 # that labelled faces teach.
@@ -59,7 +59,8 @@ class Round:
 
     def args(self, args):
         """The args of this round: its epochs, of which the warm-up is the same share in all
-        rounds that start anew, and a seed so that no two draw alike."""
+        rounds that start anew, and a seed so that no two draw alike.
+        """
         warm_up = args.warmup_epochs * self.epochs / args.epochs if self.fresh else 0.0
         return argparse.Namespace(**{
             **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,

@@ -70,7 +70,8 @@ def name_newest(request):
 
 def resumed(request):
     """The settings that the experiment of a request, or of the file that it names, was started
-    with; those typed now win."""
+    with; those typed now win.
+    """
     exp = pathlib.Path(request.args.exp)
     folder = exp.parent if exp.suffix in (".pt", ".onnx") else experiment.WEIGHTS / exp
     path = folder / "args.yaml"

@@ -143,7 +143,8 @@ class RegressionLoss:
 
 def build_loss(model, cls, reg, offset_loss, eye_weight=1.0, missing=False):
     """The loss of a LandmarkNet's head. eye_weight: of the eyes' landmarks against the others, of
-    the PIP head. missing: see PIPLoss. Raises UserError for an unknown offset loss."""
+    the PIP head. missing: see PIPLoss. Raises UserError for an unknown offset loss.
+    """
     if offset_loss not in OFFSET_LOSSES:
         raise UserError(f"offset_loss must be one of {', '.join(OFFSET_LOSSES)}, found "
                         f"{offset_loss!r}")

@@ -11,8 +11,8 @@ from utils.data.augment import Augment
 from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.sets import set_folder
 from utils.errors import UserError
+from utils.evaluation import predict
 from utils.landmarks import crop, schemes
-from utils.testing import predict
 
 # Ridges tried, a face; the validation list chooses.
 RIDGES = tuple(10.0 ** power for power in numpy.arange(-7, -2.9, 0.5))
@@ -50,7 +50,8 @@ def fit_weights(args):
 def fit(model, prepared, workers=0):
     """(a ShapeHead, or None where it gains nothing; validation NME without it; with it), as
     fractions. model: a LandmarkNet of load_model without heads fitted after training; prepared: a
-    PreparedSet with faces to train and to validate on. Raises UserError where no face is whole."""
+    PreparedSet with faces to train and to validate on. Raises UserError where no face is whole.
+    """
     function = predict.torch_predict(model, next(model.parameters()).device)
     indices = None if model.scheme.base is None else list(model.scheme.indices)
     train, val = prepared.lists["train"], prepared.lists["val"]
@@ -100,7 +101,8 @@ def regress(shapes, wrong, ridge):
 
 def _normalised(found, truth):
     """Landmarks (n, K, 2) and the true ones to shapes about their mean and what is wrong of them,
-    both (n, 2K) float64 in sizes of the shape."""
+    both (n, 2K) float64 in sizes of the shape.
+    """
     found, truth = (landmarks.astype(numpy.float64) for landmarks in (found, truth))
     shapes = found - found.mean(1, keepdims=True)
     size = numpy.sqrt((shapes ** 2).sum((1, 2), keepdims=True))

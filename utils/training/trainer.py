@@ -16,9 +16,9 @@ from utils.args import save_args
 from utils.data import dataset, unlabelled
 from utils.data.sets import set_folder
 from utils.errors import UserError
+from utils.evaluation import predict
 from utils.landmarks.schemes import model_scheme
-from utils.testing import predict
-from utils.training import distil, distributed, engine, gssl, launch
+from utils.training import ddp, distil, engine, gssl, launch
 from utils.training.loss import build_loss
 
 # How long a GPU may run ahead of the host; losses are shown, and a stop is answered, that late.
@@ -36,7 +36,7 @@ def train(args, resume=False, stop=None):
     """
     check(args)
     engine.make_deterministic(args.deterministic)
-    ranks = distributed.start(args.device)
+    ranks = ddp.start(args.device)
     # Another machine may not see what the experiment was begun with.
     args = ranks.share(lambda: args)
     folder = ranks.share(lambda: experiment.find_experiment(args.exp) if resume
@@ -96,7 +96,7 @@ def _train_rounds(args, folder, ranks, resume, stop):
                             f"{folder.name}")
             return None
         state = None
-    distributed.stop()
+    ddp.stop()
     if ranks.first:
         experiment.plot_curves(folder)
         trainer.record()
@@ -116,7 +116,7 @@ def _read_last(folder):
 class Trainer:
     """A training in progress: all that it changes, so that a save is one look at it.
 
-    args: of the experiment. folder: weights/<exp>. ranks: a distributed.Ranks. stop: a launch.Stop.
+    args: of the experiment. folder: weights/<exp>. ranks: a ddp.Ranks. stop: a launch.Stop.
     `begin` makes what a gssl.Round needs (the only one, without --gssl), `fit` trains it. Raises
     UserError.
     """
@@ -424,7 +424,8 @@ class Trainer:
 
     def _finish_epoch(self, epoch, nme, averaged):
         """Write best.pt where it is the round's best so far, and a line in results.csv and on the
-        screen."""
+        screen.
+        """
         lr, number = self.optimizer.param_groups[0]["lr"], self.round.first + epoch + 1
         loss = sum(self.losses) / max(1, len(self.losses))
         better = nme < self.best or self.best == math.inf

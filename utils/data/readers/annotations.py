@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 
 import numpy
 
+from utils.data.photo import IMAGE_SUFFIXES
 from utils.data.readers.face import Face, split_of
 from utils.data.readers.pts import numbers, short, unique_name, walk
 from utils.errors import UserError
-from utils.video.sources import IMAGES
 
 NAME = "annotations"
 SCHEME = None
@@ -27,7 +27,8 @@ EXPECTED = {}
 
 def matches(folder):
     """Whether the path (pathlib.Path) is a .json or .xml file, or a folder that holds one of these
-    tools or a damaged one, of which read() says what is wrong."""
+    tools or a damaged one, of which read() says what is wrong.
+    """
     return any(folder.is_file() or _is_annotation(path) for path in _files(folder))
 
 
@@ -97,7 +98,8 @@ def read(folder, problems, scheme=None, one_based=False):
 
 def _photo(path, image):
     """Where the image of an annotation file lies: beside it, or in a folder images beside it or, as
-    COCO has it, beside its folder, perhaps in one called as the file."""
+    COCO has it, beside its folder, perhaps in one called as the file.
+    """
     above = path.parent.parent / "images"
     places = (path.parent, path.parent / "images", above, above / path.stem)
     # Another machine's path says no more than the name.
@@ -107,10 +109,11 @@ def _photo(path, image):
 
 def _forgotten(folders, named, stems):
     """(photo, reason) of the photos in these folders that are not among the named ones and for
-    which there is no file of these stems."""
+    which there is no file of these stems.
+    """
     for folder in sorted(path for path in folders if path.is_dir()):
         for photo in sorted(folder.iterdir()):
-            if not (photo.suffix.lower() not in IMAGES or photo.name.startswith(".")
+            if not (photo.suffix.lower() not in IMAGE_SUFFIXES or photo.name.startswith(".")
                     or photo.stem in stems or os.path.normpath(photo) in named):
                 yield photo, f"image without {photo.stem}.json"
 
@@ -204,7 +207,8 @@ def _coco(content, scheme):
 
 def _in_order(rows, names, point_of, scheme):
     """COCO's rows (n, 3) as the scheme's K: by the names (n) that their category gives them, in
-    their own order where the scheme has no names or none of these."""
+    their own order where the scheme has no names or none of these.
+    """
     known = {_plain(name) for name in scheme.names or ()}
     if not isinstance(names, list) or known.isdisjoint(_plain(str(name)) for name in names):
         _check_count(len(rows), scheme)
@@ -235,7 +239,8 @@ def _labelme(content, scheme):
 
 def _cvat(content, scheme):
     """A skeleton's labelled points, one shape of all points in the scheme's order, or a labelled
-    shape for each point, of which a group_id tells faces of one photo apart."""
+    shape for each point, of which a group_id tells faces of one photo apart.
+    """
     for image in content.findall("image"):
         faces, groups = [], collections.defaultdict(list)
         for number, shape in enumerate([*image.findall("points"), *image.findall("skeleton")]):

@@ -24,7 +24,8 @@ _BOX = ("x_min", "y_min", "x_max", "y_max")
 
 def matches(folder):
     """Whether the path (pathlib.Path) is a .csv or .tsv file or a folder that holds such or .pts
-    files."""
+    files.
+    """
     if folder.is_file():
         return folder.suffix.lower() in _TABLES
     return bool(_csv_files(folder)) or _has_pts(folder)

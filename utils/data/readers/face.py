@@ -41,6 +41,7 @@ class Face:
 def split_of(words):
     """The first of the lists "test", "val" and "train" that is meant by one of the names of a
     photo's folders, or the words of a file's name (see SPLITS), letter case aside; None where none
-    is."""
+    is.
+    """
     words = {word.lower() for word in words}
     return next((split for split, names in SPLITS.items() if words & names), None)

@@ -6,7 +6,7 @@ import re
 
 import numpy
 
-from utils.video.sources import IMAGES
+from utils.data.photo import IMAGE_SUFFIXES
 
 # Bytes of a face's name: with a source's before it and a suffix it is still none too long.
 LONGEST = 100
@@ -149,7 +149,7 @@ def pair(files, suffix, problems, photos=None):
 
     files = list(files)
     landmarks = by_stem(files, (suffix,))
-    images = by_stem(files if photos is None else photos, IMAGES)
+    images = by_stem(files if photos is None else photos, IMAGE_SUFFIXES)
     for stem in sorted(landmarks.keys() ^ images.keys()):
         if stem in images:
             problems.append((images[stem], f"image without {stem}{suffix}"))
