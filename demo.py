@@ -1,71 +1,110 @@
-"""Landmarks on a webcam, a stream, a video, an image or a folder: python demo.py [--source ...].
+"""Facial landmarks on a webcam, a stream, a video, an image or a folder of images.
 
 python demo.py                                   first webcam, shipped weights; q quits, s saves
 python demo.py --source sample                   the portrait that comes with matplotlib
 python demo.py --source clip.mp4 --output out.mp4 --landmarks out.csv --eyes
-python demo.py --source 0 --driver --events trip.csv --alarm      a camera that watches a driver
+python demo.py --source 0 --driver --events trip.csv --alarm      driver monitoring
+
+`run_demo` opens the source (`utils.tracking.sources`), loads detector and model, and passes each
+frame to `utils.pipeline.Pipeline`, which tracks, writes and draws.
 """
+from __future__ import annotations
+
 import argparse
+import math
 import os
 import pathlib
 import re
 import sys
 import time
+from typing import TYPE_CHECKING
 
-# OpenCV and its FFmpeg print their own complaints beside ours; set before the import.
+# These imports come first, because the package checks the version of Python.
+from utils import experiment, machine
+
+# OpenCV and FFmpeg print messages of their own; these must be set before the import.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2  # noqa: E402
 
-from utils import experiment, machine  # noqa: E402
-from utils.args import Parser, load_args  # noqa: E402
+from utils import draw  # noqa: E402
+from utils.args import Parser  # noqa: E402
 from utils.data.photo import WRITABLE_SUFFIXES, read_photo, why_unread  # noqa: E402
 from utils.detection.detector import get_detector  # noqa: E402
+from utils.drowsiness.states import STATES  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.pipeline import Pipeline  # noqa: E402
 from utils.tracking import outputs, sources  # noqa: E402
 
-SETTINGS = ("detect_every", "min_confidence", "filter_min_cutoff", "filter_beta")
+if TYPE_CHECKING:
+    import numpy
+
+    from utils.predictor import Predictor
+
+# Keyword arguments of Tracker, which are flags: type, default, smallest and largest value, help.
+TRACKING = {
+    "detect_every": (int, 10, 1, math.inf, "frames within which a new face is found; 6 times as "
+                     "many for a small face beside others"),
+    "min_confidence": (float, 0.0, 0, 1, "mean confidence, 0 to 1, below which a face is lost; 0: "
+                       "the threshold of the weights"),
+    "filter_min_cutoff": (float, 1.2, 0, math.inf, "minimum cutoff frequency of the One Euro "
+                          "filter in Hz; lower: less jitter at rest; 0: no filter"),
+    "filter_beta": (float, 5.0, 0, math.inf, "speed coefficient of the One Euro filter in Hz per "
+                    "face side a second; higher: less lag"),
+}
 WINDOW = "landmarks: q quits, s saves"
 
 
-def parse(argv=None):
-    """The command line as a namespace. Raises UserError; --help exits."""
-    parser = Parser(prog="demo.py", allow_abbrev=False, description="Landmarks on a webcam, a "
-                    "stream, a video, an image or a folder of images.")
-    parser.add_argument("--source", default="0", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
-                        help="number or /dev/video0 of a camera, rtsp:// or http:// address, a "
-                        "path, or sample: a portrait [0]")
-    parser.add_argument("--camera-size", type=_size, metavar="WxH",
-                        help="size asked of the camera, such as 1280x720 [its own]")
-    parser.add_argument("--camera-rate", type=_rate, metavar="N",
-                        help="frames a second asked of the camera [its own]")
-    parser.add_argument("--weights", metavar="PATH|EXP",
-                        help="[the shipped weights, else the newest experiment's]")
-    parser.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
-                        help="face detector: haar, or a YuNet or SCRFD file [haar]")
-    parser.add_argument("--output", metavar="PATH",
-                        help="write an image, a video or a folder instead of opening a window")
-    parser.add_argument("--landmarks", metavar="FILE", help="write landmarks to a .csv or .json")
-    parser.add_argument("--pose", action="store_true", help="how each head is turned: yaw, pitch "
-                        "and roll in degrees, in the picture and the landmark file")
-    parser.add_argument("--eyes", action="store_true", help="how open the eyes of each face are, "
-                        "blinks a minute, PERCLOS and state: awake, drowsy, microsleep, asleep")
-    parser.add_argument("--driver", action="store_true", help="--eyes of one person: the largest, "
-                        "most central face, known again after he was out of sight")
-    parser.add_argument("--events", metavar="FILE.csv", help="--eyes, and write blinks, "
-                        "microsleeps, sleep and time out of sight with start and end")
-    parser.add_argument("--alarm", nargs="?", const="bell", choices=("bell", "line"),
-                        help="--eyes, and ring the terminal's bell, or write a line to stderr, "
-                        "when a person is not awake or out of sight [bell]")
-    parser.add_argument("--device", metavar="DEVICE",
-                        help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
-    for name in SETTINGS:
-        parser.add_argument("--" + name.replace("_", "-"), metavar="N", help="see args.yaml")
-    given = parser.parse_args(argv)
-    given.eyes = bool(given.eyes or given.driver or given.events or given.alarm)
-    return given
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; --help exits.
+
+    Raises:
+        UserError: for unknown flags and wrong values.
+    """
+    parser = Parser(prog="demo.py", allow_abbrev=False, description="Facial landmarks on a webcam, "
+                    "a stream, a video, an image or a folder of images.")
+    group = parser.add_argument_group("Input")
+    group.add_argument("--source", default="0", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
+                       help="number or /dev/video0 of a camera, rtsp:// or http:// address, path, "
+                       "or sample: a portrait [0]")
+    group.add_argument("--camera-size", type=_size, metavar="WxH",
+                       help="size to request from the camera, such as 1280x720 [its default]")
+    group.add_argument("--camera-rate", type=_rate, metavar="N",
+                       help="frames a second to request from the camera [its default]")
+    group = parser.add_argument_group("Model")
+    group.add_argument("--weights", metavar="PATH|EXP",
+                       help="a .pt or .onnx file, or an experiment [the shipped weights, else "
+                       "the newest experiment's]")
+    group.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
+                       help="face detector: haar, or a YuNet or SCRFD file [haar]")
+    group.add_argument("--device", metavar="DEVICE",
+                       help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
+    group = parser.add_argument_group("Output")
+    group.add_argument("--output", metavar="PATH",
+                       help="write an image, a video or a folder instead of opening a window")
+    group.add_argument("--landmarks", metavar="FILE", help="write landmarks to a .csv or .json")
+    group = parser.add_argument_group("What to show and write")
+    group.add_argument("--pose", action="store_true", help="yaw, pitch and roll of each head in "
+                       "degrees")
+    group.add_argument("--eyes", action="store_true", help="openness of the eyes of each face, "
+                       f"blinks a minute, PERCLOS and state: {', '.join(STATES)}")
+    group = parser.add_argument_group("Driver monitoring", "these flags imply --eyes")
+    group.add_argument("--driver", action="store_true", help="watch one person, the largest, most "
+                       "central face, also after it was out of sight")
+    group.add_argument("--events", metavar="FILE.csv", help="write blinks, microsleeps, sleep and "
+                       "time out of sight, with start and end in seconds")
+    group.add_argument("--alarm", nargs="?", const="bell", choices=("bell", "line"),
+                       help="ring the terminal's bell, or write a line to stderr, when a person is "
+                       "not awake or is out of sight [bell]")
+    group = parser.add_argument_group("Tracking")
+    for name, (kind, default, least, most, sentence) in TRACKING.items():
+        group.add_argument("--" + name.replace("_", "-"), type=_number(kind, least, most),
+                           default=default, metavar=kind.__name__.upper(),
+                           help=f"{sentence} [{default}]")
+    options = parser.parse_args(argv)
+    options.eyes = bool(options.eyes or options.driver or options.events or options.alarm)
+    return options
 
 
 def _size(text):
@@ -85,49 +124,73 @@ def _rate(text):
     return rate
 
 
-def tracker_settings(given):
-    """Keyword arguments of Tracker: args.yaml, overridden by flags. Raises UserError."""
-    typed = {name: getattr(given, name) for name in SETTINGS if getattr(given, name) is not None}
-    args = load_args(typed)
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    return {"every": settings.pop("detect_every"), **settings}
+def _number(kind, least, most):
+    """Return an argparse type for int or float (kind) from least to most, without infinity."""
+    def convert(text):
+        try:
+            value = float(text)
+            if value != kind(value):
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"expected {kind.__name__}, found {text}") from None
+        if not least <= value <= most or value == math.inf:
+            limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {limits}, found {text}")
+        return kind(value)
+    return convert
 
 
-def find_weights(weights, device=None):
-    """The file that --weights means; without it the shipped one in eight bits, unless a GPU is
-    asked for. Raises UserError.
+def find_weights(weights: str | None, device: str | None = None) -> pathlib.Path:
+    """Find the file that --weights means.
+
+    Without --weights it is the shipped 8-bit model, or the shipped .pt where a GPU is asked for.
+
+    Raises:
+        UserError: where there is no such file.
     """
-    small = experiment.WEIGHTS / f"{experiment.SHIPPED}.int8.onnx"
-    if weights is None and device in (None, "cpu") and small.is_file():
-        return small
+    int8 = experiment.WEIGHTS / f"{experiment.DEFAULT_MODEL}.int8.onnx"
+    if weights is None and device in (None, "cpu") and int8.is_file():
+        return int8
     return experiment.find_weights(weights or "none", ".onnx", experiment.WEIGHTS)
 
 
-def get_predictor(weights, device=None):
-    """The Predictor of what --weights means. torch is imported for a .pt only. Raises UserError."""
+def get_predictor(weights: str | None, device: str | None = None) -> Predictor:
+    """Load the model that --weights means; torch is imported for a .pt only.
+
+    Raises:
+        UserError: where it cannot be loaded.
+    """
     from utils.predictor import Predictor
     path = find_weights(weights, device)
-    # Looking for a GPU means importing torch, which an .onnx does not need.
+    # `auto` imports torch to look for a GPU, which an .onnx does not need.
     return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
 
 
-def read_image(path):
-    """An image file as a person sees it, RGB uint8 (H, W, 3). Raises UserError."""
+def read_image(path: pathlib.Path | str) -> numpy.ndarray:
+    """Read an image file upright, as RGB uint8 (H, W, 3).
+
+    Raises:
+        UserError: where it cannot be read.
+    """
     image = read_photo(path, upright=True)
     if image is None:
         raise UserError(f"{path}: {why_unread(path)}")
     return image
 
 
-def has_display():
-    """Whether a window can be opened; only Linux says so beforehand."""
+def has_display() -> bool:
+    """Return whether a window can be opened, as far as is known beforehand (on Linux)."""
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY")
                                                         or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def output_path(output, kind, what):
-    """Where to write: --output, or a name made of the source's. Raises UserError."""
-    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or outputs.fitting(
+    """Return where to write the source (kind, what): --output, or a name made from the source's.
+
+    Raises:
+        UserError: where --output does not suit the kind of source.
+    """
+    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or outputs.truncate_stem(
         what[0].parent.resolve().name if kind == "folder" else what.stem)
     name = {"image": f"demo_{stem}.png", "folder": f"demo_{stem}"}.get(kind, f"demo_{stem}.mp4")
     path = pathlib.Path(output or name)
@@ -144,22 +207,32 @@ def output_path(output, kind, what):
     return path
 
 
-def refuse(kind, what, output, given):
-    """Raise UserError where something would be written over the source or another output, or not
-    be what its name says.
+def check_outputs(kind, what, output, options):
+    """Check that no output has an unknown suffix or overwrites the source or another output.
+
+    Raises:
+        UserError: for the first one that does.
     """
     files = what if kind == "folder" else [what] if kind in ("image", "video") else []
     written = [("output", output / name) for name in outputs.picture_names(files).values()] \
         if kind == "folder" and output else [("output", output)]
-    named = [(flag, pathlib.Path(getattr(given, flag))) for flag in ("landmarks", "events")
-             if getattr(given, flag)]
-    for flag, path in named:
+    tables = [(flag, pathlib.Path(getattr(options, flag))) for flag in ("landmarks", "events")
+              if getattr(options, flag)]
+    for flag, path in tables:
         outputs.check_suffix(flag, path)
-    outputs.refuse_sources([pair for pair in dict.fromkeys(written + named) if pair[1]], files)
+    outputs.refuse_sources([pair for pair in dict.fromkeys(written + tables) if pair[1]], files)
 
 
-def show(image, wait):
-    """Show RGB image in the window for `wait` ms (0: until a key). True when the user quits."""
+def show(image: numpy.ndarray, wait: int) -> bool:
+    """Show an RGB image in the window.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        wait: milliseconds to wait for a key; 0: until there is one.
+
+    Returns:
+        Whether the user quits.
+    """
     try:
         cv2.imshow(WINDOW, image[..., ::-1])
         key = cv2.waitKey(wait) & 0xff
@@ -169,15 +242,19 @@ def show(image, wait):
         number = 1
         while pathlib.Path(f"snapshot_{number}.png").exists():
             number += 1
-        outputs.write_picture(f"snapshot_{number}.png", image)
+        draw.save(f"snapshot_{number}.png", image)
         print(f"snapshot_{number}.png")
-    # Closing the window by its button quits as well.
+    # The window's close button quits as well.
     closed = cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
     return key in (ord("q"), 27) or closed
 
 
 def run_images(pipeline, kind, what, output):
-    """Draw one image or those of a folder; write them to output, or show them, or neither."""
+    """Process one image or those of a folder; write them to output, or show them if there is none.
+
+    Raises:
+        UserError: where no image can be read or an output cannot be written.
+    """
     from tqdm import tqdm
     paths = what if kind == "folder" else [what]
     names = outputs.picture_names(paths)
@@ -198,24 +275,34 @@ def run_images(pipeline, kind, what, output):
             if show(drawn, 0):
                 break
         else:
-            target = output / names[path] if kind == "folder" else output
-            outputs.write_picture(target, drawn)
+            draw.save(output / names[path] if kind == "folder" else output, drawn)
     if not pipeline.frames:
         raise UserError(f"{paths[0].parent}: none of its {len(paths)} pictures could be read")
 
 
 def run_video(pipeline, source, output, window):
-    """Draw the frames of a sources.Recording or Live; write them to output, show them, or both, or
-    neither. Returns whether a Live was given up.
+    """Process the frames of a sources.Recording or Live until its end or until the user quits.
+
+    Args:
+        pipeline: the Pipeline.
+        source: the Recording or Live.
+        output: video file to write, or None.
+        window: whether to show the frames.
+
+    Returns:
+        Whether a Live ended, because the camera or the server is gone.
+
+    Raises:
+        UserError: where no frame can be read or an output cannot be written.
     """
     from tqdm import tqdm
     last = time.monotonic()
-    speed = drawn = None
+    frame_rate = drawn = None
     ended = False
     video = None if output is None else outputs.VideoFile(output, source.rate)
-    # What --alarm line writes there is for programs.
+    # Programs read the lines of --alarm line from stderr, so there is no progress bar.
     bar = tqdm(total=source.count, desc="frames", unit="frame",
-               disable=(window and output is None) or pipeline.given.alarm == "line")
+               disable=(window and output is None) or pipeline.options.alarm == "line")
     try:
         while True:
             taken = source.read()
@@ -228,17 +315,18 @@ def run_video(pipeline, source, output, window):
                     break
                 continue
             image, seconds = cv2.cvtColor(taken[0], cv2.COLOR_BGR2RGB), taken[1]
-            drawn = pipeline(image, seconds, source.name, speed)
+            drawn = pipeline(image, seconds, source.name, frame_rate)
             now = time.monotonic()
-            instant = 1 / max(now - last, 1e-6)
-            speed, last = instant if speed is None else 0.9 * speed + 0.1 * instant, now
+            current = 1 / max(now - last, 1e-6)
+            frame_rate = current if frame_rate is None else 0.9 * frame_rate + 0.1 * current
+            last = now
             if video is not None:
                 video.write(drawn, seconds)
             bar.update()
             if window and show(drawn, 1):
                 break
     except KeyboardInterrupt:
-        pass  # The user's wish, not the end of the video; what is written stays.
+        pass  # The user quits; the outputs are completed.
     finally:
         bar.close()
         source.release()
@@ -256,11 +344,15 @@ def run_video(pipeline, source, output, window):
     return ended and source.live
 
 
-def main(argv=None):
-    """Run the demo as the command line says. Raises UserError."""
-    with machine.signals_interrupt() as signals:
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo; SIGTERM and SIGHUP complete the outputs before they end the process.
+
+    Raises:
+        UserError: for mistakes of the user.
+    """
+    with machine.interrupt_on_signals() as signals:
         try:
-            demonstrate(parse(argv))
+            run_demo(parse(argv))
         except KeyboardInterrupt:
             if not signals:
                 raise
@@ -268,29 +360,33 @@ def main(argv=None):
         sys.exit(128 + signals[0])
 
 
-def demonstrate(given):
-    """Find, draw, show and write, as a namespace of `parse` says. Raises UserError."""
+def run_demo(options: argparse.Namespace) -> None:
+    """Run the demo with the options that `parse` returns.
+
+    Raises:
+        UserError: for mistakes of the user.
+    """
     machine.tune_malloc()
-    kind, what = sources.find_source(given.source)
+    kind, what = sources.find_source(options.source)
     still = kind in ("image", "folder")
-    if still and (given.driver or given.events or given.alarm):
+    if still and (options.driver or options.events or options.alarm):
         raise UserError("--driver, --events and --alarm need a video, a camera or a stream; for "
                         "pictures there is --eyes")
-    if kind != "camera" and (given.camera_size or given.camera_rate):
-        raise UserError("--camera-size and --camera-rate are asked of a camera, which this source "
-                        "is not")
-    # Who asked for files or an alarm did not ask for hours of film.
-    told = given.landmarks or given.events or given.alarm
-    write = bool(given.output) or not (has_display() or told)
-    output = output_path(given.output, kind, what) if write else None
-    refuse(kind, what, output, given)
-    find_weights(given.weights, given.device)
-    # Before the seconds that weights take to load.
-    source = None if still else sources.open_source(kind, what, given.camera_size,
-                                                    given.camera_rate)
-    detector = get_detector(given.detector)
-    pipeline = Pipeline(get_predictor(given.weights, given.device), detector, given,
-                        tracker_settings(given), draws=write or has_display())
+    if kind != "camera" and (options.camera_size or options.camera_rate):
+        raise UserError("--camera-size and --camera-rate need a camera, which this source is not")
+    # Without a display a video is written, unless the user asks for other outputs only.
+    other_outputs = options.landmarks or options.events or options.alarm
+    write = bool(options.output) or not (has_display() or other_outputs)
+    output = output_path(options.output, kind, what) if write else None
+    check_outputs(kind, what, output, options)
+    # Mistakes in the command line are reported before a model is loaded, which takes seconds.
+    find_weights(options.weights, options.device)
+    source = None if still else sources.open_source(kind, what, options.camera_size,
+                                                    options.camera_rate)
+    detector = get_detector(options.detector)
+    tracker_settings = {name: getattr(options, name) for name in TRACKING}
+    pipeline = Pipeline(get_predictor(options.weights, options.device), detector, options,
+                        tracker_settings, draws=write or has_display())
     lost = False
     try:
         if still:
@@ -302,9 +398,9 @@ def demonstrate(given):
         pipeline.close()
     if not pipeline.faces:
         print(pipeline.hint(), file=sys.stderr)
-    where = [str(path) for path in (output, given.landmarks, given.events) if path]
-    print(f"{pipeline.frames} frames, {pipeline.faces} faces" + (": " if where else "")
-          + ", ".join(where))
+    written = [str(path) for path in (output, options.landmarks, options.events) if path]
+    print(f"{pipeline.frames} frames, {pipeline.faces} faces" + (": " if written else "")
+          + ", ".join(written))
     if lost:
         raise UserError(f"{source.name}: gives no more frames; the camera or the server went away")
 

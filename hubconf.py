@@ -1,17 +1,27 @@
-"""For torch.hub: torch.hub.load("path/of/this/repository", "pipnet", source="local")."""
+"""Entry point of torch.hub.
+
+`torch.hub.load("path/of/this/repository", "pipnet", source="local")` returns a trained model.
+"""
+from nets.model import LandmarkNet
 from utils import checkpoint, experiment
 
 dependencies = ["torch", "torchvision", "timm", "numpy", "yaml"]
 
 
-def pipnet(weights="fast", device="cpu"):
-    """A trained nets.model.LandmarkNet in evaluation mode.
+def pipnet(weights: str = "fast", device: str = "cpu") -> LandmarkNet:
+    """Load a trained model in evaluation mode, without gradients.
 
-    weights: shipped ones by name (tiny, fast, accurate, eyes, irnet18), an
-    experiment, or the path of a .pt.
-    `model.predict(images)` takes uint8 RGB crops (N, 3, S, S), S = model.input_size, and gives
-    landmarks (N, K, 2) in crop units and confidence (N, K); model.crop says how a crop is laid,
-    model.scheme what the points are. Raises utils.errors.UserError.
+    `model.predict(images)` takes uint8 RGB crops (N, 3, S, S), S = model.input_size, and returns
+    landmarks (N, K, 2) in crop units and confidence (N, K). `model.crop` is the rule of the crops,
+    `model.scheme` the landmark scheme.
+
+    Args:
+        weights: name of a shipped model (tiny, fast, accurate, eyes, irnet18), an experiment, or
+            the path of a .pt.
+        device: device of the model.
+
+    Raises:
+        UserError: there are no such weights.
     """
-    # Who trains it on turns this back; who does not would keep a graph with each result.
+    # Without gradients, results do not keep a graph. To train the model, call requires_grad_().
     return checkpoint.load_model(experiment.find_weights(weights), device).requires_grad_(False)

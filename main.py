@@ -1,55 +1,54 @@
 """Train, test and export PIPNet facial landmark models, as args.yaml and the flags say.
 
-One process:            python main.py --train --data samples
+One process:            python main.py --train --data-dir samples
 Four GPUs:              bash main.sh 4 --train --test --test-onnx
 Score and compare:      python main.py --test --test-onnx --exp NAME
 Several machines:       see main.sh
 """
+import argparse
 import os
 import sys
 
 from utils import experiment, machine
-from utils.args import parse
-from utils.errors import UserError
-from utils.errors import run as guarded
-from utils.training import launch
+from utils.args import Request, parse
+from utils.errors import UserError, as_user_error
+from utils.errors import run as run_guarded
+from utils.training import control
+from utils.training.settings import experiment_settings, resolve_newest
 
 
 def main():
-    """Parse the command line, do what it says, and end as main.sh expects it."""
-    if launch.is_over():
+    """Run the command line, and end as the launcher (main.sh) expects it of a process."""
+    if not control.register():
         return
     try:
         dispatch(parse())
-    except UserError as error:
-        if not launch.has_parent():
+    except (BrokenPipeError, UserError) as error:
+        if not control.is_supervised():
             raise
-        launch.tell_error(error)
-        sys.exit(0 if launch.leave() else 2)
-    except BrokenPipeError:
-        if not launch.has_parent():
-            raise
-        launch.tell_stopped()
-        # torchrun would take it for a crash, and start again what nobody reads.
-        sys.exit(0 if launch.leave() else 2)
-    launch.leave(0)
+        # torchrun would count either as a crash, and restart the processes in vain.
+        if isinstance(error, UserError):
+            control.report_error(error)
+        else:
+            control.report_stopped()
+        sys.exit(0 if control.unregister(timeout=5) else 2)
+    control.unregister()
 
 
-def dispatch(request):
-    """Do what was asked for, in this order; after training rank 0 alone goes on.
+def dispatch(request: Request):
+    """Do what was asked for, in a fixed order; after a training only rank 0 continues.
 
-    What is slow to import is imported by what needs it.
+    Modules that are slow to import are imported by the functions that need them.
     """
     machine.tune_malloc()
     actions = request.actions
-    launch.name_newest(request)
+    resolve_newest(request)
     try:
         if "train" in actions and not train(request):
             return
-        # What is not typed is as the experiment was trained: its set, above all.
-        args = launch.resumed(request)
-        for name in ("exp", *launch.OF_ONE_COMMAND):
-            setattr(args, name, getattr(request.args, name))
+        # Settings that are not typed are those of the experiment, above all its data.
+        args = experiment_settings(request)
+        args.exp = request.args.exp
         if args.dump_pseudo and "train" not in actions:
             dump_pseudo(args)
         if actions & {"fit_shape", "fit_eyes"}:
@@ -63,36 +62,36 @@ def dispatch(request):
         if "compare" in actions:
             print(experiment.compare(), end="")
     except OSError as error:
-        raise launch.disk_mistake(error) from None
+        raise as_user_error(error) from None
 
 
-def train(request):
-    """Train, or go on with what was begun; whether this process is to go on with the rest."""
-    resume = "resume" in request.actions or launch.restarts() > 0
-    with launch.Stop() as stop:
-        # A signal while this imports torch is obeyed too.
+def train(request: Request) -> bool:
+    """Train or resume an experiment; return whether this process does the remaining actions."""
+    resume = "resume" in request.actions or control.restart_count() > 0
+    with control.Stop() as stop:
+        # Within `stop`, so that a signal during the import of torch is handled too.
         from utils.evaluation import score
         from utils.training import ddp, trainer
         if request.actions & {"test", "test_onnx"}:
-            score.check(request.args)
+            score.check_settings(request.args)
         try:
-            args = launch.resumed(request) if resume else request.args
+            args = experiment_settings(request) if resume else request.args
             folder = trainer.train(args, resume, stop)
         finally:
             ddp.stop()
     if folder is None:
-        launch.tell_stopped()
-        if not launch.has_parent():
-            # What is to follow a training (&&, a queue's next job) must not take it for done.
-            sys.exit(stop.code)
+        control.report_stopped()
+        if not control.is_supervised():
+            # A stopped training must not count as done for what follows it (&&, a job queue).
+            sys.exit(stop.exit_code)
     if folder is None or int(os.environ.get("RANK", 0)):
         return False
     request.args.exp = folder.name
     return True
 
 
-def export(args, actions):
-    """Write the .onnx beside the weights, and the others that were asked for."""
+def export(args: argparse.Namespace, actions: frozenset):
+    """Write the .onnx beside the weights, and the other formats that were asked for."""
     from utils.deploy import export, quantize, raw
     asked = actions & {"train", "export"}
     path = experiment.find_weights(args.exp, ".pt" if asked or "test" in actions else ".onnx")
@@ -102,8 +101,9 @@ def export(args, actions):
             return
     if path.suffix != ".pt":
         raise UserError(f"{path}: is what --export writes; give the .pt that it is made from")
-    # Who did not ask for a file gets it as it was.
-    path = export.export_weights(path, args.flip_test or not asked and export.averages(path))
+    # A file that is only refreshed keeps averaging with the mirrored face if it did so.
+    flip_test = args.flip_test or not asked and export.uses_flip_test(path)
+    path = export.export_weights(path, flip_test)
     if "int8" in actions:
         quantize.export_int8(path, args)
     if "raw" in actions:
@@ -111,40 +111,39 @@ def export(args, actions):
     for kind in ("int8", "raw"):
         other = path.with_suffix(f".{kind}.onnx")
         if kind not in actions and other.is_file():
-            print(f"note: {other} is as it was; --export --{kind} writes it anew")
+            print(f"note: {other} was not written; --export --{kind} writes it anew")
 
 
-def fit(args, actions):
-    """Fit what a model's landmarks say of each one's error, and how it tells shut eyes."""
-    from utils.evaluation import eyes
-    from utils.training import shape_fit
-    # The eyes last: the shape head moves them.
+def fit(args: argparse.Namespace, actions: frozenset):
+    """Fit the shape head, the lid head and the eye thresholds of a trained model."""
+    from utils.training import lid_fit, shape_fit
+    # The lid head comes last, because the shape head moves the eyes.
     changed = [module.fit_weights(args) for action, module in
-               (("fit_shape", shape_fit), ("fit_eyes", eyes)) if action in actions]
+               (("fit_shape", shape_fit), ("fit_eyes", lid_fit)) if action in actions]
     if any(changed) and not actions & {"train", "export"}:
         export(args, actions)
 
 
-def test(args, actions, typed):
+def test(args: argparse.Namespace, actions: frozenset, typed: dict):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
     from utils.evaluation import score
-    score.test(args, actions, typed)
+    score.run_test(args, actions, typed)
 
 
-def test_eyes(args, actions):
-    """Score how a model tells shut eyes from open ones."""
+def test_eyes(args: argparse.Namespace, actions: frozenset):
+    """Score how a model tells closed eyes from open ones."""
     from utils.evaluation import eyes
     if "fit_eyes" in actions:
-        print("note: the eyes that follow are those of the fit, which flatters; score others with "
-              "--test-eyes alone")
-    eyes.test(args)
+        print("note: the following scores are of the faces that were fitted, which flatters; score "
+              "other faces with --test-eyes alone")
+    eyes.run_test(args)
 
 
-def dump_pseudo(args):
+def dump_pseudo(args: argparse.Namespace):
     """Draw the newest pseudo-labels of an experiment."""
     from utils.training import gssl
     gssl.dump_pseudo(args)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

@@ -1,7 +1,13 @@
-"""Landmarks of the faces in a photo; needs numpy, onnxruntime and opencv-python<5 alone.
+"""Find faces in a photo and draw their landmarks, with an exported .onnx.
 
-python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png                   Haar, built in
-python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png --detector yunet.onnx
+One file to copy: it needs numpy, onnxruntime and opencv-python<5, and nothing of the repository.
+
+    python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png
+    python run_onnx.py weights/tiny.int8.onnx photo.jpg landmarks.png --detector yunet.onnx
+
+A detector finds the faces: Haar, which OpenCV contains, or a YuNet file. The network predicts
+landmarks from a first crop of each face, and again from a crop placed around these landmarks as in
+training, which is what the network is accurate on.
 """
 import argparse
 import json
@@ -11,22 +17,29 @@ import cv2
 import numpy
 import onnxruntime
 
-# Where the square around a face's landmarks lies in the detector's: shift down, and side. Measured
-# on 68-point faces, see utils/detection/detector.py.
+# The square around a face's landmarks relative to the detector's box: how far its centre lies below
+# that of the box, and its side, both in sides of the box. Measured on faces with 68 landmarks.
 HAAR, YUNET = (0.147, 0.871), (0.123, 0.779)
-# The longer side at which detectors look: YuNet is made for faces of up to some 300 px, and Haar
-# finds ever more false ones in a larger photo.
-SIDE = 640
-# Mean confidence below which there is no face, where the file does not say.
+# The detector runs on the photo reduced to this longer side: YuNet is made for faces of up to about
+# 300 px, and Haar finds more false faces in larger photos.
+DETECTOR_SIDE = 640
+# Mean confidence of the landmarks below which a crop is no face, where the .onnx does not say.
 MIN_CONFIDENCE = 0.15
-# As a share of a crop's size, how far one of its sides must have gone for the face to be looked at
-# again.
-MOVED = 0.12
+# Predict again from a new crop while a side of it moves by more than this share of its size.
+MAX_MOVE = 0.12
 
 
-def find_faces(image, detector="haar"):
-    """Centres and sides (n, 3) of the squares around faces' landmarks, in pixels of BGR image."""
-    zoom = min(1, SIDE / max(image.shape[:2]))
+def find_faces(image: numpy.ndarray, detector: str = "haar") -> numpy.ndarray:
+    """Find faces.
+
+    Args:
+        image: the photo, (H, W, 3) uint8 BGR.
+        detector: "haar", or the path of a YuNet .onnx.
+
+    Returns:
+        Squares around the faces' landmarks, (n, 3): x and y of the centre, and side, in pixels.
+    """
+    zoom = min(1, DETECTOR_SIDE / max(image.shape[:2]))
     small = cv2.resize(image, [max(1, round(zoom * n)) for n in image.shape[1::-1]],
                        interpolation=cv2.INTER_AREA)
     if detector == "haar":
@@ -40,101 +53,138 @@ def find_faces(image, detector="haar"):
     boxes = numpy.array([box[:4] for box in (() if boxes is None else boxes)], float).reshape(-1, 4)
     side = boxes[:, 2:].max(1, keepdims=True)
     centre = boxes[:, :2] + boxes[:, 2:] / 2 + side * (0, down)
+    # Pixel n covers n to n + 1, so its centre is n + 0.5 when coordinates are scaled.
     return numpy.hstack([(centre + 0.5) / zoom - 0.5, side * ratio / zoom])
 
 
-def read_metadata(session):
-    """What the file says of itself: crop rule, scheme, and the least mean confidence of a face.
+def read_metadata(session: onnxruntime.InferenceSession) -> tuple[dict, dict, float]:
+    """Read the crop rule, the landmark scheme and the minimum confidence from an .onnx.
 
-    Raises ValueError for other files than main.py --export writes.
+    Raises:
+        ValueError: for a file that main.py --export did not write.
     """
-    meta = session.get_modelmeta().custom_metadata_map
-    if "crop" not in meta or session.get_outputs()[0].name != "landmarks":
+    metadata = session.get_modelmeta().custom_metadata_map
+    if "crop" not in metadata or session.get_outputs()[0].name != "landmarks":
         raise ValueError("is no .onnx of main.py --export (for a .raw.onnx see decode_maps.py)")
-    least = json.loads(meta.get("eyes", "{}")).get("face") or MIN_CONFIDENCE
-    return json.loads(meta["crop"]), json.loads(meta["scheme"]), least
+    min_confidence = json.loads(metadata.get("eyes", "{}")).get("face") or MIN_CONFIDENCE
+    return json.loads(metadata["crop"]), json.loads(metadata["scheme"]), min_confidence
 
 
-def landmarks(session, image, centre, size):
-    """Landmarks (K, 2) in pixels of BGR image and confidence (K,), from the crop with this centre
-    (2,) and this size, a number or (2,).
+def predict(session: onnxruntime.InferenceSession, image: numpy.ndarray, centre: numpy.ndarray,
+            size: numpy.ndarray | float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Predict the landmarks in one crop of a photo.
+
+    Args:
+        session: of the .onnx.
+        image: the photo, (H, W, 3) uint8 BGR.
+        centre: of the crop in pixels, (2,).
+        size: of the crop in pixels: width and height (2,), or one number for a square.
+
+    Returns:
+        Landmarks (K, 2) in pixels of the photo and confidence (K,) in 0..1.
     """
-    pixels = session.get_inputs()[0].shape[2]
-    shrink = int(numpy.min(size) / pixels)
+    input_size = session.get_inputs()[0].shape[2]
+    shrink = int(numpy.min(size) / input_size)
     if shrink > 1:
-        # Averaged down: a warp looks at four pixels alone, and points would move by up to 1 %.
+        # warpAffine interpolates between four pixels only. Reducing a large crop without averaging
+        # first would move landmarks by up to 1 % of the face.
         small = cv2.resize(image, [max(1, n // shrink) for n in image.shape[1::-1]],
                            interpolation=cv2.INTER_AREA)
         ratio = numpy.divide(small.shape[1::-1], image.shape[1::-1])
-        points, confidence = landmarks(session, small, (centre + 0.5) * ratio - 0.5, size * ratio)
+        points, confidence = predict(session, small, (centre + 0.5) * ratio - 0.5, size * ratio)
         return (points + 0.5) / ratio - 0.5, confidence
-    corner, zoom = centre - numpy.divide(size, 2), numpy.full(2, pixels) / size
+    corner, zoom = centre - numpy.divide(size, 2), numpy.full(2, input_size) / size
     warp = numpy.column_stack([numpy.diag(zoom), -corner * zoom - 0.5])
-    face = cv2.cvtColor(cv2.warpAffine(image, warp, (pixels, pixels)), cv2.COLOR_BGR2RGB)
+    face = cv2.warpAffine(image, warp, (input_size, input_size))
+    face = cv2.cvtColor(face, cv2.COLOR_BGR2RGB)
+    # The graph takes (N, 3, S, S) uint8 RGB, and returns landmarks in 0..1 of the crop.
     points, confidence = session.run(None, {"images": face.transpose(2, 0, 1)[None]})
     return points[0] * size + corner, confidence[0]
 
 
-def lay_crop(points, crop, scheme):
-    """Centre and size of the crop that training lays around landmarks (K, 2)."""
+def place_crop(points: numpy.ndarray, crop: dict,
+               scheme: dict) -> tuple[numpy.ndarray, numpy.ndarray | float]:
+    """Return centre and size of the crop that training places around landmarks (K, 2).
+
+    Args:
+        points: landmarks in pixels.
+        crop: `rule` and `scale` of the metadata.
+        scheme: of the metadata.
+    """
     if scheme["base"] is None and crop["rule"] != "box":
         low, high = points.min(0), points.max(0)
         size = (high - low) * crop["scale"]
         return (low + high) / 2, size.max() if crop["rule"] == "square" else size
-    # Points of a part of the face: the crop is the unit square in which the mean face, turned and
-    # scaled, fits them best. x and y are one complex number.
+    # Landmarks of a part of the face, or a crop that followed a face box: the mean face, which lies
+    # in a unit square, is fitted to the landmarks by rotation, scale and shift (least squares), and
+    # the crop is where its square then lies. Points are complex numbers x + iy, so that rotation
+    # and scale are one factor.
     mean, found = numpy.array(scheme["mean_face"]) @ (1, 1j), points @ (1, 1j)
     source = mean - mean.mean()
-    turn = numpy.vdot(source, found - found.mean()) / numpy.vdot(source, source)
-    middle = found.mean() + turn * (0.5 + 0.5j - mean.mean())
-    return numpy.array([middle.real, middle.imag]), abs(turn)
+    factor = numpy.vdot(source, found - found.mean()) / numpy.vdot(source, source)
+    middle = found.mean() + factor * (0.5 + 0.5j - mean.mean())
+    return numpy.array([middle.real, middle.imag]), abs(factor)
 
 
-def refine(session, image, centre, size, crop, scheme):
-    """landmarks() of a crop laid again around them, as training cuts its faces: once, and up to
-    twice more where that moves it by more than MOVED of its size.
+def refine(session: onnxruntime.InferenceSession, image: numpy.ndarray, centre: numpy.ndarray,
+           size: numpy.ndarray | float, crop: dict,
+           scheme: dict) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Predict landmarks, and again from the crop that training places around them.
+
+    The crop is placed once more, up to twice, while it moves by more than MAX_MOVE of its size.
+
+    Args:
+        session: of the .onnx.
+        image: the photo, (H, W, 3) uint8 BGR.
+        centre: of the first crop in pixels, (2,).
+        size: of the first crop, see predict.
+        crop: of the metadata.
+        scheme: of the metadata.
+
+    Returns:
+        Landmarks (K, 2) in pixels of the photo and confidence (K,) in 0..1.
     """
-    points, _ = landmarks(session, image, centre, size)
+    points, _ = predict(session, image, centre, size)
     for _ in range(3):
-        before = centre, size
-        centre, size = lay_crop(points, crop, scheme)
-        points, confidence = landmarks(session, image, centre, size)
-        # How far the farthest side of the crop went.
-        went = abs(centre - before[0]) + abs(numpy.subtract(size, before[1])) / 2
-        if went.max() <= MOVED * numpy.max(before[1]):
+        previous = centre, size
+        centre, size = place_crop(points, crop, scheme)
+        points, confidence = predict(session, image, centre, size)
+        # The largest distance that a side of the crop moved.
+        move = abs(centre - previous[0]) + abs(numpy.subtract(size, previous[1])) / 2
+        if move.max() <= MAX_MOVE * numpy.max(previous[1]):
             break
     return points, confidence
 
 
-def main():
-    """Find, draw and save."""
+def main() -> None:
+    """Find the faces of a photo, print and draw their landmarks, and save the picture."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="the .onnx of an experiment")
     parser.add_argument("photo")
     parser.add_argument("output", help="the picture to write")
     parser.add_argument("--detector", default="haar", help="haar, or the path of a YuNet .onnx")
-    given = parser.parse_args()
-    for path in (given.weights, given.detector):
+    options = parser.parse_args()
+    for path in (options.weights, options.detector):
         if path != "haar" and not pathlib.Path(path).is_file():
             parser.error(f"{path}: no such file")
-    session = onnxruntime.InferenceSession(given.weights, providers=["CPUExecutionProvider"])
-    image = cv2.imread(given.photo)
+    session = onnxruntime.InferenceSession(options.weights, providers=["CPUExecutionProvider"])
+    image = cv2.imread(options.photo)
     if image is None:
-        parser.error(f"{given.photo}: is no image that OpenCV can read")
+        parser.error(f"{options.photo}: is no image that OpenCV can read")
     try:
-        crop, scheme, least = read_metadata(session)
+        crop, scheme, min_confidence = read_metadata(session)
     except ValueError as error:
-        parser.error(f"{given.weights}: {error}")
+        parser.error(f"{options.weights}: {error}")
     try:
-        faces = find_faces(image, given.detector)
+        faces = find_faces(image, options.detector)
     except cv2.error:
-        parser.error(f"{given.detector}: OpenCV does not take it for a YuNet .onnx")
+        parser.error(f"{options.detector}: OpenCV cannot use it as a YuNet .onnx")
     drawn, count = image.copy(), 0
     for x, y, side in faces:
         points, confidence = refine(session, image, numpy.array([x, y]), side * crop["scale"],
                                     crop, scheme)
-        if confidence.mean() < least:
+        if confidence.mean() < min_confidence:
             continue
         count += 1
         print(f"face at {points.mean(0).round(1).tolist()}, confidence {confidence.mean():.2f}")
@@ -142,12 +192,12 @@ def main():
             cv2.circle(drawn, (round(float(px)), round(float(py))), max(2, round(side / 100)),
                        (0, 255, 0), -1)
     try:
-        written = cv2.imwrite(given.output, drawn)
+        written = cv2.imwrite(options.output, drawn)
     except cv2.error:
         written = False
     if not written:
-        parser.error(f"{given.output}: cannot be written; give a .png or .jpg")
-    print(f"{count} faces: {given.output}")
+        parser.error(f"{options.output}: cannot be written; give a .png or .jpg")
+    print(f"{count} faces: {options.output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,12 @@
-"""Heads: features to maps, maps to landmarks and confidence."""
+"""Prediction heads: backbone features to maps, maps to landmarks and confidence.
+
+`PIPHead` is the Pixel-in-Pixel head of PIPNet (Jin, Liao and Shao, IJCV 2021, arXiv 2003.03771);
+`RegressionHead` predicts coordinates directly. Both have the same three methods: `forward` gives
+what the loss compares with the labels, `decode` turns that into landmarks, and `predict` does both
+for inference. A new head goes into this file and into `nets.model.LandmarkNet`.
+"""
+from __future__ import annotations
+
 import contextlib
 import typing
 
@@ -7,12 +15,22 @@ import torch
 
 from utils.errors import UserError
 
+if typing.TYPE_CHECKING:
+    from utils.landmarks.schemes import Scheme
+
 
 class Maps(typing.NamedTuple):
-    """What the PIP head predicts on a G x G grid, in grid cells from a cell's top-left corner.
+    """Output maps of the PIP head on a G x G grid.
 
-    score, offset_x, offset_y: (N, K, G, G); neighbour_x, neighbour_y: (N, K * M, G, G), channel
-    i * M + j is neighbour j of landmark i.
+    Offsets are in grid cells, from the top-left corner of a cell. Channel i * M + j of the
+    neighbour maps belongs to neighbour j of landmark i.
+
+    Attributes:
+        score: (N, K, G, G).
+        offset_x: (N, K, G, G).
+        offset_y: (N, K, G, G).
+        neighbour_x: (N, K * M, G, G).
+        neighbour_y: (N, K * M, G, G).
     """
     score: torch.Tensor
     offset_x: torch.Tensor
@@ -22,7 +40,13 @@ class Maps(typing.NamedTuple):
 
 
 class CoarseMaps(typing.NamedTuple):
-    """Maps, and the score maps (N, K, G/2, G/2) and (N, K, G/4, G/4) of PIPNet's curriculum."""
+    """Maps and the two coarser score maps of PIPNet's self-training curriculum (section 3.5).
+
+    Attributes:
+        maps: the maps of the G x G grid.
+        half: scores (N, K, G / 2, G / 2).
+        quarter: scores (N, K, G / 4, G / 4).
+    """
     maps: Maps
     half: torch.Tensor
     quarter: torch.Tensor
@@ -31,19 +55,31 @@ class CoarseMaps(typing.NamedTuple):
 class PIPHead(torch.nn.Module):
     """Pixel-in-Pixel head: score, offset and neighbour maps by 1x1 convolutions (PIPNet, 3).
 
-    channels: of the feature map. scheme: a landmarks.Scheme with K points. num_nb: M, 0..K-1.
-    merge: how the predictions of one landmark are averaged, `plain` (every predictor weighs the
-    same), `padded` (the published code: lists of predictors are padded to the longest one by
-    repetition, so some weigh more; released models were scored with it) or `confidence` (every
-    predictor weighs its own best score, so that a covered landmark says less of its neighbours).
+    Each landmark predicts itself and its M neighbours, the nearest other landmarks on the mean
+    face. The predictions of one landmark are merged to their weighted mean.
 
-    coarse, an attribute: whether training also gets the coarse score maps, which are the same score
-    layer on max-pooled features (see utils/training/gssl.py).
+    Args:
+        channels: width of the feature map.
+        scheme: landmark scheme of K points. Its mean face defines the neighbours.
+        num_nb: M, number of neighbours, 0..K-1.
+        merge: weights of the predictions of one landmark. `plain`: equal weights. `padded`: as in
+            the published code, which pads lists of predictors to the length of the longest one by
+            repetition, so that a repeated prediction counts more than once; the published results
+            use it. `confidence`: the best score of the predictor, so that a covered landmark
+            counts less.
+
+    Attributes:
+        coarse: return CoarseMaps in training mode. The coarse scores are the score layer on
+            max-pooled features (see utils/training/gssl.py).
+        neighbours: (K, M), indices of the neighbours of each landmark, nearest first.
+        predictors: (K, P + 1), `predictors[i]` lists who predicts landmark i, itself first.
+        prediction_index: (K, P + 1), where those predictions are among all K * (M + 1).
+        merge_weights: (K, P + 1), their weights without confidence; each row sums to 1.
     """
 
     coarse = False
 
-    def __init__(self, channels, scheme, num_nb=10, merge="plain"):
+    def __init__(self, channels: int, scheme: Scheme, num_nb: int = 10, merge: str = "plain"):
         super().__init__()
         points = scheme.points
         self.points, self.num_nb, self.merge = points, num_nb, merge
@@ -56,23 +92,24 @@ class PIPHead(torch.nn.Module):
         for conv in self.children():
             torch.nn.init.normal_(conv.weight, std=0.001)
             torch.nn.init.zeros_(conv.bias)
-        table = torch.from_numpy(neighbours(scheme.mean_face, num_nb))
-        # Each landmark says M + 1 things, its own place first. Who speaks of landmark i, itself
-        # first: `predictors` (K, P + 1), what of all that is said, `voters`, and what it weighs.
-        # Derived from the scheme, so they are not part of the weights.
-        self.register_buffer("neighbours", table, persistent=False)
-        predictors, slots, mask = (torch.from_numpy(v) for v in reverse_neighbours(table.numpy()))
+        table = nearest_neighbours(scheme.mean_face, num_nb)
+        predictors, slots, mask = (torch.from_numpy(v) for v in reverse_neighbours(table))
         own = torch.arange(points)[:, None]
-        votes = mask.any(1, keepdim=True).expand_as(mask) if merge == "padded" else mask
-        votes = torch.cat([torch.ones_like(own), votes], 1).float()
+        weights = mask.any(1, keepdim=True).expand_as(mask) if merge == "padded" else mask
+        weights = torch.cat([torch.ones_like(own), weights], 1).float()
         predictors = torch.cat([own, predictors], 1)
+        # The predictions of a landmark are itself (slot 0) and its neighbours (slots 1..M).
         slots = torch.cat([torch.zeros_like(own), slots + 1], 1)
+        # These follow from the scheme, so checkpoints do not store them.
+        self.register_buffer("neighbours", torch.from_numpy(table), persistent=False)
         self.register_buffer("predictors", predictors, persistent=False)
-        self.register_buffer("voters", predictors * (num_nb + 1) + slots, persistent=False)
-        self.register_buffer("votes", votes / votes.sum(1, keepdim=True), persistent=False)
+        self.register_buffer("prediction_index", predictors * (num_nb + 1) + slots,
+                             persistent=False)
+        self.register_buffer("merge_weights", weights / weights.sum(1, keepdim=True),
+                             persistent=False)
 
-    def forward(self, features):
-        """Features (N, C, G, G) to Maps, or to CoarseMaps in a training that wants them."""
+    def forward(self, features: torch.Tensor) -> Maps | CoarseMaps:
+        """Predict the maps of features (N, C, G, G); CoarseMaps if `coarse` and in training."""
         empty = features.new_zeros((features.shape[0], 0, *features.shape[2:]))
         maps = Maps(self.score(features), self.offset_x(features), self.offset_y(features),
                     self.neighbour_x(features) if self.num_nb else empty,
@@ -83,86 +120,109 @@ class PIPHead(torch.nn.Module):
         return CoarseMaps(maps, self.score(half),
                           self.score(torch.nn.functional.max_pool2d(half, 2)))
 
-    def decode(self, maps):
-        """Maps to landmarks (N, K, 2) in crop units and confidence (N, K) in 0..1.
+    def decode(self, maps: Maps) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode PIP maps to landmarks (PIPNet, section 3.2).
 
-        Per landmark the cell with the best score gives its own position; the mean of that and of
-        what other landmarks say of it as their neighbour is the result (PIPNet, section 3.2).
+        The best-scoring cell of a landmark gives its own prediction; the result is the mean of that
+        and of its neighbours' predictions of it. Half-precision maps are decoded in float32.
+
+        Args:
+            maps: maps of a G x G grid, see Maps.
+
+        Returns:
+            Landmarks (N, K, 2) in crop units, and confidence (N, K) in 0..1.
         """
         grid = maps.score.shape[-1]
-        maps = Maps(*(precise(values) for values in maps))
+        maps = Maps(*(to_float32(values) for values in maps))
         score, cell = maps.score.flatten(2).max(-1)
-        said = torch.cat([torch.stack([_at(x, cell), _at(y, cell)], -1)
-                          for x, y in self._pairs(maps)], 2)
-        return self._merge(score, cell, said, grid)
+        predictions = torch.cat([torch.stack([_at_cell(x, cell), _at_cell(y, cell)], -1)
+                                 for x, y in self._xy_pairs(maps)], 2)
+        return self._merge(score, cell, predictions, grid)
 
-    def predict(self, features):
-        """Features (N, C, G, G) to what `decode` gives of their maps, in less time.
+    def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict landmarks of features, the same as `decode(forward(features))` but faster.
 
-        All but the scores is computed only at the cell of each landmark, not on the whole map.
-        Features of half precision, as autocast makes them, are decoded in float32.
+        Offsets and neighbours are computed only at the best-scoring cell of each landmark.
+        Half-precision features, as autocast produces them, are decoded in float32.
+
+        Args:
+            features: (N, C, G, G).
+
+        Returns:
+            Landmarks (N, K, 2) in crop units, and confidence (N, K) in 0..1.
         """
-        with full_precision(features):
-            return self._predict(precise(features))
+        with autocast_disabled(features):
+            return self._predict(to_float32(features))
 
     def _predict(self, features):
         score, cell = self.score(features).flatten(2).max(-1)
-        # Each landmark has its own feature vectors and its own small matrix: (K, N, C) x
-        # (K, C, 2 * (M + 1)), which gives x and y of the first thing it says, of the second and on.
+        # One matrix product per landmark: its features (K, N, C) times its own rows of the
+        # offset and neighbour layers (K, C, 2 * (M + 1)), x and y of each prediction in turn.
         at = features.flatten(2).gather(2, cell[:, None].expand(-1, features.shape[1], -1))
-        pairs = self._pairs(self)
+        pairs = self._xy_pairs(self)
         weight = torch.cat([torch.stack([conv.weight.view(self.points, -1, features.shape[1])
                                          for conv in pair], 2) for pair in pairs], 1)
         bias = torch.cat([torch.stack([conv.bias.view(self.points, -1) for conv in pair], 2)
                           for pair in pairs], 1)
-        said = torch.baddbmm(bias.flatten(1)[:, None], at.permute(2, 0, 1),
-                             weight.flatten(1, 2).transpose(1, 2))
-        return self._merge(score, cell, said.transpose(0, 1).unflatten(2, (-1, 2)),
+        predictions = torch.baddbmm(bias.flatten(1)[:, None], at.permute(2, 0, 1),
+                                    weight.flatten(1, 2).transpose(1, 2))
+        return self._merge(score, cell, predictions.transpose(0, 1).unflatten(2, (-1, 2)),
                            features.shape[-1])
 
-    def _pairs(self, whose):
-        """The (x, y) for a landmark's own place, and for its neighbours where it has any, of Maps
-        or of this head's layers.
-        """
-        own = [(whose.offset_x, whose.offset_y)]
-        return own + [(whose.neighbour_x, whose.neighbour_y)] if self.num_nb else own
+    def _xy_pairs(self, source):
+        """(x, y) of the offsets, then of any neighbours, of Maps or of this head's layers."""
+        offset = [(source.offset_x, source.offset_y)]
+        return offset + [(source.neighbour_x, source.neighbour_y)] if self.num_nb else offset
 
-    def _merge(self, score, cell, said, grid):
-        """Landmarks and confidence, from the best score (N, K) and its cell (N, K) of each, and
-        what each says there (N, K, M + 1, 2), in cells from the corner of its own.
+    def _merge(self, score, cell, predictions, grid):
+        """Merge the predictions of each landmark.
+
+        Args:
+            score: best score of each landmark, (N, K).
+            cell: index of the cell with that score, (N, K).
+            predictions: predictions at that cell, (N, K, M + 1, 2), in grid cells from its corner.
+            grid: G.
+
+        Returns:
+            Landmarks (N, K, 2) in crop units, and confidence (N, K).
         """
-        # Whole numbers, in floats: division of integers is eight steps of an exported graph.
-        cell = cell.to(said.dtype)
+        # Whole numbers as floats: an integer division is eight nodes of an exported graph.
+        cell = cell.to(predictions.dtype)
         row = torch.floor((cell + 0.5) / grid)
         corner = torch.stack([cell - grid * row, row], -1)
-        said = (said + corner[:, :, None]).flatten(1, 2)
-        said = said.index_select(1, self.voters.flatten()).unflatten(1, self.voters.shape)
-        landmarks = (said * self._votes(score)[..., None]).sum(2) / grid
+        predictions = (predictions + corner[:, :, None]).flatten(1, 2)
+        predictions = predictions.index_select(1, self.prediction_index.flatten()).unflatten(
+            1, self.prediction_index.shape)
+        landmarks = (predictions * self._merge_weights(score)[..., None]).sum(2) / grid
         return landmarks, score.clamp(0, 1)
 
-    def _votes(self, score):
-        """Weights ((N,) K, P + 1) of all predictions of a landmark; each landmark's sum to 1."""
+    def _merge_weights(self, score):
+        """Weights (K, P + 1), or (N, K, P + 1) by confidence; they sum to 1 over the last axis."""
         if self.merge != "confidence":
-            return self.votes
-        # A face without any score still has a mean.
-        votes = score.clamp(0.01, 1.0)[:, self.predictors.flatten()]
-        votes = votes.unflatten(1, self.predictors.shape) * (self.votes > 0)
-        return votes / votes.sum(-1, keepdim=True)
+            return self.merge_weights
+        # The lower limit keeps the mean defined where all scores are 0.
+        weights = score.clamp(0.01, 1.0)[:, self.predictors.flatten()]
+        weights = weights.unflatten(1, self.predictors.shape) * (self.merge_weights > 0)
+        return weights / weights.sum(-1, keepdim=True)
 
 
-def _at(values, cell):
-    """Maps (N, K * m, G, G) at the cell (N, K) of each landmark, as (N, K, m)."""
+def _at_cell(values, cell):
+    """Values (N, K, m) of maps (N, K * m, G, G) at one cell (N, K) of each landmark."""
     values = values.flatten(2).unflatten(1, (cell.shape[1], values.shape[1] // cell.shape[1]))
     return values.gather(3, cell[..., None, None].expand(*values.shape[:3], 1))[..., 0]
 
 
 class RegressionHead(torch.nn.Module):
-    """Global pooling and one linear layer to K x 2 coordinates in crop units.
+    """Regression head: global average pooling and one linear layer to K x 2 coordinates.
 
-    It starts at the mean face, so that the first steps learn the pose and not the face.
+    The bias starts at the mean face, so that the first steps learn the pose and not the face.
+
+    Args:
+        channels: width of the feature map.
+        scheme: landmark scheme of K points.
     """
 
-    def __init__(self, channels, scheme):
+    def __init__(self, channels: int, scheme: Scheme):
         super().__init__()
         self.points = scheme.points
         self.linear = torch.nn.Linear(channels, scheme.points * 2)
@@ -170,41 +230,49 @@ class RegressionHead(torch.nn.Module):
         with torch.no_grad():
             self.linear.bias.copy_(torch.from_numpy(scheme.mean_face).flatten())
 
-    def forward(self, features):
-        """Features (N, C, G, G) to landmarks (N, K, 2) in crop units."""
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Predict landmarks (N, K, 2) in crop units from features (N, C, G, G)."""
         return self.linear(features.mean((2, 3))).unflatten(1, (self.points, 2))
 
-    def decode(self, landmarks):
-        """Landmarks as they are, with confidence 1 (N, K): a regression has no score."""
+    def decode(self, landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return landmarks (N, K, 2) as they are, with confidence 1: a regression has no score."""
         return landmarks, torch.ones_like(landmarks[..., 0])
 
-    def predict(self, features):
-        """Features (N, C, G, G) to landmarks and confidence, as decode gives them."""
-        with full_precision(features):
-            return self.decode(self(precise(features)))
+    def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict landmarks (N, K, 2) and confidence (N, K) from features (N, C, G, G)."""
+        with autocast_disabled(features):
+            return self.decode(self(to_float32(features)))
 
 
-def precise(values):
-    """Half precision to float32; anything wider as it is.
+def to_float32(values: torch.Tensor) -> torch.Tensor:
+    """Convert half precision to float32; leave float32 and float64 unchanged.
 
-    A corner of the grid and an offset in it do not both fit into the 8 bits of a bfloat16: the sum
-    would be rounded to half a pixel of 256 and more.
+    bfloat16 has 8 bits of precision. They do not hold a cell's corner plus an offset: the sum would
+    be rounded to half a pixel or more of a 256 px crop.
     """
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def full_precision(values):
-    """A context without autocast on the device of a tensor."""
+def autocast_disabled(values: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Return a context that disables autocast on the device of a tensor."""
     kind = values.device.type
-    # Not where there is nothing to turn off: the exporter would keep it in its graph.
+    # The exporter would keep an autocast node in its graph, hence no context where it is off.
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else \
         contextlib.nullcontext()
 
 
-def neighbours(mean_face, num_nb):
-    """Indices (K, num_nb) of each point's nearest others on the mean face (K, 2), nearest first.
+def nearest_neighbours(mean_face: numpy.ndarray, num_nb: int) -> numpy.ndarray:
+    """Find the nearest other points of each point on the mean face (PIPNet, section 3.2).
 
-    PIPNet section 3.2. Raises UserError unless 0 <= num_nb < K.
+    Args:
+        mean_face: (K, 2).
+        num_nb: M, number of neighbours.
+
+    Returns:
+        Indices (K, M), nearest first.
+
+    Raises:
+        UserError: num_nb is not in 0..K-1, or the mean face is not finite.
     """
     mean_face = numpy.asarray(mean_face, numpy.float64).reshape(-1, 2)
     points = len(mean_face)
@@ -217,12 +285,19 @@ def neighbours(mean_face, num_nb):
     return numpy.argsort(distance, axis=1, kind="stable")[:, :num_nb]
 
 
-def reverse_neighbours(table):
-    """Who predicts whom. table (K, M) to (predictors, slots), each (K, P), and a mask (K, P).
+def reverse_neighbours(
+        table: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Invert a neighbour table: list which points predict each point.
 
-    predictors[i, p] is a point j with table[j, slots[i, p]] == i; rows shorter than the longest (P)
-    are padded by repeating them from their start, as the published code does, and mask is False on
-    the padding. A point that nobody predicts has an all-False row.
+    Rows shorter than the longest one (P) are padded by repetition from their start, as in the
+    published code.
+
+    Args:
+        table: neighbour indices (K, M).
+
+    Returns:
+        predictors (K, P) and slots (K, P), with table[predictors[i, p], slots[i, p]] == i, and mask
+        (K, P), False on the padding. A point without predictors has a row of False.
     """
     points, num_nb = table.shape
     found = [[] for _ in range(points)]

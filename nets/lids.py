@@ -1,87 +1,104 @@
-"""Lids that meet: whether an eye is shut, read from the features under it, as landmarks."""
+"""Lid head: closes the eyelids of a prediction where the features show a closed eye.
+
+Training photos hardly contain closed eyes, so the predicted lids of a closed eye stay apart,
+although the backbone's features separate open from closed eyes. `LidHead` samples the features
+along each eye, classifies the eye, and moves the lids together in proportion. It is fitted after
+training (main.py --fit-eyes, utils/training/lid_fit.py) and runs after the prediction head.
+"""
+from __future__ import annotations
+
+import typing
+
 import torch
 
-# Where the features of an eye are read: shares of the way from one of its corners to the other.
-PLACES = (0.25, 0.5, 0.75)
-# How much the other eye has to say in whether an eye is shut: eyes mostly shut together. Chosen on
-# faces that were not scored: at 0, 0.3 and 0.5 fast finds 95.5, 96.4 and 96.2 % of the shut ones at
-# 1 % false alarms, and half would make a wink a coin's toss.
-OTHER_EYE = 0.3
-# Lids are drawn together by p ** SURE of the way, p the probability that the eye is shut: a doubt
-# moves nothing. On LFPW's 12 points 1 costs 0.033 of NME, 3 costs 0.011, and shut eyes are told as
-# well.
-SURE = 3
-# Where shut lids meet, between the open lids; the same as utils.landmarks.eyelids.UPPER_SHARE.
-UPPER_SHARE = 0.3
+from utils.landmarks.eyelids import UPPER_LID_WEIGHT, split_contour
+
+if typing.TYPE_CHECKING:
+    from utils.landmarks.schemes import Scheme
+
+# Where an eye's features are sampled, from one corner (0) to the other (1).
+SAMPLE_POSITIONS = (0.25, 0.5, 0.75)
+# Weight of the other eye's logit, because eyes mostly close together. Chosen on faces outside the
+# test lists, at 1 % false alarms: 0, 0.3 and 0.5 find 95.5, 96.4 and 96.2 % of the closed eyes with
+# `fast`. With 0.5 both eyes get the same probability, so that a wink cannot be seen.
+OTHER_EYE_WEIGHT = 0.3
+# Lids move by p ** CLOSURE_EXPONENT of the way, p the probability that the eye is closed. An
+# exponent above 1 keeps the landmarks of an uncertain eye. On the 12 eye points of LFPW, 1 adds
+# 0.033 to the NME and 3 adds 0.011; closed eyes are detected equally well.
+CLOSURE_EXPONENT = 3
 
 
 class LidHead(torch.nn.Module):
-    """Draws the lids of shut eyes together in landmarks that were trained on open ones.
+    """Closes the lids of closed eyes in landmarks that were trained on open ones.
 
-    Landmarks of a shut eye lie between shut and open, because the photos that they were learnt from
-    show next to no shut eyes, while the backbone's features tell them apart: a logistic regression
-    on them gives an eye's probability p of being shut, and its lids are moved by p ** SURE of the
-    way to where they meet. An open eye (p = 0) keeps its landmarks, and so the NME. An eye counts
-    for OTHER_EYE in what is said of the other.
+    A logistic regression on the features at an eye gives the probability p that it is closed. Its
+    lid points then move by p ** CLOSURE_EXPONENT of the way to where the lids meet. An open eye
+    (p = 0) keeps its landmarks. A new head has a bias of -30, so that it changes nothing until it
+    is fitted.
 
-    channels: of the feature map. scheme: a Scheme with eyes, the contours of the right and the left
-    one.
+    Args:
+        channels: C, width of the feature map.
+        scheme: landmark scheme of K points with eye contours.
     """
 
-    def __init__(self, channels, scheme):
+    def __init__(self, channels: int, scheme: Scheme):
         super().__init__()
         eyes = scheme.eyes
-        self.weight = torch.nn.Parameter(torch.zeros(len(eyes), channels * len(PLACES)))
-        # Nothing is shut as long as nothing was fitted.
+        self.weight = torch.nn.Parameter(torch.zeros(len(eyes), channels * len(SAMPLE_POSITIONS)))
         self.bias = torch.nn.Parameter(torch.full((len(eyes),), -30.0))
-        # All lids move in one step: a few steps for each were a tenth of the time of a network as
-        # small as `tiny`.
-        one, two = torch.tensor([(c[0], c[len(c) // 2]) for c in eyes]).T
-        self._constant("one", one.repeat_interleave(len(PLACES)))
-        self._constant("two", two.repeat_interleave(len(PLACES)))
-        self._constant("places", torch.tensor(PLACES).repeat(len(eyes))[:, None])
-        opposite, way = torch.arange(scheme.points), torch.zeros(scheme.points)
-        eye_of = torch.zeros(scheme.points, dtype=torch.long)
+        # Index tables over all landmarks, so that all lids move in one step: separate steps for
+        # each lid take a tenth of the time of a network as small as `tiny`.
+        first, second = torch.tensor([split_contour(contour)[0] for contour in eyes]).T
+        opposite, travel = torch.arange(scheme.points), torch.zeros(scheme.points)
+        eye_index = torch.zeros(scheme.points, dtype=torch.long)
         for eye, contour in enumerate(eyes):
-            for over, under in lid_pairs(contour):
-                opposite[over], opposite[under] = under, over
-                way[over], way[under] = 1 - UPPER_SHARE, UPPER_SHARE
-                eye_of[over] = eye_of[under] = eye
-        self._constant("opposite", opposite)
-        self._constant("way", way)
-        self._constant("eye_of", eye_of)
+            for upper, lower in zip(*split_contour(contour)[1:]):
+                opposite[upper], opposite[lower] = lower, upper
+                travel[upper], travel[lower] = 1 - UPPER_LID_WEIGHT, UPPER_LID_WEIGHT
+                eye_index[upper] = eye_index[lower] = eye
+        samples = len(SAMPLE_POSITIONS)
+        for name, values in (
+                ("first_corner", first.repeat_interleave(samples)),
+                ("second_corner", second.repeat_interleave(samples)),
+                ("positions", torch.tensor(SAMPLE_POSITIONS).repeat(len(eyes))[:, None]),
+                ("opposite", opposite), ("travel", travel), ("eye_index", eye_index)):
+            self.register_buffer(name, values, persistent=False)
 
-    def _constant(self, name, values):
-        self.register_buffer(name, values, persistent=False)
+    def eye_features(self, features: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        """Sample the features along both eyes, interpolated between cells.
 
-    def features_at(self, features, landmarks):
-        """Features (N, C, G, G) under the eyes of landmarks (N, K, 2) in crop units: (N, 2, P * C)
-        for the P PLACES of each eye, interpolated between cells.
+        Args:
+            features: (N, C, G, G).
+            landmarks: (N, K, 2) in crop units.
+
+        Returns:
+            (N, 2, P * C), for the P sample positions of the right and the left eye.
         """
-        one, two = (landmarks.index_select(1, corner) for corner in (self.one, self.two))
-        spots = (one + self.places * (two - one)).unflatten(1, (-1, len(PLACES)))
-        at = torch.nn.functional.grid_sample(features, 2 * spots - 1, padding_mode="border",
-                                             align_corners=False)
-        return at.permute(0, 2, 3, 1).flatten(2)
+        first, second = (landmarks.index_select(1, corner)
+                         for corner in (self.first_corner, self.second_corner))
+        positions = first + self.positions * (second - first)
+        grid = 2 * positions.unflatten(1, (-1, len(SAMPLE_POSITIONS))) - 1
+        sampled = torch.nn.functional.grid_sample(features, grid, padding_mode="border",
+                                                  align_corners=False)
+        return sampled.permute(0, 2, 3, 1).flatten(2)
 
-    def probability(self, values):
-        """What features_at gives, (N, 2, P * C), to the probability (N, 2) that an eye is shut."""
-        own = (values * self.weight).sum(-1) + self.bias
-        return torch.sigmoid(own + OTHER_EYE * (own.flip(-1) - own))
+    def closed_probability(self, eye_features: torch.Tensor) -> torch.Tensor:
+        """Classify eye features (N, 2, P * C): probability (N, 2) that each eye is closed."""
+        logit = (eye_features * self.weight).sum(-1) + self.bias
+        return torch.sigmoid(logit + OTHER_EYE_WEIGHT * (logit.flip(-1) - logit))
 
-    def forward(self, features, landmarks):
-        """Features (N, C, G, G), landmarks (N, K, 2): landmarks with shut lids drawn together."""
-        shut = self.probability(self.features_at(features, landmarks))
-        return self.draw(landmarks, shut ** SURE)
+    def forward(self, features: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        """Return landmarks (N, K, 2) with the lids of closed eyes moved together.
 
-    def draw(self, landmarks, share):
-        """Landmarks (N, K, 2) with lids moved by share (N, 2) of the way to where they meet."""
-        across = landmarks.index_select(1, self.opposite) - landmarks
-        way = share.index_select(1, self.eye_of) * self.way
-        return landmarks + way[..., None] * across
+        Args:
+            features: (N, C, G, G), float32.
+            landmarks: (N, K, 2) in crop units.
+        """
+        closed = self.closed_probability(self.eye_features(features, landmarks))
+        return self.close_lids(landmarks, closed ** CLOSURE_EXPONENT)
 
-
-def lid_pairs(contour):
-    """[(upper, lower)] of the landmarks of an eye's lids that lie opposite each other."""
-    half = len(contour) // 2
-    return list(zip(contour[1:half], contour[:half:-1]))
+    def close_lids(self, landmarks: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Move the lids of landmarks (N, K, 2) by share (N, 2) of the way to where they meet."""
+        to_opposite = landmarks.index_select(1, self.opposite) - landmarks
+        travel = share.index_select(1, self.eye_index) * self.travel
+        return landmarks + travel[..., None] * to_opposite

@@ -1,26 +1,33 @@
-"""The shape of a whole face: what its landmarks, taken together, say of each one's error."""
+"""Shape head: a linear residual correction over all landmarks of a face.
+
+It runs after the prediction head and is fitted after training (main.py --fit-shape,
+utils/training/shape_fit.py).
+"""
+from __future__ import annotations
+
 import torch
 
 
 class ShapeHead(torch.nn.Module):
-    """Moves landmarks by a linear function of all of them.
+    """Linear residual correction of the landmarks, from all landmarks together.
 
-    The PIP head places each landmark by itself and its neighbours; where one lies wrong, others
-    that lie right give it away (as in active shape models, Cootes et al. 1995). On landmarks x
-    about their mean and of size |x|, the correction is x W + |x| b: the same for a face elsewhere
-    or of another size. It also holds by how much labels lie to one side, as those of 300W do, which
-    mirrored faces hide from a network. Until it is fitted (main.py --fit-shape) it is none.
+    The PIP head uses a landmark and its neighbours only. The whole shape constrains each landmark,
+    as in active shape models (Cootes et al., 1995). For landmarks x about their mean, of norm |x|,
+    the correction is x W + |x| b, which is equivariant to translation and scale. The bias also
+    corrects labels with a left-right bias, as those of 300W, which training with mirrored faces
+    averages out. W and b are zero until they are fitted.
 
-    points: K.
+    Args:
+        points: K.
     """
 
-    def __init__(self, points):
+    def __init__(self, points: int):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(2 * points, 2 * points))
         self.bias = torch.nn.Parameter(torch.zeros(2 * points))
 
-    def forward(self, landmarks):
-        """Landmarks (N, K, 2) in any unit to landmarks (N, K, 2)."""
+    def forward(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """Correct landmarks (N, K, 2) in any unit; returns (N, K, 2) in the same unit."""
         shape = (landmarks - landmarks.mean(1, keepdim=True)).flatten(1)
         size = shape.square().sum(1, keepdim=True).sqrt()
         return landmarks + (shape @ self.weight + size * self.bias).unflatten(1, (-1, 2))

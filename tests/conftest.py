@@ -1,4 +1,4 @@
-"""Fixtures and settings that every test module shares."""
+"""Fixtures and settings shared by all test modules."""
 import os
 import pathlib
 import sys
@@ -9,15 +9,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
-# Tests run several small models; more threads than cores slow each other down.
+# Several small models run at once; more threads than cores slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder with real faces, published figures and detectors beside the repository."""
+    """The folder next to the repository with real faces, published figures and detectors."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared (real faces and detectors), which is not here")
+        pytest.skip("needs ../shared (real faces and detectors), which is missing")
     return SHARED
 
 
@@ -37,7 +37,7 @@ def drawn_set(tmp_path_factory):
 
 @pytest.fixture
 def photo_set(tmp_path, shared):
-    """A prepared set of three real test faces at 64 px, whose photos are beside it."""
+    """A prepared set of three real test faces at 64 px, with their photos."""
     from utils.data.dataset import PreparedSet
     from utils.data.generator import DataGenerator
     source = tmp_path / "300W" / "lfpw" / "testset"
@@ -51,7 +51,7 @@ def photo_set(tmp_path, shared):
 
 @pytest.fixture(scope="session")
 def tiny_weights(drawn_set, tmp_path_factory):
-    """weights/<exp>/best.pt of an untrained tiny net with lively batch norms, on the drawn set."""
+    """best.pt of an untrained small network with random batch norms, on the drawn set."""
     import torch
 
     from utils import checkpoint
@@ -64,7 +64,7 @@ def tiny_weights(drawn_set, tmp_path_factory):
     model = checkpoint.build_model(args, prepared.scheme)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            # A fresh net has branches that are zero; nothing would be compared there.
+            # timm initialises the last batch norm of a residual branch to zero.
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
@@ -79,7 +79,7 @@ def tiny_weights(drawn_set, tmp_path_factory):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """An empty folder in the place of weights/, for trainings in this process."""
+    """Replace weights/ by an empty folder for trainings in this process; the folder."""
     from utils import experiment
     monkeypatch.setattr(experiment, "WEIGHTS", tmp_path)
     for function in (experiment.new_experiment, experiment.find_experiment,

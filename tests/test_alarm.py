@@ -1,11 +1,14 @@
-"""When the alarm rings, and how."""
+"""When the alarm rings, and what it writes."""
 import pytest
 
-from utils.drowsiness.alarm import AGAIN, AWAY, Alarm
+from utils.drowsiness.alarm import REPEAT_SECONDS, Alarm
+from utils.drowsiness.states import STATES
+
+AWAY = STATES["not visible"].alarm_after
 
 
 def ring(states, capsys, kind="line", rate=10):
-    """The lines for states that last [(state, seconds)]."""
+    """Return what the alarm writes for a sequence of [(state, seconds)]."""
     alarm, time = Alarm(kind), 0.0
     for state, seconds in states:
         for _ in range(round(seconds * rate)):
@@ -20,20 +23,21 @@ def test_each_state_has_its_alarm(capsys):
     assert text == "5.00 s: driver drowsy\n11.00 s: driver microsleep\n"
 
 
-def test_sleep_rings_again_and_again(capsys):
-    assert ring([("awake", 1), ("asleep", 5 * AGAIN)], capsys).count("driver asleep") == 5
+def test_the_alarm_repeats_during_sleep(capsys):
+    assert ring([("awake", 1), ("asleep", 5 * REPEAT_SECONDS)], capsys).count("driver asleep") == 5
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(AWAY - 0.5, 0), (AWAY + 5, 1)])
-def test_out_of_sight_rings_late_and_once(seconds, times, capsys):
+def test_not_visible_rings_once_after_a_delay(seconds, times, capsys):
     assert ring([("awake", 1), ("not visible", seconds)], capsys).count("not visible") == times
 
 
 @pytest.mark.parametrize(("before", "times"), [("asleep", 6), ("microsleep", 6), ("drowsy", 1)])
-def test_who_went_out_of_sight_with_shut_eyes_is_rung_for_until_he_is_seen(before, times, capsys):
-    text = ring([(before, 2), ("not visible", 6 * AGAIN), ("awake", 2), ("not visible", 2)], capsys)
+def test_the_alarm_repeats_for_a_person_last_seen_with_closed_eyes(before, times, capsys):
+    states = [(before, 2), ("not visible", 6 * REPEAT_SECONDS), ("awake", 2), ("not visible", 2)]
+    text = ring(states, capsys)
     assert text.count("not visible") == times
 
 
-def test_the_bell_is_the_terminals(capsys):
+def test_the_bell_is_the_bell_character(capsys):
     assert ring([("awake", 1), ("drowsy", 5)], capsys, "bell") == "\a"

@@ -1,47 +1,46 @@
-"""Augmentation in torch of a whole batch is OpenCV's of each face, and needs no loader process."""
+"""Augmentation of a batch in torch: equal to that of each face in OpenCV, and its loader."""
 import numpy
 import pytest
 import torch
 
 from utils.args import load_args
-from utils.data import augment, batched, cache, dataset
+from utils.data import augment, batched, cache, dataset, operations
 from utils.errors import UserError
-from utils.training import engine
 from utils.training.ddp import Ranks
+from utils.training.loader import make_loader
 
 STILL = dict.fromkeys(("rotation", "scaling", "shift", "aspect", "flip", "colour", "grey", "blur",
                        "shut", "occlusion"), 0)
 MOVED = {"rotation": 40, "scaling": 0.12, "shift": 0.08, "aspect": 0.05, "flip": 0.5}
-KINDS = ("shut", "grey", "tone", "keep", "blur", "motion", "low", "noise", "patch")
 SIZE = 96
 
 
 @pytest.fixture(scope="module")
 def faces(drawn_set):
-    """(PreparedSet, its stored crops of 102 px of both lists)."""
+    """(PreparedSet, the stored crops of its training list)."""
     prepared = dataset.PreparedSet(drawn_set)
     data = dataset.FaceDataset(prepared.lists["train"], prepared.margin, SIZE)
     return prepared, [data.read(i) for i in range(len(data))]
 
 
-def records(faces, seeds, **settings):
-    """Records of as many faces as there are seeds, and their crops."""
+def draw_params(faces, seeds, **settings):
+    """AugmentParams of one face per seed, and the faces' stored crops."""
     prepared, crops = faces
     points = prepared.lists["train"].points
-    move = augment.Augment(load_args({**STILL, **settings}), prepared.scheme.flip, prepared.scheme)
+    drawing = augment.Augment(load_args({**STILL, **settings}), prepared.scheme.flip,
+                              prepared.scheme)
     chosen = [seed % len(crops) for seed in seeds]
-    return [move.draw(points[i], prepared.margin, crops[i].shape[0], SIZE,
-                      numpy.random.default_rng(seed)) for i, seed in zip(chosen, seeds)], \
-        [crops[i] for i in chosen]
+    return [drawing.draw_params(points[i], prepared.margin, crops[i].shape[0], SIZE,
+                                numpy.random.default_rng(seed))
+            for i, seed in zip(chosen, seeds)], [crops[i] for i in chosen]
 
 
-def both_ways(faces, drawn, crops):
-    """(N, S, S, 3) int of OpenCV and of torch."""
-    scheme = faces[0].scheme
-    ours = batched.Batch(SIZE, scheme=scheme)(torch.from_numpy(numpy.stack(crops)), drawn)
+def augment_both(params, crops):
+    """The images of OpenCV and those of torch, (N, S, S, 3) int each."""
+    ours = augment.BatchAugment(SIZE)(torch.from_numpy(numpy.stack(crops)), params)
     assert ours.dtype == torch.uint8
     assert ours.shape == (len(crops), SIZE, SIZE, 3)
-    theirs = [augment.carry_out(record, crop, SIZE, scheme) for record, crop in zip(drawn, crops)]
+    theirs = [augment.apply_params(face, crop, SIZE) for face, crop in zip(params, crops)]
     return numpy.stack(theirs).astype(int), ours.numpy().astype(int)
 
 
@@ -49,53 +48,55 @@ def both_ways(faces, drawn, crops):
     MOVED, {"grey": 1}, {"colour": 1}, {"shut": 1}, {"blur": 1}, {"occlusion": 1},
     {**MOVED, "grey": 0.3, "colour": 0.7, "shut": 0.3, "blur": 0.5, "occlusion": 0.5}],
     ids=lambda settings: "all" if len(settings) > 5 else next(iter(settings)))
-def test_images_are_those_of_opencv_but_for_rounding(faces, settings):
-    drawn, crops = records(faces, range(48), **settings)
-    # Values of noise differ; see below.
-    kept = [i for i, record in enumerate(drawn)
-            if record.noise is None and (record.patch is None or record.patch.seed is None)]
-    drawn, crops = [drawn[i] for i in kept], [crops[i] for i in kept]
+def test_images_equal_those_of_opencv_but_for_rounding(faces, settings):
+    params, crops = draw_params(faces, range(48), **settings)
+    # Noise has other values; a test below compares its distribution.
+    kept = [i for i, face in enumerate(params)
+            if face.noise is None and (face.occluder is None or face.occluder.seed is None)]
+    params, crops = [params[i] for i in kept], [crops[i] for i in kept]
     assert len(kept) > 15
-    theirs, ours = both_ways(faces, drawn, crops)
+    theirs, ours = augment_both(params, crops)
     off = abs(theirs - ours)
-    assert off.mean() < 0.25 and numpy.percentile(off, 99.9) <= 4, (off.mean(), off.max())
-    assert (off.mean((1, 2, 3)) < 1.0).all(), "no face is another one"
+    assert off.mean() < 0.25
+    assert numpy.percentile(off, 99.9) <= 4
+    assert (off.mean((1, 2, 3)) < 1.0).all(), "a face differs as a whole"
 
 
-def test_every_kind_of_change_is_among_the_records(faces):
-    drawn, _ = records(faces, range(48), **MOVED, grey=0.5, colour=1, shut=0.5, blur=1, occlusion=1)
-    for kind in KINDS:
-        assert any(getattr(record, kind) is not None for record in drawn), kind
-    patches = [record.patch for record in drawn]
+def test_every_operation_is_drawn(faces):
+    params, _ = draw_params(faces, range(48), **MOVED, grey=0.5, colour=1, shut=0.5, blur=1,
+                            occlusion=1)
+    for kind in operations.OPERATIONS:
+        assert any(getattr(face, kind) is not None for face in params), kind
+    occluders = [face.occluder for face in params]
     for kind in ("colour", "seed", "source"):
-        assert any(getattr(patch, kind) is not None for patch in patches), kind
+        assert any(getattr(occluder, kind) is not None for occluder in occluders), kind
 
 
 def test_noise_has_the_same_distribution(faces):
-    drawn, crops = records(faces, range(8))
-    for record, spread in zip(drawn, (3, 6, 9, 12, 15, 18, 4, 5)):
-        record.noise = spread * 1000, float(spread)
-    plain, _ = both_ways(faces, records(faces, range(8))[0], crops)
-    changed = both_ways(faces, drawn, crops)
-    # Where neither end of the range cuts it off.
+    params, crops = draw_params(faces, range(8))
+    for face, spread in zip(params, (3, 6, 9, 12, 15, 18, 4, 5)):
+        face.noise = spread * 1000, float(spread)
+    plain, _ = augment_both(draw_params(faces, range(8))[0], crops)
+    changed = augment_both(params, crops)
+    # Only where noise is not clipped to 0..255.
     inside = (plain > 80) & (plain < 175)
     for found in changed:
-        for i, record in enumerate(drawn):
+        for i, face in enumerate(params):
             noise = (found - plain)[i][inside[i]]
             assert len(noise) > 500
-            assert abs(noise.mean()) < 5 * record.noise[1] / len(noise) ** 0.5 + 0.1
-            assert noise.std() == pytest.approx(record.noise[1], rel=0.1)
-            assert abs(noise).max() > 2.5 * record.noise[1]
+            assert abs(noise.mean()) < 5 * face.noise[1] / len(noise) ** 0.5 + 0.1
+            assert noise.std() == pytest.approx(face.noise[1], rel=0.1)
+            assert abs(noise).max() > 2.5 * face.noise[1]
     first, second = (changed[1] - plain)[:2]
     assert abs(numpy.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
 
 
-def test_a_patch_of_noise_is_uniform_and_lies_where_opencv_lays_it(faces):
-    drawn, crops = records(faces, range(4))
-    for i, record in enumerate(drawn):
-        record.patch = augment.Patch(10 + i, 20, 40, 30, seed=i)
-    theirs, ours = both_ways(faces, drawn, crops)
-    plain, _ = both_ways(faces, records(faces, range(4))[0], crops)
+def test_an_occluder_of_noise_is_uniform_and_at_the_place_of_opencv_s(faces):
+    params, crops = draw_params(faces, range(4))
+    for i, face in enumerate(params):
+        face.occluder = operations.Occluder(10 + i, 20, 40, 30, seed=i)
+    theirs, ours = augment_both(params, crops)
+    plain, _ = augment_both(draw_params(faces, range(4))[0], crops)
     for i in range(4):
         place = numpy.zeros((SIZE, SIZE), bool)
         place[10 + i:50 + i, 20:50] = True
@@ -107,32 +108,32 @@ def test_a_patch_of_noise_is_uniform_and_lies_where_opencv_lays_it(faces):
             assert len(numpy.unique(found)) > 240
 
 
-def test_a_face_looks_the_same_whoever_else_is_in_the_batch(faces):
-    drawn, crops = records(faces, range(24), **MOVED, grey=0.3, colour=0.7, shut=0.3, blur=1,
-                           occlusion=1)
-    _, together = both_ways(faces, drawn, crops)
+def test_an_image_does_not_depend_on_the_others_of_the_batch(faces):
+    params, crops = draw_params(faces, range(24), **MOVED, grey=0.3, colour=0.7, shut=0.3, blur=1,
+                                occlusion=1)
+    _, together = augment_both(params, crops)
     for i in range(24):
-        _, alone = both_ways(faces, drawn[i:i + 1], crops[i:i + 1])
+        _, alone = augment_both(params[i:i + 1], crops[i:i + 1])
         assert abs(alone[0] - together[i]).max() <= 1
 
 
-def test_a_smaller_crop_in_the_corner_of_a_larger_place(faces):
-    drawn, crops = records(faces, range(6), **MOVED)
-    _, expected = both_ways(faces, drawn, crops)
+def test_a_crop_may_be_padded_to_a_larger_side(faces):
+    params, crops = draw_params(faces, range(6), **MOVED)
+    _, expected = augment_both(params, crops)
     wide = [numpy.pad(crop, ((0, 40), (0, 40), (0, 0))) for crop in crops]
-    _, found = both_ways(faces, drawn, wide)
+    _, found = augment_both(params, wide)
     assert abs(found - expected).max() <= 1
 
 
-def test_the_loader_gives_the_faces_and_landmarks_of_the_other_one(faces, tmp_path, capsys):
+def test_the_loader_gives_the_faces_and_landmarks_of_a_data_loader(faces, tmp_path, capsys):
     prepared = faces[0]
-    listed = prepared.lists["train"].take(numpy.arange(20))
+    listed = prepared.lists["train"].select(numpy.arange(20))
     listed.images[7] = tmp_path / "missing.jpg"
     args = load_args({"input_size": 64, "batch_size": 4, "seed": 5, "workers": 0, "blur": 0,
                       "occlusion": 0})
     found = {}
     for args.cache in ("none", "device"):
-        loader, sampler = engine.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
+        loader, sampler = make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
         sampler.set_epoch(2)
         assert len(loader) == 5
         found[args.cache] = list(loader)
@@ -148,10 +149,10 @@ def test_the_loader_gives_the_faces_and_landmarks_of_the_other_one(faces, tmp_pa
     assert any(7 in batch[3] for batch in found["device"]), "the missing image must be reported"
     listed.images[:] = [tmp_path / "missing.jpg"] * 20
     with pytest.raises(UserError, match="missing.jpg and all others"):
-        next(iter(engine.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)[0]))
+        next(iter(make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)[0]))
 
 
-def test_auto_takes_what_fits_and_says_so(faces, monkeypatch, capsys):
+def test_auto_takes_the_cache_that_fits_and_prints_it(faces, monkeypatch, capsys):
     prepared = faces[0]
     data = dataset.FaceDataset(prepared.lists["train"], prepared.margin, SIZE)
     size = 3 * sum(data.read(i).shape[0] ** 2 for i in range(len(data)))
@@ -172,7 +173,7 @@ def test_auto_takes_what_fits_and_says_so(faces, monkeypatch, capsys):
     assert isinstance(cache.make_cache("auto", data, ranks), cache.DeviceCache)
     free = 4 * size - 4
     assert isinstance(cache.make_cache("auto", data, ranks), cache.CropCache)
-    assert "cache: device: needs more; not cached so" in capsys.readouterr().out
+    assert "cache: device: needs more; not used" in capsys.readouterr().out
     assert isinstance(cache.make_cache("device", data, ranks), cache.DeviceCache)
     free = size - 1
     with pytest.raises(UserError, match="cache: device: needs more; use --cache ram"):
@@ -180,7 +181,7 @@ def test_auto_takes_what_fits_and_says_so(faces, monkeypatch, capsys):
     assert cache.make_cache("none", data, ranks) is None
 
 
-def test_a_device_that_is_too_small_is_said_before_anything_is_taken(faces, monkeypatch):
+def test_a_device_that_is_too_small_is_reported_before_memory_is_taken(faces, monkeypatch):
     data = dataset.FaceDataset(faces[0].lists["train"], faces[0].margin, SIZE)
     monkeypatch.setattr(cache, "_available", lambda: cache.RESERVE + 1000)
     with pytest.raises(UserError, match="cache: device: needs .* GB of cpu's memory are free"):

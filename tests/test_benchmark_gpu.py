@@ -1,4 +1,4 @@
-"""What a GPU's few minutes are spent on runs where there is none, so that it cannot rot."""
+"""The GPU benchmark runs on a CPU with --quick; failing parts and idle time."""
 import pathlib
 import subprocess
 import sys
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("parts", [["speed"],
                                    pytest.param([], marks=pytest.mark.slow)],
                          ids=["speed", "all"])
-def test_the_quick_way_runs_on_a_cpu(parts, tmp_path):
+def test_quick_runs_on_a_cpu(parts, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tools.benchmark.gpu", "--device", "cpu", "--quick",
          "--output", tmp_path / "out.md", *(["--only", *parts] if parts else [])],
@@ -27,7 +27,7 @@ def test_the_quick_way_runs_on_a_cpu(parts, tmp_path):
         assert "| 2 |" in done.stdout
 
 
-def test_a_part_that_fails_is_told_and_the_others_run(tmp_path, monkeypatch, capsys):
+def test_a_failing_part_is_reported_and_the_others_run(tmp_path, monkeypatch, capsys):
     from tools.benchmark import gpu
     monkeypatch.setattr(gpu, "PARTS", {"bad": lambda *_: 1 / 0, "good": lambda *_: ["fine", ""]})
     monkeypatch.setattr(gpu, "DataGenerator", lambda *_, **__: SimpleNamespace(run=lambda: None))
@@ -40,7 +40,7 @@ def test_a_part_that_fails_is_told_and_the_others_run(tmp_path, monkeypatch, cap
     assert "fine" in out
 
 
-def test_kernels_that_overlap_are_busy_once():
+def test_overlapping_kernels_are_counted_once():
     from tools.benchmark import gpu
     kinds = torch.autograd.DeviceType
     meter = gpu.Meter(gpu.Size(True), "cuda", 1)

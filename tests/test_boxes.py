@@ -1,4 +1,4 @@
-"""The test from detected boxes."""
+"""Scores from detected boxes."""
 import pathlib
 
 import numpy
@@ -15,7 +15,8 @@ from utils.landmarks.schemes import SCHEMES
 
 
 class Oracle:
-    """A predictor that answers every crop with the mean face, so that only the crop matters."""
+    """A predictor that returns the mean face for every crop, so that only the crop matters."""
+
     input_size, crop = 64, {"rule": "square", "scale": 1.2}
 
     def __init__(self, scheme):
@@ -27,7 +28,7 @@ class Oracle:
 
 
 def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
-    faces = photo_set.tests["test"]
+    faces = photo_set.test_lists["test"]
     truth_px = crop.to_photo(faces.points, faces.boxes)
     order = iter(range(3))
 
@@ -40,7 +41,7 @@ def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
 
     predictor = Oracle(photo_set.scheme)
     photo_set.lists.pop("test_common")
-    numbers, details = boxes.score(predictor, Detector("test", find, (0, 0, 1)), photo_set)
+    numbers, details = boxes.score_detected(predictor, Detector("test", find, (0, 0, 1)), photo_set)
     assert numbers["test"]["faces"] == 2
     assert numbers["test"]["found"] == pytest.approx(200 / 3)
     predicted, nme = details["test"]
@@ -51,33 +52,33 @@ def test_faces_are_matched_by_overlap_and_missed_ones_are_left_out(photo_set):
     assert abs(predicted[0].mean(0) - photo_set.scheme.mean_face.mean(0)).max() < 0.1
 
 
-def test_points_that_fill_part_of_a_face_are_matched(tmp_path):
+def test_landmarks_that_cover_part_of_a_face_are_matched(tmp_path):
     faces = [(split, own_sets.FACE) for split in ("train", "train", "test")]
     prepared = PreparedSet(own_sets.prepare(tmp_path, own_sets.FIVE, faces, val=0))
-    # As eyes, nose and mouth lie in a face: an overlap of 0.23.
+    # The overlap of five landmarks with a face box: 0.23.
     find = Detector("test", lambda image: [[0, 0, 12, 12, 0.9], [0, 0, 80, 88, 0.5]], (0, 0, 1))
-    numbers, _ = boxes.score(Oracle(prepared.scheme), find, prepared)
+    numbers, _ = boxes.score_detected(Oracle(prepared.scheme), find, prepared)
     assert numbers["test"]["found"] == 100
-    rule = unlabelled.labelled_rule(find, prepared)
+    transform = unlabelled.fit_labelled(find, prepared)
     side = (80 * 88) ** 0.5
-    assert rule.shift == pytest.approx([0, -4 / side])
-    assert rule.size * side == pytest.approx(48)
+    assert transform.shift == pytest.approx([0, -4 / side])
+    assert transform.size * side == pytest.approx(48)
 
 
 def test_no_face_at_all_is_an_error(photo_set):
     nothing = Detector("blind", lambda image: numpy.zeros((0, 5)), (0, 0, 1))
     with pytest.raises(UserError, match="blind finds no face"):
-        boxes.score(Oracle(photo_set.scheme), nothing, photo_set)
+        boxes.score_detected(Oracle(photo_set.scheme), nothing, photo_set)
 
 
 def test_a_set_without_photos_is_an_error(drawn_set):
     with pytest.raises(UserError, match="photos"):
-        boxes.score(Oracle(SCHEMES["300W"]), Detector("d", lambda i: [], (0, 0, 1)),
-                    PreparedSet(drawn_set))
+        boxes.score_detected(Oracle(SCHEMES["300W"]), Detector("d", lambda i: [], (0, 0, 1)),
+                             PreparedSet(drawn_set))
 
 
-def test_pictures_of_detected_boxes_stand_beside_the_others():
-    assert [score._prefix(pathlib.Path(path), detector, flip) for path, detector, flip in (
+def test_file_names_differ_by_detector_and_flip_test():
+    assert [score._output_prefix(pathlib.Path(path), detector, flip) for path, detector, flip in (
         ("weights/a/best.pt", "none", False), ("weights/a/best.pt", "haar", False),
         ("weights/a/best.pt", "none", True), ("weights/tiny.pt", "none", False),
         ("weights/tiny.pt", "haar", True))] == [

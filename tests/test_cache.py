@@ -1,4 +1,4 @@
-"""`cache: ram`: the same samples, in one memory for all processes, and nothing left behind."""
+"""`cache: ram`: the same samples, from memory that all processes share, without leftover files."""
 import argparse
 import os
 import pathlib
@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from utils import args
-from utils.data import cache, dataset
+from utils.data import cache, face_list
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
-from utils.training import engine
 from utils.training.ddp import Ranks
+from utils.training.loader import make_loader
 
 SCHEME = SCHEMES["300W"]
 FACES = 12
@@ -23,7 +23,7 @@ FACES = 12
 
 @pytest.fixture
 def prepared(tmp_path):
-    """What make_loader needs of a prepared set: crops of two sizes, one damaged, one oblong."""
+    """What make_loader needs of a prepared set: crops of several sizes, two damaged, one oblong."""
     rng = numpy.random.default_rng(0)
     shapes = [(103, 103)] * 5 + [(60, 60)] * 4 + [(300, 300), (80, 103), (103, 103)]
     paths = [tmp_path / f"{i}.jpg" for i in range(FACES)]
@@ -33,13 +33,13 @@ def prepared(tmp_path):
     paths[11].write_bytes(paths[0].read_bytes()[:300])
     points = numpy.tile(SCHEME.mean_face, (FACES, 1, 1))
     unit = numpy.tile(numpy.array([0.0, 0, 1, 1]), (FACES, 1))
-    return argparse.Namespace(lists=dataset.FaceList(paths, points, unit, unit, None), margin=1.6)
+    return argparse.Namespace(lists=face_list.FaceList(paths, points, unit, unit, None), margin=1.6)
 
 
 def loader(prepared, **settings):
-    """The training loader of make_loader at 64 px, at its second epoch."""
+    """The training loader of make_loader at 64 px, in its second epoch."""
     settings = args.load_args({"input_size": 64, "batch_size": 4, "seed": 5, **settings})
-    found, sampler = engine.make_loader(prepared.lists, prepared, SCHEME, settings, Ranks(), 1)
+    found, sampler = make_loader(prepared.lists, prepared, SCHEME, settings, Ranks(), 1)
     sampler.set_epoch(1)
     return found
 
@@ -61,14 +61,14 @@ def test_cached_samples_are_the_uncached_ones_bit_for_bit(prepared, workers):
     assert any(3 in batch[3] for batch in cached), "the damaged image must be reported"
 
 
-def test_workers_look_into_one_memory_that_nobody_can_paint_into(prepared):
+def test_processes_share_one_memory_whose_crops_are_read_only(prepared):
     found = loader(prepared, workers=0, cache="ram")
     crops = found.dataset.cache
     assert crops[3] is None
     assert crops[11] is None
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="read-only"):
         crops[0][:] = 0
-    # A change made behind the back of a forked process is seen there: the pages are shared.
+    # A change that a forked process makes is seen here: the pages are shared.
     start = int(crops._starts[0])
     before = crops[0].copy()
     reader, writer = os.pipe()
@@ -86,14 +86,14 @@ def test_size_is_announced_and_nothing_is_left_behind(prepared, capsys):
     before = left_files()
     found = loader(prepared, workers=0, cache="ram")
     size = sum(3 * found.dataset.read(i).shape[0] ** 2 for i in range(FACES) if i not in (3, 11))
-    # The file cut off in its middle has a sound header, so its place is reserved all the same.
+    # The truncated file has a valid header, so its memory is reserved too.
     size += 3 * 103**2
     assert f"cache: 12 crops take {size / 1e6:.0f} MB" in capsys.readouterr().out
     assert left_files() == before
 
 
 @pytest.mark.parametrize("what", ["memory", "folders"])
-def test_a_cache_that_does_not_fit_is_refused_before_it_is_taken(prepared, monkeypatch, what):
+def test_a_cache_that_does_not_fit_is_refused_before_memory_is_taken(prepared, monkeypatch, what):
     before = left_files()
     if what == "memory":
         monkeypatch.setattr(cache, "_available", lambda: cache.RESERVE)
@@ -109,11 +109,11 @@ RANK = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
 import numpy
-from utils.data import cache, dataset
+from utils.data import cache, dataset, face_list
 from utils.training import ddp
 paths = sorted(pathlib.Path(sys.argv[2]).glob("*.jpg"))
 unit = numpy.zeros((len(paths), 4))
-faces = dataset.FaceList(paths, numpy.zeros((len(paths), 68, 2)), unit, unit, None)
+faces = face_list.FaceList(paths, numpy.zeros((len(paths), 68, 2)), unit, unit, None)
 ranks = ddp.start("cpu")
 data = dataset.FaceDataset(faces, 1.6, 64)
 reads = []
@@ -122,12 +122,12 @@ data.read = lambda index: reads.append(index) or read(index)
 crops = cache.CropCache(data, ranks)
 same = all((crops[i] is None) if read(i) is None else (crops[i] == read(i)).all()
            for i in range(len(paths)))
-# Rank 1 changes a byte, after both have compared; rank 0 must see it.
-ranks.collect(None)
-if not ranks.first:
+# Rank 1 changes a byte after both have compared; rank 0 must see it.
+ranks.all_gather(None)
+if not ranks.is_main:
     crops._memory[0] = 7
-ranks.collect(None)
-# One write a line: both ranks have the same output, unbuffered.
+ranks.all_gather(None)
+# One write per line, because both ranks share the output.
 sys.stdout.write(f"{ranks.rank} {same} {len(reads) > 0} {crops._memory[0] == 7}\\n")
 ddp.stop()
 """
@@ -142,6 +142,6 @@ def test_ranks_share_one_cache_and_only_the_first_decodes(prepared, tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(script), root, str(tmp_path)], capture_output=True, text=True, timeout=120)
     lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
-    # Headers are read by the first rank alone; a file without one is tried there as well.
+    # Only rank 0 reads headers and decodes.
     assert lines == ["0 True True True", "1 True False True"], done.stdout + done.stderr
     assert left_files() == before

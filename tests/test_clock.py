@@ -18,16 +18,16 @@ def test_the_first_frame_is_0():
 
 
 @pytest.mark.parametrize("nothing", [0.0, float("nan"), None, -1.0])
-def test_without_stamps_the_rate_counts(nothing):
+def test_without_stamps_the_frame_rate_gives_the_time(nothing):
     assert seconds([nothing] * 4) == pytest.approx([0, 0.04, 0.08, 0.12])
 
 
-def test_one_that_slips_back_is_put_between():
-    # Two frames for which the rate stands in, then the file's own times again.
+def test_a_stamp_that_lies_back_is_replaced():
+    # The frame rate gives the time of two frames, then the file's stamps do again.
     assert seconds([0, 40, 80, 60, 80, 200]) == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.2])
 
 
-def test_time_never_goes_back_or_stands():
+def test_time_always_increases():
     times = seconds([0, 40, 10000, 40, 80, 80, 120, float("nan"), 0])
     assert all(after > before for before, after in zip(times, times[1:]))
 

@@ -1,4 +1,4 @@
-"""compile: the same training where torch can compile the network, and one line where it cannot."""
+"""--compile: the same training if torch can compile the network, else a line in the log."""
 import copy
 import shutil
 
@@ -8,12 +8,12 @@ from helpers import warm as warm_module
 
 from utils import experiment
 from utils.args import load_args
-from utils.training import engine
+from utils.training import ddp
 from utils.training.ddp import Ranks
 
 
 class Net(torch.nn.Module):
-    """Takes images as a LandmarkNet does."""
+    """A network that takes images as a LandmarkNet does."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ def settings(**given):
 def test_nothing_is_compiled_unless_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
     model = Net()
-    assert engine.compiled(model, None, settings(), None, Ranks()) == (model, None)
+    assert ddp.compile_model(model, None, settings(), None, Ranks()) == (model, None)
 
 
 def test_a_compiler_that_fails_leaves_no_trace(monkeypatch):
@@ -43,9 +43,10 @@ def test_a_compiler_that_fails_leaves_no_trace(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     model = Net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    call, said = engine.compiled(model, copy.deepcopy(model), settings(compile=True), None, Ranks())
+    call, description = ddp.compile_model(model, copy.deepcopy(model), settings(compile=True), None,
+                                          Ranks())
     assert call is model
-    assert said == "compile: not here, goes on without: no C++ compiler"
+    assert description == "compile: torch.compile failed, training without it: no C++ compiler"
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -8,7 +8,7 @@ import torch
 from helpers import small_sets
 
 from utils.args import load_args
-from utils.data import dataset
+from utils.data import dataset, face_list
 from utils.data.augment import Augment
 from utils.data.dataset import EpochSampler, FaceDataset, PreparedSet
 from utils.errors import UserError
@@ -28,17 +28,17 @@ def line(name, points=68):
 
 def test_a_list(tmp_path):
     path = write_list(tmp_path, line("a.png"), "", line("with two  blanks/7 8.png"))
-    images, points = dataset._read_list(path)
+    images, points = face_list.read_list(path)
     assert images == ["a.png", "with two blanks/7 8.png"]
     assert points.shape == (2, 68, 2)
     assert (points == [0.25, -0.5]).all()
 
 
-def test_ten_thousand_lines_are_read_in_a_moment(tmp_path):
+def test_ten_thousand_lines_are_read_in_two_seconds(tmp_path):
     path = write_list(tmp_path, *[line(f"images/{i}.jpg", 100) for i in range(10000)])
-    begun = time.process_time()
-    images, points = dataset._read_list(path)
-    assert time.process_time() - begun < 2
+    start = time.process_time()
+    images, points = face_list.read_list(path)
+    assert time.process_time() - start < 2
     assert points.shape == (10000, 100, 2)
     assert images[-1] == "images/9999.jpg"
 
@@ -47,16 +47,16 @@ def test_ten_thousand_lines_are_read_in_a_moment(tmp_path):
     "b.png", line("b.png", 67), line("b.png") + " 0.5", line("b.png").replace("0.25", "nan", 1),
     line("b.png").replace("0.25", "inf", 1), line("b.png").replace("0.25", "0,25", 1),
     line("").strip(), "just some words"])
-def test_a_bad_line_is_named(tmp_path, bad):
+def test_the_error_names_a_bad_line(tmp_path, bad):
     path = write_list(tmp_path, line("a.png"), bad)
     with pytest.raises(UserError, match=r"train\.txt:2: expected an image path and 136 numbers"):
-        dataset._read_list(path)
+        face_list.read_list(path)
 
 
 @pytest.mark.parametrize("bad", ["a.png", "a.png 1", "a.png 1 2 3", "1 2", "a.png nan nan"])
 def test_a_bad_first_line(tmp_path, bad):
     with pytest.raises(UserError, match=r"train\.txt:1: "):
-        dataset._read_list(write_list(tmp_path, bad))
+        face_list.read_list(write_list(tmp_path, bad))
 
 
 def test_an_empty_list(tmp_path):
@@ -65,7 +65,7 @@ def test_an_empty_list(tmp_path):
         PreparedSet(tmp_path)
 
 
-def test_no_prepared_set_tells_the_command(tmp_path):
+def test_the_error_without_a_set_has_the_command(tmp_path):
     with pytest.raises(UserError, match=r"util\.DataGenerator\(data_dir=") as caught:
         PreparedSet(tmp_path / "300W")
     assert "300W" in str(caught.value)
@@ -104,14 +104,14 @@ def test_a_set_like_lmk(tmp_path):
     assert not set(prepared.lists["train"].images) & set(prepared.lists["val"].images)
     again = PreparedSet(prepared.folder)
     assert again.lists["val"].images == prepared.lists["val"].images
-    assert prepared.tests.keys() == {"test"}
+    assert prepared.test_lists.keys() == {"test"}
     for faces in prepared.lists.values():
         assert all(path.is_file() and path.is_relative_to(tmp_path) for path in faces.images)
     assert cv2.imread(str(prepared.lists["train"].images[0])).shape[0] > 0
     image, landmarks, _, bad = FaceDataset(prepared.lists["test"], 1, 48)[2]
     assert image.shape == (48, 48, 3)
     assert bad == -1
-    # The stretched crop shows what the list says: compare with a cut of the photo.
+    # The image is the stretched crop of the photo that the list's points are relative to.
     photo, points = small_sets.face(402)
     low = points.min(0)
     truth = prepared.lists["test"].points[2]
@@ -126,22 +126,22 @@ def test_neighbour_face(tmp_path):
     whole, eyes = SCHEMES["300W"], SCHEMES["eyes"]
     path = tmp_path / "mean.txt"
     path.write_text(" ".join(str(v) for v in whole.mean_face.flatten()))
-    assert dataset.neighbour_face("data", eyes) is None
+    assert dataset.load_neighbour_face("data", eyes) is None
     for source in ("published", str(path)):
         for scheme in (whole, eyes, whole.subset(range(36, 48), "36-47")):
-            numpy.testing.assert_allclose(dataset.neighbour_face(source, scheme),
+            numpy.testing.assert_allclose(dataset.load_neighbour_face(source, scheme),
                                           scheme.mean_face, atol=1e-9)
     custom = whole.subset(range(36, 48))
     custom = type(custom)("mine", custom.flip, custom.mean_face, None, {})
     with pytest.raises(UserError, match="published: there is none for the scheme mine"):
-        dataset.neighbour_face("published", custom)
+        dataset.load_neighbour_face("published", custom)
     with pytest.raises(UserError, match="68 points, scheme mine has 12"):
-        dataset.neighbour_face(str(path), custom)
+        dataset.load_neighbour_face(str(path), custom)
     with pytest.raises(UserError, match="no mean face"):
-        dataset.neighbour_face(str(tmp_path / "none.txt"), whole)
+        dataset.load_neighbour_face(str(tmp_path / "none.txt"), whole)
     path.write_text("1 2 3")
     with pytest.raises(UserError, match="3 numbers, expected finite x y pairs"):
-        dataset.neighbour_face(str(path), whole)
+        dataset.load_neighbour_face(str(path), whole)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_plain_samples(prepared):
     numpy.testing.assert_allclose(landmarks, faces.points[3, 36:48], atol=1e-6)
 
 
-def test_an_unreadable_image_is_replaced_and_named(prepared, tmp_path):
-    faces = prepared.lists["test"].take([0, 1, 2])
+def test_an_unreadable_image_is_replaced_and_reported(prepared, tmp_path):
+    faces = prepared.lists["test"].select([0, 1, 2])
     faces.images[1] = tmp_path / "missing.jpg"
     samples = FaceDataset(faces, prepared.margin, 64)
     image, landmarks, index, bad = samples[1]
@@ -194,7 +194,7 @@ def test_augmentation_follows_from_seed_epoch_and_index(prepared):
 
 
 def steps(faces, batch, accumulate, world, start=0, epoch=2):
-    """Per optimiser step the indices that all ranks see, and the micro-batches of each."""
+    """The sorted samples of all ranks per optimiser step, with checks of each micro-batch."""
     found = {}
     for rank in range(world):
         sampler = EpochSampler(faces, batch, accumulate, rank, world, seed=5)
@@ -208,7 +208,7 @@ def steps(faces, batch, accumulate, world, start=0, epoch=2):
     return {step: sorted(indices) for step, indices in found.items()}
 
 
-def test_any_number_of_ranks_sees_the_same_faces_a_step():
+def test_a_step_has_the_same_faces_for_any_number_of_ranks():
     expected = steps(103, 16, 1, 1)
     assert len(expected) == 6
     for world, accumulate in ((1, 4), (2, 2), (4, 1), (2, 1)):
@@ -217,7 +217,7 @@ def test_any_number_of_ranks_sees_the_same_faces_a_step():
     assert len(set(every)) == len(every) == 96
 
 
-def test_a_resumed_epoch_goes_on_where_it_was():
+def test_a_resumed_epoch_continues_at_its_step():
     whole = steps(103, 4, 2, 2)
     assert steps(103, 4, 2, 2, start=4) == {s: v for s, v in whole.items() if s >= 4}
 
@@ -228,8 +228,8 @@ def test_epochs_differ_and_a_small_set_is_repeated():
             } == {0: sorted([*range(5)] * 3 + [steps(5, 1, 1, 1)[0][0]])}
 
 
-def test_a_face_that_comes_again_in_an_epoch_is_augmented_anew(drawn_set):
-    faces = PreparedSet(drawn_set).lists["train"].take([0, 1])
+def test_a_repeated_face_is_augmented_differently(drawn_set):
+    faces = PreparedSet(drawn_set).lists["train"].select([0, 1])
     augmentation = Augment(load_args(), SCHEMES["300W"].flip)
     data = FaceDataset(faces, 1.2, 64, augmentation=augmentation)
     first, again, other = (data[(0, turn)] for turn in (0, 2, 1))

@@ -1,4 +1,4 @@
-"""Boxes of the three detectors on real faces, and what is no detector."""
+"""Boxes of the three detectors on real faces, box conversion, and files that are no detector."""
 import cv2
 import numpy
 import pytest
@@ -14,7 +14,7 @@ def make(name, shared):
 
 
 def faces(shared, step):
-    """(image, landmarks' box) of every step-th LFPW test photo."""
+    """Yield (image, landmarks' box) of every step-th LFPW test photo."""
     for path in sorted((shared / "data/300W/lfpw/testset").glob("*.pts"))[::step]:
         points = numpy.array(path.read_text().split("{")[1].split("}")[0].split(), float) - 1
         points = points.reshape(-1, 2)
@@ -24,11 +24,11 @@ def faces(shared, step):
 
 
 def score(found, shared, step):
-    """Share of faces found, and median shift and side ratio of the start crop against the truth."""
+    """Return the share of faces found, and the median shift and side ratio of their crops."""
     hits, relation, count = 0, [], 0
     for image, truth in faces(shared, step):
         boxes, count = found(image), count + 1
-        shared_area = detector.overlap(boxes, truth[None])[:, 0]
+        shared_area = detector.iou(boxes, truth[None])[:, 0]
         if not len(boxes) or shared_area.max() < 0.3:
             continue
         hits += 1
@@ -63,7 +63,7 @@ def test_boxes_follow_the_image_shape_and_scale(name, shared):
     for frame, scale in ((canvas, 1.0), (cv2.resize(canvas, None, fx=2, fy=2), 2.0)):
         boxes = found(frame)
         there = (truth + [700, 100, 700, 100]) * scale
-        assert detector.overlap(boxes, [there])[0] > 0.45
+        assert detector.iou(boxes, [there])[0] > 0.45
         assert boxes.shape[1] == 5
         assert (numpy.diff(boxes[:, 4]) <= 0).all()
 
@@ -74,19 +74,19 @@ def test_frames_without_a_face(name, shape, shared):
     assert make(name, shared)(numpy.full((*shape, 3), 128, numpy.uint8)).shape == (0, 5)
 
 
-def test_start_crop_is_square_and_moved_by_the_relation():
+def test_crops_are_square_and_shifted():
     found = detector.Detector("test", lambda image: [], (0.0, 0.25, 0.5))
     assert numpy.allclose(found.to_crop([[10, 20, 50, 60, 0.9]], 2.0), [[10, 30, 50, 70]])
     assert found.to_crop(found(None), 1.2).shape == (0, 4)
 
 
-def test_broken_boxes_are_dropped_and_the_best_comes_first():
+def test_invalid_boxes_are_dropped_and_the_best_is_first():
     rows = [[0, 0, 9, 9, 0.2], [5, 5, 5, 9, 1], [0, 0, numpy.nan, 9, 1], [1, 1, 9, 9, 0.8]]
     found = detector.Detector("test", lambda image: rows, (0, 0, 1))(None)
     assert found.tolist() == [rows[3], rows[0]]
 
 
-def test_equal_scores_come_in_one_order():
+def test_boxes_of_equal_scores_have_a_fixed_order():
     rows = [[5, 5, 9, 9, 0.5], [1, 4, 9, 9, 0.5], [1, 2, 9, 9, 0.5], [7, 7, 9, 9, 0.6]]
     orders = [detector.Detector("test", lambda image, n=n: rows[n:] + rows[:n], (0, 0, 1))(None)
               for n in range(4)]
@@ -94,34 +94,34 @@ def test_equal_scores_come_in_one_order():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_quick_look_sees_a_face_of_common_size(name, shared):
+def test_low_resolution_finds_faces_of_common_size(name, shared):
     found = make(name, shared)
-    quick, seen, count = found.quick(), 0, 0
-    assert quick.name == found.name
-    assert quick.relation == found.relation
+    low_res, seen, count = found.low_resolution(), 0, 0
+    assert low_res.name == found.name
+    assert low_res.crop_transform == found.crop_transform
     for image, truth in faces(shared, 12):
-        # As a webcam's picture has it: a face of 120 px in one of 640 x 360.
+        # A face of 120 px in a frame of 640 x 360, as from a webcam.
         scale = 120 / (truth[2:] - truth[:2]).max()
         shift = numpy.array([320, 180]) - scale * (truth[:2] + truth[2:]) / 2
         frame = cv2.warpAffine(image, numpy.column_stack([scale * numpy.eye(2), shift]),
                                (640, 360), flags=cv2.INTER_AREA)
-        boxes, count = quick(frame), count + 1
-        seen += len(boxes) and detector.overlap(
-            quick.to_crop(boxes, 1.0), [scale * truth + numpy.tile(shift, 2)]).max() > 0.3
+        boxes, count = low_res(frame), count + 1
+        seen += len(boxes) and detector.iou(
+            low_res.to_crop(boxes, 1.0), [scale * truth + numpy.tile(shift, 2)]).max() > 0.3
     assert seen >= 0.9 * count
 
 
-def test_a_detector_without_a_quick_look_looks_as_ever():
+def test_a_detector_without_a_low_resolution_variant_is_its_own():
     found = detector.Detector("test", lambda image: [[1, 1, 9, 9, 0.8]], (0, 0, 1))
-    assert found.quick() is found
-    fast = detector.Detector("test", found.find, (0, 0, 1), lambda image: [])
+    assert found.low_resolution() is found
+    fast = detector.Detector("test", found.detect, (0, 0, 1), lambda image: [])
     assert len(fast(None)) == 1
-    assert len(fast.quick()(None)) == 0
-    assert fast.thorough().find_quick is None
+    assert len(fast.low_resolution()(None)) == 0
+    assert fast.with_retry().detect_low_res is None
 
 
 @pytest.mark.parametrize("shape", [(360, 640), (640, 300)])
-def test_yunet_leaves_out_black_that_hardly_matters(shape, shared):
+def test_yunet_boxes_are_those_in_a_padded_square(shape, shared):
     found = make("yunet", shared)
     image, truth = next(faces(shared, 1))
     scale = 250 / max(image.shape[:2])
@@ -134,24 +134,24 @@ def test_yunet_leaves_out_black_that_hardly_matters(shape, shared):
     assert numpy.allclose(found(frame), found(square), atol=0.5)
 
 
-def test_overlap():
-    table = detector.overlap([[0, 0, 2, 2], [5, 5, 6, 6]], [[1, 0, 3, 2], [0, 0, 2, 2]])
+def test_iou():
+    table = detector.iou([[0, 0, 2, 2], [5, 5, 6, 6]], [[1, 0, 3, 2], [0, 0, 2, 2]])
     assert numpy.allclose(table, [[1 / 3, 1], [0, 0]])
 
 
-def test_landmarks_go_with_the_crop_that_their_middle_lies_in():
+def test_landmarks_match_the_crop_that_holds_their_centre():
     crops = [[0, 0, 8, 8], [4, 0, 12, 8], [20, 0, 28, 8]]
-    # Points of a small part of a face; just beside it; of all of it.
-    table = detector.matches([[5, 2, 7, 4], [12, 2, 14, 4], [19, 0, 27, 8]], crops)
+    # Landmarks of a small part of a face, beside a crop, and of a whole face.
+    table = detector.match_scores([[5, 2, 7, 4], [12, 2, 14, 4], [19, 0, 27, 8]], crops)
     assert numpy.allclose(table, [[4 / 64, 4 / 64, 0], [0, 0, 0], [0, 0, 7 / 9]])
     found = detector.Detector("test", lambda image: [], (0, 0, 1 / 1.2))
     boxes = numpy.array([[0, 0, 9, 9, 0.9], [0, 0, 8, 8, 0.8], [20, 0, 28, 8, 0.7]])
-    assert found.same_face(boxes, numpy.array([1, 1, 7, 7])).tolist() == [0, 0, 8, 8]
-    assert found.same_face(boxes, numpy.array([9, 9, 19, 19])) is None
-    assert found.same_face(boxes[:0], numpy.array([1, 1, 7, 7])) is None
+    assert found.box_of_face(boxes, numpy.array([1, 1, 7, 7])).tolist() == [0, 0, 8, 8]
+    assert found.box_of_face(boxes, numpy.array([9, 9, 19, 19])) is None
+    assert found.box_of_face(boxes[:0], numpy.array([1, 1, 7, 7])) is None
 
 
-def test_what_is_no_detector(tmp_path, shared):
+def test_files_that_are_no_detector(tmp_path, shared):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
     for name, words in (("dlib", "no such file"), (tmp_path, "a folder"),
@@ -162,7 +162,7 @@ def test_what_is_no_detector(tmp_path, shared):
         assert "haar" in str(error.value)
 
 
-def test_another_model_is_told_by_its_outputs(tmp_path):
+def test_another_model_is_recognised_by_its_outputs(tmp_path):
     onnx = pytest.importorskip("onnx")
     kind = onnx.TensorProto.FLOAT
     sides = [onnx.helper.make_tensor_value_info(name, kind, [1]) for name in ("image", "landmarks")]

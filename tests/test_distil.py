@@ -1,4 +1,4 @@
-"""A teacher corrects labels, whatever its input size, and knows the points it is asked for."""
+"""Distillation: labels move towards teachers of any input size and scheme."""
 import pytest
 import torch
 
@@ -26,7 +26,7 @@ def test_unknown_landmarks_stay_unknown(tiny_weights):
     assert distil.Teacher(str(tiny_weights), SCHEMES["300W"], 0.5)(images, labels).isnan().all()
 
 
-def test_a_teacher_does_not_open_eyes_that_the_labels_shut(tiny_weights):
+def test_eyes_that_are_labelled_closed_do_not_move(tiny_weights):
     scheme = SCHEMES["300W"]
     points = torch.from_numpy(scheme.mean_face).float()
     shut = points.clone()
@@ -54,7 +54,7 @@ def test_a_teacher_of_another_input_size(tiny_weights):
     teacher(torch.arange(256).view(1, 1, 16, 16).repeat(1, 3, 4, 4).byte(), torch.ones(1, 68, 2))
     teacher(torch.full((1, 3, 32, 32), 7, dtype=torch.uint8), torch.ones(1, 68, 2))
     assert [tuple(images.shape) for images in seen] == [(1, 3, 32, 32)] * 2
-    # Pixels keep their range, and each small pixel is about the mean of its four.
+    # Pixels stay in 0..255; each is about the mean of four.
     assert abs(float(seen[0][0, 0, 4, 4]) - (136 + 137 + 152 + 153) / 4) < 3
     assert seen[1].unique().tolist() == [7]
 
@@ -70,7 +70,7 @@ def test_a_shipped_teacher_sees_images_of_another_size(tiny_weights):
         assert moved.isfinite().all()
 
 
-def test_a_student_of_some_of_its_points(tiny_weights):
+def test_a_student_of_a_subset_of_the_landmarks(tiny_weights):
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     eyes = get_scheme("eyes", SCHEMES["300W"])
     whole = distil.Teacher(str(tiny_weights), SCHEMES["300W"], 1.0)(images, torch.zeros(1, 68, 2))
@@ -102,5 +102,5 @@ def test_training_with_a_teacher(tiny_weights, drawn_set, weights):
             "input_size": 64, "epochs": 1, "batch_size": 8, "effective_batch": 8, "workers": 0,
             "device": "cpu", "teacher": teacher, "teacher_share": 1.0}))
         losses.append(experiment.read_epochs(folder)[-1]["loss"])
-    # The teacher is an untrained net, and its points are far from every label.
+    # The teacher is untrained, so its predictions are far from the labels.
     assert abs(losses[1] - losses[0]) > 0.02 * losses[0]

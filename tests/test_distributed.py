@@ -1,4 +1,4 @@
-"""Several processes: the same mathematics as one, and torchrun with killed and stopped ranks."""
+"""Several processes train as one does, also after kills and stops under torchrun."""
 import copy
 import os
 import pathlib
@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.evaluation import predict
 from utils.landmarks import metrics
 from utils.landmarks.schemes import SCHEMES
-from utils.training import ddp, engine
+from utils.training import ddp
 
 BACKBONE = "mobilenetv3_small_050"
 
@@ -31,7 +31,7 @@ def warm():
 
 
 def in_one_thread(make):
-    """make() with one thread, as in the ranks that it is compared with."""
+    """Call make() with one thread, as the ranks that it is compared with use."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -41,12 +41,13 @@ def in_one_thread(make):
 
 
 def three_steps(faces, batch):
-    """Parameters after three optimiser steps in float64 with batch norm in evaluation mode."""
+    """Take three optimiser steps in float64 with batch norm in evaluation mode."""
     from types import SimpleNamespace
 
     from utils import args as settings
     from utils.data import augment
-    from utils.training import engine, gssl, loss
+    from utils.training import gssl, loader, loss
+    from utils.training.state import TrainState
     from utils.training.trainer import Trainer
     args = settings.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
     ranks = ddp.start("cpu")
@@ -58,28 +59,29 @@ def three_steps(faces, batch):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             module.eval()
             module.train = lambda mode=True: None
-    loader, sampler = engine.make_loader(prepared.lists["train"], prepared, prepared.scheme, args,
-                                         ranks, 2)
-    assert isinstance(loader.dataset.augmentation, augment.Augment)
+    listed = prepared.lists["train"]
+    batches, sampler = loader.make_loader(listed, prepared, prepared.scheme, args, ranks, 2)
+    assert isinstance(batches.dataset.augmentation, augment.Augment)
     sampler.steps = 3
-    parallel = model if ranks.world == 1 else torch.nn.parallel.DistributedDataParallel(model)
-    training = Trainer(args, None, ranks, SimpleNamespace(asked=False))
-    training.args, training.round = args, gssl.plan(args)[0]
-    training.model, training.parallel, training.loader, training.sampler = (
-        model, parallel, loader, sampler)
-    training.optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    training.scheduler = SimpleNamespace(step_update=lambda number: None)
-    training.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    training.loss = loss.build_loss(model, 10.0, 1.0, "l1")
-    training.skips = engine.Skips(prepared.lists["train"], None, ranks)
-    assert training.train_epoch(0)
-    assert len(training.losses) == 3
+    state = TrainState(
+        gssl.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
+        digest="", model=model, ema=None, teacher=None, loader=batches, sampler=sampler,
+        ddp_model=(model if ranks.world == 1
+                   else torch.nn.parallel.DistributedDataParallel(model)),
+        loss=loss.build_loss(model, 10.0, 1.0, "l1"),
+        faults=loader.FaultCounter(listed, None, ranks), dtype=None,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        optimizer=torch.optim.Adam(model.parameters(), 1e-3),
+        scheduler=SimpleNamespace(step_update=lambda number: None))
+    training = Trainer(args, None, ranks, SimpleNamespace(requested=False), state)
+    assert training.train_one_epoch(0)
+    assert len(state.losses) == 3
     ddp.stop()
-    return {"parameters": dict(model.named_parameters()), "losses": training.losses}
+    return {"parameters": dict(model.named_parameters()), "losses": state.losses}
 
 
 def rank_three_steps(faces, target):
-    """A rank of the test below; rank 0 keeps what came out."""
+    """Run one rank of the test below; rank 0 saves the result."""
     result = three_steps(faces, 2)
     if os.environ["RANK"] == "0":
         torch.save(result, target)
@@ -100,10 +102,10 @@ def test_two_processes_take_the_steps_of_one(warm, tmp_path):
 
 
 def rank_gather(faces, target):
-    """Gather given predictions of a list that no world divides, and score them."""
+    """Gather predictions of a list whose length no number of ranks divides, and score them."""
     ranks = ddp.start("cpu")
     prepared = dataset.PreparedSet(faces)
-    listed = prepared.lists["train"].take(numpy.arange(43))
+    listed = prepared.lists["train"].select(numpy.arange(43))
     given = predictions(listed)
     calls = iter(range(ranks.rank, 43, ranks.world))
 
@@ -112,16 +114,16 @@ def rank_gather(faces, target):
 
     predicted = predict.predict_list(given_ones, listed, prepared.margin, 32, batch=5,
                                      ranks=ranks)
-    nme = predict.errors(predicted, listed, prepared.scheme, prepared.scheme)[0]
-    # One face with a sum over the ranks, to see that every rank has all of them.
-    count, everywhere = len(predicted), ranks.total(float(nme.mean()))[0] / ranks.world
+    nme = predict.list_nme(predicted, listed, prepared.scheme, prepared.scheme)[0]
+    # The sum over the ranks shows that every rank has all predictions.
+    count, everywhere = len(predicted), ranks.all_reduce_sum(float(nme.mean()))[0] / ranks.world
     ddp.stop()
     torch.save({"nme": float(nme.mean()), "everywhere": everywhere, "count": count},
                f"{target}.{ranks.rank}")
 
 
 def predictions(faces):
-    """Predictions that differ from the truth by something else for each face."""
+    """Predictions with a different error for each face."""
     noise = numpy.random.default_rng(1).normal(0, 0.05, faces.points.shape)
     return faces.points + noise * numpy.arange(1, len(faces) + 1)[:, None, None] / len(faces)
 
@@ -132,7 +134,7 @@ def test_gathered_predictions_score_as_in_one_process(warm, tmp_path, world):
                           argv=[str(warm.faces), str(tmp_path / "out")])
     assert [c.code for c in children] == [0] * world, children[0].text
     prepared = dataset.PreparedSet(warm.faces)
-    listed = prepared.lists["train"].take(numpy.arange(43))
+    listed = prepared.lists["train"].select(numpy.arange(43))
     given = predictions(listed)
     boxes = listed.boxes
     scale = numpy.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], 1)[:, None]
@@ -147,7 +149,7 @@ def test_gathered_predictions_score_as_in_one_process(warm, tmp_path, world):
 
 
 def rank_evaluate(faces, weights, target):
-    """A whole evaluation of a checkpoint on this group."""
+    """Evaluate a checkpoint on this process group."""
     ranks = ddp.start("cpu")
     result = evaluate(faces, weights, ranks)
     ddp.stop()
@@ -155,17 +157,17 @@ def rank_evaluate(faces, weights, target):
 
 
 def evaluate(faces, weights, ranks=None):
-    """NME in percent of the training list, which is large enough to be split unevenly."""
+    """Return the NME in % of 43 training faces, which split unevenly over two ranks."""
     prepared = dataset.PreparedSet(faces)
     model = checkpoint.load_model(weights)
-    listed = prepared.lists["train"].take(numpy.arange(43))
+    listed = prepared.lists["train"].select(numpy.arange(43))
     predicted = predict.predict_list(predict.torch_predict(model, "cpu"), listed,
                                         prepared.margin, 64, batch=8, ranks=ranks)
-    nme, _ = predict.errors(predicted, listed, model.scheme, prepared.scheme)
+    nme, _ = predict.list_nme(predicted, listed, model.scheme, prepared.scheme)
     return 100 * float(nme.mean())
 
 
-def test_a_whole_evaluation_agrees(warm, tmp_path):
+def test_two_ranks_evaluate_a_checkpoint_as_one_does(warm, tmp_path):
     child = warm.run("--train", "--exp", "judged", *warm.flags, "--epochs", 1)
     assert child.code == 0, child.text
     weights = str(warm.folder("judged") / "best.pt")
@@ -192,7 +194,7 @@ def test_synchronised_batch_norm_keeps_the_net():
 
 
 class Partly(torch.nn.Module):
-    """A net whose second layer is never called."""
+    """A network whose second layer is never called."""
 
     def __init__(self):
         super().__init__()
@@ -204,10 +206,10 @@ class Partly(torch.nn.Module):
         return self.used(images.float().mean((2, 3))) + self.fixed, (self.used.bias, )
 
 
-def test_parameters_that_nothing_flows_through_are_found_without_a_trace():
+def test_unused_parameters_are_found_without_a_trace():
     model = Partly().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert engine.unreached(model, 32) == ["unused.weight", "unused.bias"]
+    assert ddp.unused_parameters(model, 32) == ["unused.weight", "unused.bias"]
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
@@ -223,25 +225,25 @@ def test_a_backbone_with_unused_parameters_trains_in_two_processes(warm):
 
 
 def rank_buffers(target):
-    """Buffers of a rank after three forward passes, as without a group, and as they are judged."""
+    """Save a rank's buffers after three forward passes, with and without DDP, and broadcast."""
     ranks = ddp.start("cpu")
     torch.manual_seed(0)
     model = LandmarkNet(SCHEMES["300W"], BACKBONE)
     alone = copy.deepcopy(model)
-    parallel = engine.parallelise(model, ranks, 64)
+    parallel = ddp.wrap_ddp(model, ranks, 64)
     generator = torch.Generator().manual_seed(ranks.rank)
     for _ in range(3):
         images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
         parallel(images)
         alone(images)
     own = {name: value.clone() for name, value in model.named_buffers()}
-    ranks.copy_buffers(model)
+    ranks.broadcast_buffers(model)
     ddp.stop()
     torch.save([own, dict(alone.named_buffers()), dict(model.named_buffers())],
                f"{target}.{ranks.rank}")
 
 
-def test_statistics_stay_with_their_rank_until_the_first_ones_are_judged(warm, tmp_path):
+def test_batch_norm_statistics_stay_on_their_rank_until_they_are_broadcast(warm, tmp_path):
     children = warm.ranks(2, call="test_distributed:rank_buffers", argv=[str(tmp_path / "out")])
     assert [c.code for c in children] == [0, 0], children[0].text
     found = [torch.load(f"{tmp_path / 'out'}.{rank}", weights_only=True) for rank in range(2)]
@@ -260,19 +262,20 @@ def test_statistics_stay_with_their_rank_until_the_first_ones_are_judged(warm, t
 def test_batch_norm_is_synchronised_where_it_is_asked_for(wish, batch, device, synchronised):
     args = load_args({"sync_bn": wish, "batch_size": batch})
     ranks = ddp.Ranks(0, 2, torch.device(device))
-    model, said = engine.synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), args, ranks)
+    model, description = ddp.convert_sync_batchnorm(
+        torch.nn.Sequential(torch.nn.BatchNorm2d(3)), args, ranks)
     assert isinstance(model[0], torch.nn.SyncBatchNorm) == synchronised
-    assert said.startswith("synchronised" if synchronised else "statistics per process")
+    assert description.startswith("synchronised" if synchronised else "statistics per process")
 
 
 def test_batch_norm_cannot_be_synchronised_on_cpus():
     args = load_args({"sync_bn": "always"})
     with pytest.raises(UserError, match="sync_bn: always needs GPUs"):
-        engine.synchronise(torch.nn.BatchNorm2d(3), args, ddp.Ranks(0, 2))
+        ddp.convert_sync_batchnorm(torch.nn.BatchNorm2d(3), args, ddp.Ranks(0, 2))
 
 
-def rank_patience(target):
-    """What a rank's group waits for another."""
+def rank_timeout(target):
+    """Save the timeout of a rank's process group."""
     ddp.start("cpu")
     group = torch.distributed.distributed_c10d._get_default_group()
     seconds = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
@@ -280,15 +283,15 @@ def rank_patience(target):
     pathlib.Path(f"{target}.{os.environ['RANK']}").write_text(str(seconds))
 
 
-def test_ranks_wait_for_a_first_one_that_prepares_for_an_hour(warm, tmp_path):
-    children = warm.ranks(2, call="test_distributed:rank_patience", argv=[str(tmp_path / "out")])
+def test_ranks_wait_more_than_an_hour_for_rank_0(warm, tmp_path):
+    children = warm.ranks(2, call="test_distributed:rank_timeout", argv=[str(tmp_path / "out")])
     assert [c.code for c in children] == [0, 0], children[0].text
     assert all(float((tmp_path / f"out.{rank}").read_text()) > 3600 for rank in range(2))
 
 
 @pytest.fixture(scope="module")
 def alone(warm):
-    """The folder of a run of two ranks that nobody disturbs."""
+    """The folder of an uninterrupted training of two ranks."""
     children = warm.ranks(2, "--train", "--exp", "pair", *warm.flags, *PAIR)
     assert [c.code for c in children] == [0, 0], children[0].text
     return warm.folder("pair")
@@ -302,13 +305,14 @@ def ranks_of(launcher):
     found = {}
     for entry in os.listdir("/proc"):
         try:
-            status = open(f"/proc/{entry}/environ", "rb").read().split(b"\0")
-            command = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
+            status = pathlib.Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            command = pathlib.Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if b"main.py" in command and any(v.startswith(b"RANK=") for v in status) and (
                 f"PIPNET_TEST={launcher}".encode() in status) and (
-                open(f"/proc/{entry}/stat").read().split()[3] == str(torchrun_of(launcher))):
+                pathlib.Path(f"/proc/{entry}/stat").read_text().split()[3]
+                == str(torchrun_of(launcher))):
             rank = next(int(v[5:]) for v in status if v.startswith(b"RANK="))
             found[rank] = int(entry)
     return found
@@ -318,12 +322,13 @@ def torchrun_of(launcher):
     """The process id of the torchrun that a main.sh has started, or None."""
     for entry in os.listdir("/proc"):
         try:
-            command = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0")
-            mine = f"PIPNET_TEST={launcher}".encode() in open(
-                f"/proc/{entry}/environ", "rb").read().split(b"\0")
+            command = pathlib.Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            environment = pathlib.Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            mine = f"PIPNET_TEST={launcher}".encode() in environment
         except OSError:
             continue
-        if mine and b"torch.distributed.run" in command:
+        if (mine and b"torch.distributed.run" in command
+                and b"utils.training.launch" not in command):
             return int(entry)
     return None
 
@@ -353,27 +358,30 @@ def test_two_ranks_under_torchrun_are_stopped_resumed_and_killed(warm, alone):
     assert (folder / "best.onnx").exists()
 
 
-def test_a_mistake_found_by_the_ranks_is_one_line(warm, tmp_path):
+def test_an_error_on_all_ranks_is_one_line(warm, tmp_path):
     (tmp_path / "train.txt").write_text("image.jpg 0.1 0.2 oops\n")
     # --shut reaches the ranks, although torchrun has a --shutdown-timeout.
     child = warm.bash(2, "--train", "--exp", "mistaken", "--shut", 0.1, *warm.flags[:-1], tmp_path)
     text, _ = child.communicate(timeout=400)
     assert child.returncode == 2
-    assert text.startswith(f"error: {tmp_path}/train.txt:1") and text.count("\n") == 1, text
+    assert text.startswith(f"error: {tmp_path}/train.txt:1"), text
+    assert text.count("\n") == 1, text
     assert not warm.folder("mistaken").exists()
 
 
-@pytest.mark.parametrize(("argv", "env", "said"), [
+@pytest.mark.parametrize(("argv", "env", "message"), [
     ([], {}, "number of processes"), (["two"], {}, "number of processes"),
     (["2", "--train", "--lrr", "1"], {}, "unknown flag --lrr"),
     (["2", "--train", "--device", "cpu"], {"NNODES": "2"}, "--exp NAME"),
     (["2", "--train", "--device", "cpu", "--exp", "x"], {"NNODES": "2", "NODE_RANK": "1"},
      "MASTER_ADDR"),
     (["2", "--resume", "--exp", "nobody"], {}, "no such experiment")])
-def test_main_sh_checks_before_it_starts(warm, argv, env, said):
+def test_main_sh_checks_before_it_starts(warm, argv, env, message):
     child = warm.bash(*argv, **env)
     text, _ = child.communicate(timeout=60)
-    assert child.returncode != 0 and said in text and "Traceback" not in text, text
+    assert child.returncode != 0, text
+    assert message in text, text
+    assert "Traceback" not in text, text
     assert text.strip().count("\n") == 0, text
 
 

@@ -1,4 +1,4 @@
-"""Pictures: points in their colours and places, sheets, and the commands that write them."""
+"""Drawing: landmarks in their colours and places, contact sheets, and the commands for them."""
 import subprocess
 import sys
 
@@ -28,7 +28,7 @@ def test_points_are_drawn_in_the_colour_of_their_region():
             assert tuple(image[y, x]) == draw.colour_of(region)
 
 
-def test_points_stand_between_pixels():
+def test_landmarks_are_drawn_at_subpixel_positions():
     scheme = SCHEMES["300W"].subset([30])
     blank = numpy.zeros((40, 40, 3), numpy.uint8)
     image = draw.landmarks(blank, [[19.5, 22.25]], scheme, radius=5).astype(float).sum(2)
@@ -48,7 +48,7 @@ def test_a_region_of_a_custom_scheme_keeps_its_colour():
     assert draw.colour_of("left ear") == draw.colour_of("left ear") != draw.colour_of("right ear")
 
 
-def test_a_doubtful_point_is_smaller_and_dimmer():
+def test_a_landmark_of_low_confidence_is_smaller_and_darker():
     scheme = SCHEMES["300W"].subset([27, 30])
     points = [[20, 20], [60, 20]]
     blank = numpy.zeros((40, 80, 3), numpy.uint8)
@@ -58,7 +58,7 @@ def test_a_doubtful_point_is_smaller_and_dimmer():
     assert bright[:, :40].sum() > 2 * bright[:, 40:].sum() > 0
 
 
-def test_lost_points_and_faces_outside_the_picture_are_no_error():
+def test_missing_points_and_faces_outside_the_image_are_no_error():
     scheme = SCHEMES["300W"]
     blank = numpy.zeros((50, 50, 3), numpy.uint8)
     points = numpy.full((68, 2), numpy.nan)
@@ -68,7 +68,7 @@ def test_lost_points_and_faces_outside_the_picture_are_no_error():
     assert draw.landmarks(blank, points, scheme).max() > 0
 
 
-def test_box_and_label_leave_marks():
+def test_box_and_label_are_drawn():
     scheme = SCHEMES["eyes"]
     blank = numpy.zeros((120, 120, 3), numpy.uint8)
     points = scheme.mean_face * 40 + 40
@@ -80,22 +80,23 @@ def test_box_and_label_leave_marks():
     assert (labelled != plain).any()
 
 
-def test_lines_leave_the_picture_to_its_faces():
+def test_text_covers_at_most_a_quarter_of_the_height():
     image = numpy.zeros((900, 600, 3), numpy.uint8)
-    few, many = (draw.lines(image, [f"line {i}" for i in range(count)]) for count in (3, 40))
+    few, many = (draw.text_lines(image, [f"line {i}" for i in range(count)]) for count in (3, 40))
     rows = [numpy.flatnonzero(drawn.any((1, 2))).max() for drawn in (few, many)]
     assert 60 < rows[0] < 120 < rows[1] <= 240
     assert not image.any()
-    assert draw.lines(image, []) is image
+    assert draw.text_lines(image, []) is image
 
 
-def test_lines_end_within_a_portrait_film():
+def test_text_fits_the_width_of_a_portrait_video():
     text = "1: eyes 100% 100%, 12 blinks/min, PERCLOS 10%"
-    drawn = draw.lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text])
+    drawn = draw.text_lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text])
     right = numpy.flatnonzero(drawn.any((0, 2))).max()
     assert 500 < right < 718
-    # As large with a digit more or less.
-    shorter = draw.lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text.replace("100%", "0%")])
+    # The size does not change with a digit more or less.
+    text = text.replace("100%", "0%")
+    shorter = draw.text_lines(numpy.zeros((1280, 720, 3), numpy.uint8), [text])
     rows = [numpy.flatnonzero(one.any((1, 2))).max() for one in (drawn, shorter)]
     assert rows[0] == rows[1]
 
@@ -121,7 +122,7 @@ def test_scheme_picture_shows_every_region(name):
 
 
 def make_set(folder, size=64, margin=1.5):
-    """A prepared set of two drawn faces whose nominal crop is the middle of the picture."""
+    """Make a prepared set of two drawn faces, whose nominal crop is the centre of the image."""
     stored = round(size * margin)
     scheme = SCHEMES["300W"]
     (folder / "images").mkdir(parents=True)
@@ -138,14 +139,14 @@ def make_set(folder, size=64, margin=1.5):
     return folder
 
 
-def test_prepared_faces_carry_their_points(tmp_path):
+def test_prepared_faces_have_their_landmarks(tmp_path):
     folder = make_set(tmp_path / "set")
     images = sheet.prepared(folder, "train", 5, stored_size=256)
     assert len(images) == 2
     _, points = render.render((9, 1), 256)
     colours = draw.colours(SCHEMES["300W"]).astype(int)
     x, y = numpy.round(points).astype(int).T
-    # Where the points of the original picture lie, the sheet has the colours of these points.
+    # The drawn image has the colours of the landmarks at their true positions.
     far = numpy.abs(images[1][y, x] - colours).max(1)
     shifted = numpy.abs(images[1][y, x + 5] - colours).max(1)
     assert 2 * numpy.median(far) < numpy.median(shifted)
@@ -153,7 +154,7 @@ def test_prepared_faces_carry_their_points(tmp_path):
 
 def test_command_draws_a_prepared_set(tmp_path):
     folder, output = make_set(tmp_path / "set"), tmp_path / "new" / "sheet.png"
-    command = [sys.executable, "-m", "utils.draw", str(folder), "--columns", "2", "--output",
+    command = [sys.executable, "-m", "utils.data.sheet", str(folder), "--columns", "2", "--output",
                str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -168,8 +169,8 @@ def test_commands_draw_schemes_and_samples(tmp_path):
     assert cv2.imread(str(tmp_path / "faces.jpg")).shape == (100, 100, 3)
 
 
-def test_a_users_mistake_is_told_in_two_lines(tmp_path):
-    command = [sys.executable, "-m", "utils.draw", str(tmp_path)]
+def test_a_mistake_is_reported_in_two_lines(tmp_path):
+    command = [sys.executable, "-m", "utils.data.sheet", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "set.yaml" in done.stderr

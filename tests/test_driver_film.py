@@ -1,4 +1,4 @@
-"""The whole demo on a drawn film: a driver whose lids follow a script, and a passenger."""
+"""The demo on a drawn video of a driver whose eyelids follow a script, and a passenger."""
 import csv
 import json
 import pathlib
@@ -18,14 +18,15 @@ TURNS = ((4.0, 5.0, 35), (11.0, 12.0, -35), (27.0, 28.5, 35))  # start, end, yaw
 
 
 def driver_at(time):
-    """Openness (in steps of 0.05) and yaw of the driver at a time in seconds."""
+    """Return openness (in steps of 0.05) and yaw of the driver at a time in seconds."""
     yaw = next((yaw for start, end, yaw in TURNS if start <= time < end), 0)
     return round(float(lid_script.openness(time)) * 20) / 20, yaw
 
 
 def picture(time):
-    """The frame RGB uint8 (160, 280, 3) at a time, and landmarks (68, 2) of driver and passenger;
-    None for the driver behind his hand.
+    """Return the frame at a time, and landmarks (68, 2) of driver and passenger.
+
+    The frame is RGB uint8 (160, 280, 3). The driver's landmarks are None behind a hand.
     """
     image, points = drawn_driver.face(*driver_at(time), SIZE)
     other, theirs = drawn_driver.face(1.0, 0.0, 120, seed=29)
@@ -38,15 +39,15 @@ def picture(time):
 
 
 class Script:
-    """A Tracker that knows the landmarks of each frame, by its number."""
+    """Stands in for Tracker; knows the landmarks of each frame by its number."""
 
     def __init__(self, times):
         self.times, self.frame = times, 0
 
     def update(self, image, time):
-        """As Tracker.update; the driver comes back from behind his hand with another id."""
+        """As Tracker.update; after the hand, the driver has another id."""
         truth, points, theirs = picture(self.times[self.frame])
-        assert abs(image.astype(int) - truth).mean() < 12  # This frame, whatever the codec did.
+        assert abs(image.astype(int) - truth).mean() < 12  # The right frame, but for the codec.
         self.frame += 1
         faces = [(2, theirs)]
         if points is not None:
@@ -62,7 +63,7 @@ class Script:
 
 
 def film(path, times):
-    """Write the film's frames at these times, played at RATE."""
+    """Write the frames of these times as a video with RATE frames a second."""
     code = "MJPG" if path.suffix == ".avi" else "mp4v"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), RATE, (280, SIZE))
     for time in times:
@@ -71,7 +72,7 @@ def film(path, times):
 
 
 def watch(monkeypatch, path, times, *flags):
-    """Run demo.py on a film of these times; the rows of events.csv."""
+    """Run demo.py on a video of these times; return the rows of events.csv."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(demo, "get_predictor", lambda weights, device: painted_faces.Painted())
@@ -106,7 +107,7 @@ def test_a_driver_is_watched(tmp_path, monkeypatch, capsys):
     states = {round(frame["time"], 1): frame["driver"]["state"] for frame in frames}
     assert [states[t] for t in (10, 18, 30, 37.5, 48, 57, 70, 80)] == [
         "awake", "not visible", "awake", "microsleep", "awake", "microsleep", "asleep", "drowsy"]
-    # Only the driver has a state; the passenger's eyes are read all the same.
+    # Only the driver has a state; the passenger's eyes are read as well.
     for frame in frames:
         face = {one["id"]: one for one in frame["faces"]}
         assert face[2]["state"] is None
@@ -120,8 +121,8 @@ def test_a_driver_is_watched(tmp_path, monkeypatch, capsys):
     assert all(" s: driver " in line for line in printed.splitlines()), "no bar beside the lines"
 
 
-def test_a_film_of_variable_rate_is_timed_by_its_own_stamps(tmp_path, monkeypatch):
-    """10 to 40 frames a second, and four seconds dropped; by the frame rate all would be wrong."""
+def test_a_video_of_variable_rate_is_timed_by_its_stamps(tmp_path, monkeypatch):
+    """17 to 40 frames a second, and a gap of four seconds; the nominal rate would be wrong."""
     steps = numpy.random.default_rng(0).uniform(0.025, 0.06, 500)
     steps[300] = 4.0
     times = numpy.concatenate([[0], steps[:-1].cumsum()]) + 28  # From the second 28 of the script.
@@ -144,6 +145,6 @@ def test_a_film_of_variable_rate_is_timed_by_its_own_stamps(tmp_path, monkeypatc
         assert abs(float(row["end"]) - end) <= 0.12
     last = faces[-1]
     assert float(last["unseen"]) == pytest.approx(4, abs=0.1)
-    # Less than half a minute was seen: no number.
+    # Less than MIN_SEEN was seen.
     assert last["perclos"] == ""
     assert last["state"] in ("awake", "drowsy")

@@ -5,13 +5,13 @@ import numpy
 import pytest
 from helpers import lid_script
 
-from utils.drowsiness.states import MIN_SEEN, STATES, UNSEEN, Drowsiness
+from utils.drowsiness.states import MAX_GAP, MIN_SEEN, STATES, Drowsiness
 
 RATE = 30
 
 
 def times(kind):
-    """Time stamps of lid_script's film."""
+    """Return time stamps for the script of lid_script."""
     if kind.isdigit():
         return numpy.arange(0, lid_script.SECONDS, 1 / int(kind))
     random = numpy.random.default_rng(1)
@@ -23,15 +23,15 @@ def times(kind):
 
 
 def play(stamps, noise=0.0, narrow=1.0):
-    """[(time, state, perclos)] and events of the scripted film; narrow: how far the eyes open."""
+    """Return [(time, state, perclos)] and events of the script; narrow: level of open eyes."""
     random, person = numpy.random.default_rng(0), Drowsiness()
-    told, log = [], []
+    found, log = [], []
     for t, level, seen in zip(stamps, lid_script.openness(stamps), lid_script.seen(stamps)):
         pair = (level * narrow + random.normal(0, noise, 2)).clip(0, 1)
         pair = tuple(pair) if seen else (None, None)
-        told += person.update(pair, sum(pair) / 2 <= 0.2 * narrow if seen else None, t)
+        found += person.update(pair, sum(pair) / 2 <= 0.2 * narrow if seen else None, t)
         log.append((t, person.state, person.perclos))
-    return log, told + person.finish()
+    return log, found + person.finish()
 
 
 @pytest.mark.parametrize("kind", ["15", "30", "60", "variable", "dropped"])
@@ -55,7 +55,7 @@ def test_every_event_is_found_and_none_invented(kind, noise, narrow):
     assert numbers[0][0] == pytest.approx(MIN_SEEN + 3, abs=0.3)
 
 
-def test_states_of_the_film():
+def test_states_of_the_script():
     stamps = times("30")
     log, _ = play(stamps)
     at = {round(t * RATE): state for t, state, _ in log}
@@ -65,7 +65,7 @@ def test_states_of_the_film():
 
     assert during(0, 16.3) == {"awake"}
     assert during(16.7, 18.9) == {"not visible"}
-    assert during(19.1, 31.2) == {"awake"}  # The hand alone makes nobody drowsy.
+    assert during(19.1, 31.2) == {"awake"}  # Covered eyes do not count as closed.
     assert during(36.75, 37.8) == {"microsleep"}
     assert during(38.3, 56) == {"awake"}
     assert during(56.7, 59) == {"microsleep"}
@@ -75,7 +75,7 @@ def test_states_of_the_film():
 
 
 def watch(level_of, seconds, rate=RATE, person=None, start=0.0):
-    """A Drowsiness after so many seconds of eyes open by level_of(time); None: not seen."""
+    """Return a Drowsiness after some seconds of eyes with openness level_of(time), None: unseen."""
     person = person or Drowsiness()
     for i in range(int(seconds * rate)):
         level = level_of(start + i / rate)
@@ -83,8 +83,8 @@ def watch(level_of, seconds, rate=RATE, person=None, start=0.0):
     return person
 
 
-def test_drowsy_comes_and_goes_with_two_limits():
-    # Shut for 0.4 s of every 2: PERCLOS 0.2; then of every 4: 0.1; then not at all.
+def test_drowsy_has_hysteresis():
+    # Closed for 0.4 of 2 s (PERCLOS 0.2), then for 0.4 of 4 s (0.1), then not at all.
     person = watch(lambda t: 0.0 if t % 2 < 0.4 else 1.0, 60)
     assert person.state == "drowsy"
     assert person.perclos == pytest.approx(0.2, abs=0.02)
@@ -96,8 +96,8 @@ def test_drowsy_comes_and_goes_with_two_limits():
         == "awake"
 
 
-def test_one_who_sleeps_all_the_time():
-    """Predicted lids of shut eyes have some height, and there is no other to compare with."""
+def test_a_person_who_sleeps_all_the_time():
+    """Closed eyes have some predicted height, and no open eyes are known to compare with."""
     person = Drowsiness()
     for i in range(60 * RATE):
         person.update((0.35, 0.3), True, i / RATE)
@@ -111,16 +111,16 @@ def test_one_who_sleeps_all_the_time():
 
 def test_time_unseen_counts_neither_way_and_is_reported():
     person = watch(lambda t: None if 10 <= t < 30 else 0.0 if t < 10 else 1.0, 59)
-    assert person.minute.unseen == pytest.approx(20, abs=0.1)
+    assert person.window.unseen == pytest.approx(20, abs=0.1)
     assert person.perclos == pytest.approx(10 / 39, abs=0.01)
-    # Frames that did not come are no other than frames that show nothing.
+    # Missing frames count like frames without visible eyes.
     gap = watch(lambda t: 0.0, 10)
     watch(lambda t: 1.0, 29, person=gap, start=30)
     assert gap.perclos == pytest.approx(person.perclos, abs=0.01)
-    assert gap.minute.unseen == pytest.approx(20, abs=0.1)
+    assert gap.window.unseen == pytest.approx(20, abs=0.1)
 
 
-def test_no_number_before_enough_was_seen():
+def test_no_perclos_before_enough_was_seen():
     person = watch(lambda t: 1.0 if t % 2 < 0.9 else None, 50)
     assert person.perclos is None
     assert person.blinks_per_minute is None
@@ -141,8 +141,8 @@ def test_one_eye_is_enough():
     person = Drowsiness()
     events = []
     for i in range(120):
-        shut = 60 <= i < 66
-        events += person.update((None, 0.0 if shut else 0.9), shut, i / RATE)
+        closed = 60 <= i < 66
+        events += person.update((None, 0.0 if closed else 0.9), closed, i / RATE)
     assert [(event.kind, event.start, event.end) for event in events] == [("blink", 2.0, 2.2)]
 
 
@@ -157,7 +157,7 @@ def test_a_blink_opens_the_eye_again(after, blinks):
 
 @pytest.mark.parametrize(("rate", "blinks"), [(15, 1), (24, 1), (29.97, 1), (60, 0)])
 def test_a_blink_may_be_a_single_frame(rate, blinks):
-    """As a man in a car blinked: 1.0, 1.0, 0.0, 0.99, 1.0 at 29.97 frames a second."""
+    """Measured on a man in a car: 1.0, 1.0, 0.0, 0.99, 1.0 at 29.97 frames a second."""
     person, events = Drowsiness(), []
     for i, level in enumerate([1.0] * 40 + [0.0, 0.99] + [1.0] * 20):
         events += person.update((level, level), level < 0.2, round(i / rate, 3))
@@ -166,7 +166,7 @@ def test_a_blink_may_be_a_single_frame(rate, blinks):
 
 def test_a_short_loss_keeps_the_state_and_the_event():
     def level(t):
-        return None if 2.5 <= t < 2.5 + UNSEEN - 0.1 else 0.0 if 1 <= t < 5 else 1.0
+        return None if 2.5 <= t < 2.5 + MAX_GAP - 0.1 else 0.0 if 1 <= t < 5 else 1.0
 
     person, events, states = Drowsiness(), [], []
     for i in range(180):
@@ -178,12 +178,12 @@ def test_a_short_loss_keeps_the_state_and_the_event():
 
 
 @pytest.mark.parametrize(("level", "seconds", "found"), [
-    (0.35, 0.4, [("sleep", 4.0)]),        # Lids that quiver: a third open, and not for long.
-    (0.22, 0.9, [("sleep", 4.0)]),        # Nearly shut, as a network may see sleeping eyes.
-    (0.35, 0.6, [("sleep", 3.0)]),        # A droop: neither end is long enough for a microsleep.
-    (0.90, 0.2, [("sleep", 3.0)]),        # They were open, if only for six frames.
-    (0.90, 0.05, [("sleep", 4.0)])])      # No lid is that fast.
-def test_a_sleepers_lids_may_quiver(level, seconds, found):
+    (0.35, 0.4, [("sleep", 4.0)]),        # Briefly a third open.
+    (0.22, 0.9, [("sleep", 4.0)]),        # Nearly closed, as sleeping eyes may be predicted.
+    (0.35, 0.6, [("sleep", 3.0)]),        # Too long; what follows is too short for a microsleep.
+    (0.90, 0.2, [("sleep", 3.0)]),        # Open for six frames.
+    (0.90, 0.05, [("sleep", 4.0)])])      # Faster than eyelids move.
+def test_short_openings_do_not_end_a_sleep(level, seconds, found):
     def openness(t):
         return 1.0 if not 10 <= t < 14 else level if 13 <= t < 13 + seconds else 0.0
 
@@ -191,13 +191,13 @@ def test_a_sleepers_lids_may_quiver(level, seconds, found):
     for i in range(480):
         one = openness(i / RATE)
         events += person.update((one, one), one <= 0.2, i / RATE)
-    assert person.state == "drowsy", "who has just slept"
+    assert person.state == "drowsy", "after a sleep"
     long = [event for event in events if event.kind == "sleep"]
     assert [(event.kind, round(event.end - event.start, 0)) for event in long] == found
 
 
-def test_a_quiver_amid_nearly_shut_lids_is_told_by_itself():
-    """As fast read a sleeper with glasses: nearly shut for 0.4 s, wider for 0.15 s, nearly shut."""
+def test_a_half_open_gap_between_nearly_closed_lids():
+    """Measured on a sleeper with glasses: nearly closed for 0.4 s, wider for 0.15 s, and again."""
     steps = [(0.4, 0.0), (0.83, 0.1), (0.98, 0.32), (1.4, 0.14), (4.0, 0.0)]
 
     def openness(t):
@@ -213,8 +213,8 @@ def test_a_quiver_amid_nearly_shut_lids_is_told_by_itself():
 
 
 @pytest.mark.parametrize("every", [30, 2])
-def test_narrow_eyes_that_blink_are_not_asleep(every):
-    """Someone laughs: eyes hardly open, for longer than a sleeper's lids seem to be."""
+def test_narrow_eyes_that_blink_are_awake(every):
+    """Laughing eyes are nearly closed for longer than a sleeper's seem to be."""
     def openness(t):
         return 1.0 if t < 10 else 0.0 if t % every < 0.2 else 0.22
 
@@ -227,8 +227,8 @@ def test_narrow_eyes_that_blink_are_not_asleep(every):
 
 
 @pytest.mark.parametrize("rate", [15, 30, 60])
-def test_a_sleeper_whom_no_picture_calls_shut_is_asleep(rate):
-    """All but shut for 20 s, above the limit of the weights, and for a second a little wider."""
+def test_held_nearly_closed_eyes_are_asleep(rate):
+    """Just above the threshold for closed eyes for 20 s, and a little wider for a second."""
     def openness(t):
         return 1.0 if t < 30 or t >= 50 else 0.2 if 35 <= t < 36 else 0.07 + 0.03 * numpy.sin(t)
 
@@ -245,7 +245,7 @@ def test_a_sleeper_whom_no_picture_calls_shut_is_asleep(rate):
     assert event.kind == "sleep"
     assert abs(event.start - 30) < 0.15
     assert abs(event.end - 50) < 0.15
-    # The two seconds that it took to know are not counted.
+    # The first HELD_SECONDS are not counted.
     assert perclos == pytest.approx(18 / 50, abs=0.01)
 
 
@@ -259,7 +259,7 @@ def test_a_laugh_is_no_sleep(level, seconds):
     assert not events
 
 
-def test_lids_that_nobody_saw_meanwhile_were_not_held_shut():
+def test_nearly_closed_eyes_are_not_held_through_a_gap():
     person, events = Drowsiness(), []
     for i in range(4 * RATE):
         hand = 1.2 <= i / RATE < 2.4
@@ -271,7 +271,7 @@ def test_lids_that_nobody_saw_meanwhile_were_not_held_shut():
 @pytest.mark.parametrize("open_level", [0.55, 0.8, 1.0])
 @pytest.mark.parametrize("rate", [15, 30, 60])
 def test_blinks_are_counted(open_level, rate):
-    """A blink of 0.2 s every 4 s, whoever's eyes they are and whatever the camera's rate."""
+    """A blink of 0.2 s every 4 s, with eyes of any width and at any frame rate."""
     person = watch(lambda t: 0.05 if t % 4 > 3.8 else open_level, 90, rate)
     assert person.blinks == 22
     assert person.blinks_per_minute == pytest.approx(15, abs=1.1)
@@ -281,7 +281,7 @@ def test_memory_does_not_grow():
     person = watch(lambda t: 0.0 if t % 4 > 3.8 else 1.0, 400, 10)
     sizes = [len(value) for value in vars(person).values() if hasattr(value, "__len__")]
     assert max(sizes) < 700
-    assert len(person.minute._steps) < 700
+    assert len(person.window._steps) < 700
 
 
 if __name__ == "__main__":
@@ -291,34 +291,34 @@ if __name__ == "__main__":
     print(f"{(clock.perf_counter() - begin) / (600 * RATE) * 1e6:.1f} us a frame")
 
 
-def test_a_trip_without_anybody_is_told():
+def test_a_time_without_a_face_is_one_event():
     person, stamps = Drowsiness(), numpy.arange(0, 4, 1 / RATE)
     assert [event for t in stamps for event in person.update((None, None), None, t)] == []
     gone, = person.finish()
     assert (gone.kind, gone.start, gone.end) == ("not visible", 0.0, stamps[-1])
     gone, = person.update((0.9, 0.9), False, 4.0)
     assert (gone.kind, gone.start, gone.end) == ("not visible", 0.0, 4.0)
-    # Who is there after half a second was never away.
+    # Up to MAX_GAP before the first observation does not count.
     late = Drowsiness()
     assert late.update((None, None), None, 7.0) == late.update((0.9, 0.9), False, 7.5) == []
     assert Drowsiness().finish() == []
 
 
 @pytest.mark.parametrize("rate", [1, 1.5, 2, 5])
-def test_a_sleeper_is_seen_at_few_frames_a_second(rate):
+def test_sleep_is_detected_at_low_frame_rates(rate):
     person, states, events = Drowsiness(), {}, []
     for t in numpy.arange(0, 60, 1 / rate):
         asleep = 20 <= t < 40
         events += person.update((0.05 if asleep else 1.0,) * 2, asleep, t)
         states[t] = person.state
-    assert not person.rare
+    assert not person.frame_rate_too_low
     (event,) = [event for event in events if event.kind != "blink"]
     assert event.kind == "sleep"
     assert abs(event.start - 20) <= 1 / rate
     assert abs(event.end - 40) <= 1 / rate
     assert {states[t] for t in states if 24 < t < 40} == {"asleep"}
     assert {states[t] for t in states if 3 < t < 20} == {"awake"}
-    assert person.minute.unseen <= 2
+    assert person.window.unseen <= 2
 
 
 def test_a_blink_in_one_frame_of_a_slow_camera_is_no_microsleep():
@@ -328,24 +328,24 @@ def test_a_blink_in_one_frame_of_a_slow_camera_is_no_microsleep():
     assert [event.kind for event in events] == ["blink"]
 
 
-def test_nobody_is_visible_where_frames_come_too_rarely():
+def test_nobody_is_visible_at_too_low_a_frame_rate():
     person = Drowsiness()
     for t in range(0, 60, 3):
         person.update((1.0, 1.0), False, t)
-    assert person.rare
+    assert person.frame_rate_too_low
     assert person.state == "not visible"
 
 
 @pytest.mark.parametrize(("away", "kinds"), [
     (1.0, ["not visible", "sleep"]), (4.0, ["not visible", "sleep", "sleep"])])
-def test_who_comes_back_with_shut_eyes_was_asleep_all_the_time(away, kinds):
+def test_a_gap_between_closed_eyes_counts_as_closed(away, kinds):
     person, events, states = Drowsiness(), [], {}
     for t in numpy.arange(0, 20, 1 / RATE):
         if 9 <= t < 9 + away:
             events += person.update((None, None), None, t)
         else:
-            shut = 5 <= t < 17
-            events += person.update((0.05 if shut else 1.0,) * 2, shut, t)
+            closed = 5 <= t < 17
+            events += person.update((0.05 if closed else 1.0,) * 2, closed, t)
         states[t] = person.state
     assert sorted(event.kind for event in events) == kinds
     back = min(t for t in states if t >= 9 + away)
@@ -353,7 +353,7 @@ def test_who_comes_back_with_shut_eyes_was_asleep_all_the_time(away, kinds):
     assert states[19.0] == "drowsy"
 
 
-def test_who_comes_back_with_open_eyes_slept_until_he_went():
+def test_a_sleep_ends_before_a_gap_that_is_followed_by_open_eyes():
     person, events = Drowsiness(), []
     for t in numpy.arange(0, 20, 1 / RATE):
         if 9 <= t < 10:

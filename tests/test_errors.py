@@ -1,4 +1,4 @@
-"""How a command ends: one line for a mistake, and no word where nobody reads any more."""
+"""How a command ends: one line for a mistake, silence after a closed pipe."""
 import subprocess
 import sys
 
@@ -12,7 +12,7 @@ MISTAKE = "from utils.errors import run, UserError\ndef main(): raise UserError(
 
 
 def piped(*argv):
-    """Standard error and exit code of a Python whose output nobody reads."""
+    """Standard error and exit code of a Python whose output pipe is closed."""
     child = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     child.stdout.close()
@@ -22,7 +22,7 @@ def piped(*argv):
 
 @pytest.mark.parametrize(("argv", "codes"), [
     (["-c", LONG], {141}), (["-c", SHORT], {141}),
-    # Some versions of argparse look away when a line cannot be printed.
+    # Some versions of argparse ignore a line that cannot be printed.
     (["main.py", "--help"], {0, 141})], ids=["long", "short", "help"])
 def test_a_closed_pipe_ends_quietly(argv, codes):
     text, code = piped(*argv)
@@ -30,5 +30,5 @@ def test_a_closed_pipe_ends_quietly(argv, codes):
     assert code in codes
 
 
-def test_a_mistake_is_still_said():
+def test_a_mistake_is_printed_to_a_closed_pipe():
     assert piped("-c", MISTAKE) == ("error: so\n", 2)

@@ -1,8 +1,9 @@
-"""What a prediction is worth: both units, subsets, order, tables."""
+"""Errors of predictions: both units, subsets of a scheme, order, tables."""
 import numpy
 import pytest
 
-from utils.data.dataset import FaceList, PreparedSet
+from utils.data.dataset import PreparedSet
+from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.evaluation import predict, score
 from utils.landmarks import crop, metrics, schemes
@@ -26,7 +27,7 @@ def test_photo_pixels_and_published_units_differ_by_the_stretch():
     truth_px = crop.to_photo(faces.points, faces.boxes)
     corners = numpy.linalg.norm(truth_px[0, 36] - truth_px[0, 45])
     shifted = crop.to_crop(truth_px + (0, 5.0), faces.boxes)
-    nme, published = predict.errors(shifted, faces, W300, W300)
+    nme, published = predict.list_nme(shifted, faces, W300, W300)
     assert nme == pytest.approx(5 / corners, rel=1e-9)
     # In the stretched crop the face is as high as wide: a vertical pixel counts twice here.
     unit = crop.to_crop(truth_px, faces.published)
@@ -39,7 +40,7 @@ def test_a_subset_is_divided_by_the_whole_face():
     faces = _faces()
     part = W300.subset([30, 31, 35])
     predicted = faces.points[:, [30, 31, 35]] + 0.01
-    nme, _ = predict.errors(predicted, faces, part, W300)
+    nme, _ = predict.list_nme(predicted, faces, part, W300)
     corners = numpy.linalg.norm(faces.points[0, 36] - faces.points[0, 45])
     assert nme == pytest.approx(0.01 * 2 ** 0.5 / corners, rel=1e-9)
 
@@ -48,7 +49,7 @@ def test_a_scheme_without_divisor_is_divided_by_the_box():
     faces = _faces(200, 200)
     scheme = SCHEMES["AFLW"]
     faces.points = faces.points[:, :19]
-    nme, published = predict.errors(faces.points + (0.1, 0), faces, scheme, scheme)
+    nme, published = predict.list_nme(faces.points + (0.1, 0), faces, scheme, scheme)
     assert nme == pytest.approx(0.1 * 240 / 220, rel=1e-9)
     assert published == pytest.approx(0.1 * 240 / 220, rel=1e-9)
 
@@ -57,11 +58,11 @@ def test_mirrored_error_is_the_same():
     faces = _faces()
     rng = numpy.random.default_rng(1)
     predicted = faces.points + rng.normal(0, 0.02, faces.points.shape)
-    nme, _ = predict.errors(predicted, faces, W300, W300)
+    nme, _ = predict.list_nme(predicted, faces, W300, W300)
     for array in (predicted, faces.points):
         array[...] = array[:, W300.flip]
         array[..., 0] = 1 - array[..., 0]
-    assert predict.errors(predicted, faces, W300, W300)[0] == pytest.approx(nme, rel=1e-9)
+    assert predict.list_nme(predicted, faces, W300, W300)[0] == pytest.approx(nme, rel=1e-9)
 
 
 def test_predictions_come_back_in_the_order_of_the_list(drawn_set):
@@ -72,26 +73,26 @@ def test_predictions_come_back_in_the_order_of_the_list(drawn_set):
         return numpy.repeat(value[:, None, None], 2, 2)
 
     whole = predict.predict_list(brightness, faces, 1.6, 64, batch=3)
-    single = [predict.predict_list(brightness, faces.take([i]), 1.6, 64)[0] for i in range(8)]
+    single = [predict.predict_list(brightness, faces.select([i]), 1.6, 64)[0] for i in range(8)]
     numpy.testing.assert_allclose(whole, single)
     assert len(numpy.unique(whole[:, 0, 0])) == 8
 
 
-def test_crops_of_a_list_are_read_once_where_they_are_kept(drawn_set, monkeypatch):
+def test_a_cache_reads_the_crops_of_a_list_once(drawn_set, monkeypatch):
     faces = PreparedSet(drawn_set).lists["test"]
 
     def brightness(images):
         return images.float().mean((1, 2, 3)).numpy()[:, None, None].repeat(2, 2)
 
-    whole, kept = predict.predict_list(brightness, faces, 1.6, 64, batch=3), []
-    first = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
+    whole, cache = predict.predict_list(brightness, faces, 1.6, 64, batch=3), []
+    first = predict.predict_list(brightness, faces, 1.6, 64, batch=3, cache=cache)
     monkeypatch.setattr(predict.FaceDataset, "read", None)
-    again = predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=kept)
+    again = predict.predict_list(brightness, faces, 1.6, 64, batch=3, cache=cache)
     assert (first == whole).all()
     assert (again == whole).all()
     monkeypatch.undo()
-    monkeypatch.setattr(predict, "KEPT", 8 * 3 * 64**2 - 1)
-    predict.predict_list(brightness, faces, 1.6, 64, batch=3, kept=(large := []))
+    monkeypatch.setattr(predict, "MAX_CACHE_BYTES", 8 * 3 * 64**2 - 1)
+    predict.predict_list(brightness, faces, 1.6, 64, batch=3, cache=(large := []))
     assert large == []
 
 
@@ -102,21 +103,21 @@ def test_a_face_of_several_lists_is_predicted_once(drawn_set):
         asked.append([path.name for path in part.images])
         return [faces.images.index(path) for path in part.images], part.points
 
-    lists = {"full": faces, "part": faces.take([2, 0])}
-    found = list(predict.once(lists, numbered))
+    lists = {"full": faces, "part": faces.select([2, 0])}
+    found = list(predict.predict_lists(lists, numbered))
     assert asked == [[path.name for path in faces.images]]
     assert [(name, one) for name, one, _ in found] == list(lists.items())
     assert found[1][2][0].tolist() == [2, 0]
     assert (found[1][2][1] == faces.points[[2, 0]]).all()
-    # A part that comes first leaves the rest to be asked for.
-    list(predict.once({"part": lists["part"], "full": faces}, numbered))
+    # Where a part comes first, only the rest of the full list is predicted.
+    list(predict.predict_lists({"part": lists["part"], "full": faces}, numbered))
     assert [len(names) for names in asked[1:]] == [2, len(faces) - 2]
 
 
 def test_a_model_of_another_scheme_is_refused():
     with pytest.raises(UserError, match="eyes.*12 of 300W's points.*WFLW.*98"):
-        schemes.fit_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")
-    schemes.fit_scheme(SCHEMES["eyes"], W300, "x.pt")
+        schemes.check_scheme(SCHEMES["eyes"], SCHEMES["WFLW"], "x.pt")
+    schemes.check_scheme(SCHEMES["eyes"], W300, "x.pt")
 
 
 def test_the_table_shows_both_units(capsys):
@@ -144,7 +145,7 @@ def test_errors_by_yaw(capsys):
 def test_yaws_of_the_annotation(drawn_set):
     prepared = PreparedSet(drawn_set)
     yaws = score.true_yaws(prepared)
-    assert yaws.keys() == prepared.tests.keys()
+    assert yaws.keys() == prepared.test_lists.keys()
     assert len(yaws["test"]) == 8
     assert (yaws["test"] >= 0).all()
     assert yaws["test"].std() > 1

@@ -1,4 +1,4 @@
-"""weights/<exp>/: names, tables and plots."""
+"""weights/<exp>/: names, locks, tables and plots."""
 import multiprocessing
 import os
 import subprocess
@@ -9,12 +9,12 @@ import cv2
 import numpy
 import pytest
 
-from utils import args, experiment
+from utils import args, experiment, plots
 from utils.errors import UserError
-from utils.training import launch
+from utils.training.settings import resolve_newest
 
 
-def test_numbers_are_chosen_once(tmp_path):
+def test_each_number_is_given_once(tmp_path):
     assert [experiment.new_experiment(folder=tmp_path).name for _ in range(3)] == \
         ["000", "001", "002"]
     assert experiment.new_experiment("mine.v2", tmp_path).name == "mine.v2"
@@ -25,7 +25,7 @@ def test_numbers_are_chosen_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", "x.pt", "x.onnx", ".hidden", "a b"])
-def test_names_that_are_none(tmp_path, name):
+def test_invalid_names_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="named by letters"):
         experiment.new_experiment(name, tmp_path)
 
@@ -81,7 +81,7 @@ def _record_some(folder, name):
         experiment.record({"exp": f"{name}{number}", "lr": 0.1}, folder)
 
 
-def test_experiments_that_end_together_are_all_recorded(tmp_path):
+def test_experiments_that_end_at_once_are_all_recorded(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_record_some, args=(tmp_path, name)) for name in "ab"]
     for writer in writers:
@@ -105,7 +105,7 @@ def test_epochs_are_written_and_rewritten(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2], "a resumed run continues its table"
     assert rows[1].items() >= {"epoch": 2, "lr": 0.05, "loss": 1.5, "val_nme": 7.0,
                                "seconds": 1.5}.items()
-    experiment.plot_curves(tmp_path)
+    plots.plot_curves(tmp_path)
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 5
 
 
@@ -138,7 +138,7 @@ def test_records_scores_and_comparison(tmp_path):
     assert experiment.read_records(tmp_path)[1]["data"] == "samples-64"
 
 
-def test_a_file_that_was_fitted_anew_loses_its_old_scores(tmp_path):
+def test_a_fit_clears_the_old_scores(tmp_path):
     experiment.record({"exp": "a", "data": "300W", "val_nme": "3.300"}, tmp_path)
     best = tmp_path / "a" / "best.pt"
     experiment.record_score(best, {"pytorch": {"test": {"nme": 3.1}}}, "300W")
@@ -154,18 +154,18 @@ def test_a_file_that_was_fitted_anew_loses_its_old_scores(tmp_path):
 
 def test_ced(tmp_path):
     values = numpy.random.default_rng(0).gamma(4, 0.01, 200)
-    experiment.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")
+    plots.plot_ced({"test": values, "common": values / 2}, tmp_path / "ced.png")
     assert cv2.imread(str(tmp_path / "ced.png")).std() > 5
     # Faces that no detector found are left out.
     missed = numpy.concatenate([values, [numpy.nan]])
-    experiment.plot_ced({"test": missed, "common": missed / 2}, tmp_path / "found.png")
+    plots.plot_ced({"test": missed, "common": missed / 2}, tmp_path / "found.png")
     assert (cv2.imread(str(tmp_path / "found.png")) == cv2.imread(str(tmp_path / "ced.png"))).all()
 
 
-def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):
+def test_exp_without_a_name_is_the_newest_experiment(weights, capsys):
     def ask(*argv):
         request = args.parse(argv)
-        launch.name_newest(request)
+        resolve_newest(request)
         return request.args.exp, request.typed.get("exp")
 
     with pytest.raises(UserError, match="no experiment with a best"):
@@ -177,7 +177,7 @@ def test_the_newest_experiment_stands_for_a_bare_exp(weights, capsys):
             os.utime(weights / name / file, (time, time))
     assert ask("--test", "--exp") == ("000", "000")
     assert capsys.readouterr().err == "--exp: 000, the newest experiment\n"
-    assert ask("--resume", "--exp") == ("mine", "mine"), "the only one to go on with"
+    assert ask("--resume", "--exp") == ("mine", "mine"), "the only one that can be resumed"
     assert ask("--test", "--exp", "--boxes", "haar")[0] == "000"
     assert ask("--test")[0] == "none"
     assert ask("--test", "--exp", "mine")[0] == "mine"
@@ -201,7 +201,7 @@ def test_a_second_training_of_one_experiment_is_refused(tmp_path):
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"is being trained by process {other.pid} on "):
         experiment.Lock(tmp_path)
-    # Killed without a chance to tidy up: the lock dies with it.
+    # The lock ends with a killed process.
     other.kill()
     other.communicate()
     with experiment.Lock(tmp_path):
@@ -212,16 +212,16 @@ def test_a_second_training_of_one_experiment_is_refused(tmp_path):
 def test_a_training_that_saved_nothing_leaves_nothing(tmp_path):
     folder = experiment.new_experiment("mine", tmp_path)
     with experiment.Lock(folder):
-        assert experiment.new_experiment("mine", tmp_path) == folder, "the lock alone is no run"
+        assert experiment.new_experiment("mine", tmp_path) == folder, "a lock alone is new"
     assert not folder.exists()
 
 
 def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        experiment.tensorboard(tmp_path)
+        experiment.tensorboard_writer(tmp_path)
     made = types.ModuleType("torch.utils.tensorboard")
     made.SummaryWriter = lambda folder: folder
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", made)
-    assert experiment.tensorboard(tmp_path) == str(tmp_path / "tensorboard")
-    assert experiment.tensorboard(tmp_path, first=False) is None
+    assert experiment.tensorboard_writer(tmp_path) == str(tmp_path / "tensorboard")
+    assert experiment.tensorboard_writer(tmp_path, is_main=False) is None

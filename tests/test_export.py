@@ -1,4 +1,4 @@
-"""The ONNX file: what it says of itself, and that it needs nothing of ours."""
+"""The ONNX file: inputs, outputs, metadata, equality with PyTorch, and when it is stale."""
 import argparse
 import json
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import main
-from utils import checkpoint
+from utils import checkpoint, provenance
 from utils.args import load_args
-from utils.deploy.export import export, export_weights, is_stale, licence
+from utils.deploy.export import export_onnx, export_weights, is_stale, licence
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -19,7 +19,7 @@ from utils.predictor import Predictor
 @pytest.fixture(scope="module")
 def exported(tiny_weights, tmp_path_factory):
     model = checkpoint.load_model(tiny_weights)
-    return model, export(model, tmp_path_factory.mktemp("onnx") / "net.onnx")
+    return model, export_onnx(model, tmp_path_factory.mktemp("onnx") / "net.onnx")
 
 
 def test_inputs_outputs_and_metadata(exported):
@@ -58,16 +58,17 @@ def test_onnx_equals_pytorch(exported, drawn_set):
     assert confidence.shape == (0, 68)
 
 
-def test_weights_that_are_halves_take_half_the_file_and_give_the_same(tiny_weights, tmp_path):
+def test_half_precision_weights_halve_the_file_and_keep_the_output(tiny_weights, tmp_path):
     trained = checkpoint.load_model(tiny_weights)
     shipped = checkpoint.load_model(tiny_weights)
     for value in (*shipped.parameters(), *shipped.buffers()):
         if value.is_floating_point():
             value.data = value.data.half().float()
-    large, small = export(trained, tmp_path / "a.onnx"), export(shipped, tmp_path / "b.onnx")
+    large = export_onnx(trained, tmp_path / "a.onnx")
+    small = export_onnx(shipped, tmp_path / "b.onnx")
     assert small.stat().st_size < 0.65 * large.stat().st_size
     kinds = {t.data_type for t in onnx.load(large).graph.initializer}
-    assert onnx.TensorProto.FLOAT16 not in kinds, "weights as trained keep all their bits"
+    assert onnx.TensorProto.FLOAT16 not in kinds, "float32 weights must not be rounded"
     images = numpy.random.default_rng(2).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
     with torch.inference_mode():
         expected = shipped.predict(torch.from_numpy(images).permute(0, 3, 1, 2))
@@ -86,15 +87,15 @@ def test_predictor_is_the_same_from_either_file(exported, tiny_weights):
     assert one.scheme.state() == other.scheme.state()
 
 
-def test_a_regression_says_that_it_has_no_scores(exported, tmp_path):
+def test_a_regression_has_no_confidence(exported, tmp_path):
     trained, path = exported
-    assert Predictor(path).scored
+    assert Predictor(path).has_confidence
     args = load_args({"backbone": "test_resnet", "input_size": 64, "head": "regression"})
     model = checkpoint.build_model(args, trained.scheme)
     checkpoint.save({**checkpoint.describe(args, trained.scheme, trained.crop),
                      "weights": model.state_dict()}, tmp_path / "best.pt")
     for file in (tmp_path / "best.pt", export_weights(tmp_path / "best.pt")):
-        assert not Predictor(file).scored
+        assert not Predictor(file).has_confidence
 
 
 def test_files_that_are_no_models(exported, tmp_path):
@@ -109,10 +110,10 @@ def test_files_that_are_no_models(exported, tmp_path):
     with pytest.raises(UserError, match="not of this repository"):
         Predictor(tmp_path / "foreign.onnx")
     with pytest.raises(UserError, match="could not be written"):
-        export(exported[0], tmp_path / "nowhere" / "net.onnx")
+        export_onnx(exported[0], tmp_path / "nowhere" / "net.onnx")
 
 
-def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_said(exported, monkeypatch):
+def test_a_requested_gpu_that_cannot_be_used_is_an_error(exported, monkeypatch):
     monkeypatch.setattr("utils.predictor._providers", lambda device: ["CPUExecutionProvider"])
     with pytest.raises(UserError, match="cannot use the GPU here"):
         Predictor(exported[1], "cuda")
@@ -121,16 +122,16 @@ def test_a_gpu_that_is_asked_for_and_cannot_be_used_is_said(exported, monkeypatc
 def test_an_onnx_file_of_other_weights_is_stale(tiny_weights, tmp_path):
     path, state = tmp_path / "net.pt", checkpoint.read(tiny_weights)
     checkpoint.save(state, path)
-    assert is_stale(path), "there is none"
-    export(checkpoint.load_model(path), path.with_suffix(".onnx"))
+    assert is_stale(path), "there is no file"
+    export_onnx(checkpoint.load_model(path), path.with_suffix(".onnx"))
     assert not is_stale(path)
     eyes = checkpoint.load_model(path).eyes.state()
     checkpoint.save({**state, "eyes": {**eyes, "closed_below": 0.123}}, path)
-    assert is_stale(path), "its limits are others"
+    assert is_stale(path), "its thresholds differ"
     weights = checkpoint.weights_of(state)
     name = next(k for k, v in weights.items() if v.is_floating_point())
     checkpoint.save({**state, "weights": {**weights, name: weights[name] + 1}}, path)
-    assert is_stale(path), "its weights are others"
+    assert is_stale(path), "its weights differ"
 
 
 @pytest.mark.parametrize("images", [
@@ -151,12 +152,12 @@ def test_the_flip_test_is_exported(tiny_weights, tmp_path):
     landmarks = (seen[0] + mirrored[0][:, flip] * [-1, 1] + [1, 0]) / 2
     confidence = (seen[1] + mirrored[1][:, flip]) / 2
     export_weights(path)
-    with pytest.raises(UserError, match="does not average with the mirrored face; export it so"):
+    with pytest.raises(UserError, match="was exported without --flip-test; export it again"):
         Predictor(path.with_suffix(".onnx"), flip_test=True)
     assert not is_stale(path)
     export_weights(path, flip_test=True)
-    assert not is_stale(path), "it is as it was exported"
-    # Shipped so, nothing has to be asked for.
+    assert not is_stale(path), "flip_test is a choice of the export"
+    # A checkpoint with flip_test needs no option.
     checkpoint.save({**state, "flip_test": True}, path)
     assert not is_stale(path)
     for predictor in (Predictor(path), Predictor(path.with_suffix(".onnx"), flip_test=True)):
@@ -165,7 +166,7 @@ def test_the_flip_test_is_exported(tiny_weights, tmp_path):
         assert predictor(images[:1])[0].shape == (1, *landmarks.shape[1:])
 
 
-def test_a_test_exports_anew_what_is_stale(tiny_weights, tmp_path, capsys):
+def test_a_test_exports_a_stale_file_again(tiny_weights, tmp_path, capsys):
     path = tmp_path / "net.pt"
     checkpoint.save(checkpoint.read(tiny_weights), path)
     settings = argparse.Namespace(exp=str(path), flip_test=False)
@@ -174,10 +175,10 @@ def test_a_test_exports_anew_what_is_stale(tiny_weights, tmp_path, capsys):
     assert capsys.readouterr().out.count("exporting") == 1
     path.with_suffix(".int8.onnx").touch()
     main.export(settings, {"export"})
-    assert "net.int8.onnx is as it was; --export --int8" in capsys.readouterr().out
+    assert "net.int8.onnx was not written; --export --int8" in capsys.readouterr().out
 
 
-def test_a_file_is_exported_anew_as_it_was(tiny_weights, tmp_path):
+def test_a_stale_file_keeps_its_flip_test(tiny_weights, tmp_path):
     path = tmp_path / "net.pt"
     state = checkpoint.read(tiny_weights)
     checkpoint.save(state, path)
@@ -203,21 +204,24 @@ def test_the_file_carries_the_licence_of_its_data(exported):
     assert "drawn by the repository" in licence(["samples"])
 
 
-def test_the_data_of_what_weights_began_with_is_theirs_too(tiny_weights, tmp_path):
-    args = {"data": "none", "data_dir": "/x/300W+eyes-256", "unlabelled_dir": "lfw", "gssl": True,
+def test_weights_inherit_the_data_sets_of_their_parents(tiny_weights, tmp_path):
+    args = {"data_dir": "/x/300W+eyes-256", "unlabelled_dir": "lfw", "gssl": True,
             "input_size": 256, "pretrained": "timm", "teacher": "none"}
-    assert checkpoint.data_sets(args) == ["300W", "eyes", "lfw"]
-    assert checkpoint.data_sets({**args, "data": "samples"}) == ["samples"]
+    assert provenance.training_sets(args, checkpoint.read) == ["300W", "eyes", "lfw"]
+    assert provenance.training_sets({**args, "data_dir": "samples"}, checkpoint.read) == ["samples"]
     begun = tmp_path / "begun.pt"
     checkpoint.save({**checkpoint.read(tiny_weights), "sets": ["300W", "lfw"]}, begun)
     own = {**args, "data_dir": "phone", "gssl": False, "pretrained": str(begun)}
-    assert checkpoint.data_sets(own) == ["phone", "300W", "lfw"]
-    assert checkpoint.data_sets({**own, "pretrained": "none", "teacher": str(begun)}) == [
-        "phone", "300W", "lfw"]
-    assert "research only" in licence(checkpoint.data_sets(own))
-    # A file of before, which lacks a setting, says what it can.
+    assert provenance.training_sets(own, checkpoint.read) == ["phone", "300W", "lfw"]
+    taught = {**own, "pretrained": "none", "teacher": str(begun)}
+    assert provenance.training_sets(taught, checkpoint.read) == ["phone", "300W", "lfw"]
+    assert "research only" in licence(provenance.training_sets(own, checkpoint.read))
+    # A file of an earlier version may lack a setting, or hold one by its old name.
     state = checkpoint.read(tiny_weights)
-    for missing in ("gssl", "data"):
+    older = {**state["args"], "data": "samples"}
+    checkpoint.save({**state, "args": older, "sets": None}, begun)
+    assert checkpoint.load_model(begun).sets == ["samples"]
+    for missing in ("gssl", "merge"):
         older = {k: v for k, v in state["args"].items() if k != missing}
         checkpoint.save({**state, "args": older, "sets": None}, begun)
         assert checkpoint.load_model(begun).sets

@@ -1,4 +1,4 @@
-"""Scores of shut and open eyes, the limits fitted from them, and where these are kept."""
+"""Scores of closed and open eyes, the thresholds fitted to them, and the files that hold them."""
 import json
 import shutil
 
@@ -17,16 +17,17 @@ from utils.evaluation import eyes as scores
 from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
+from utils.training import lid_fit
 
 SCHEME = SCHEMES["300W"]
 
 
 def reading(closed, ratio, judged=True, called=None):
-    """A Reading of a face whose eyes have this aspect ratio; None: it was not found."""
+    """An EyeReading of a face with this eye aspect ratio; None: it was not found."""
     if ratio is None:
-        return scores.Reading(None, closed, None, None, None)
+        return scores.EyeReading(None, closed, None, None, None)
     called = (ratio < 0.2 if called is None else called) if judged else None
-    return scores.Reading(None, closed, None, numpy.full(68, 0.4),
+    return scores.EyeReading(None, closed, None, numpy.full(68, 0.4),
                           eyes.Eyes((0.5, 0.5), called, (ratio - 0.01, ratio + 0.01)))
 
 
@@ -36,14 +37,14 @@ def test_separation_counts_pairs_and_ties():
     found = scores.separation(shut, opened)
     pairs = (shut[:, None] < opened).mean() + (shut[:, None] == opened).mean() / 2
     assert found["auc"] == pytest.approx(pairs)
-    # By hand: at 1 % two of 200 open eyes may be called shut, so all below the third lowest is.
+    # At 1 %, two of 200 open eyes may be false alarms, so the threshold is the third lowest.
     assert found["recall_at_1"] == pytest.approx(100 * (shut < numpy.sort(opened)[2]).mean())
     assert found["recall_at_0.1"] == pytest.approx(100 * (shut < opened.min()).mean())
     assert scores.separation(numpy.array([1.0]), numpy.array([2.0]))["auc"] == 1
     assert numpy.isnan(scores.separation(numpy.array([]), numpy.array([2.0]))["auc"])
 
 
-def test_who_is_not_found_or_not_judged_is_not_called_shut():
+def test_a_face_that_is_not_found_or_not_judged_counts_as_open():
     readings = [reading(True, 0.1), reading(True, 0.1), reading(True, None),
                 reading(True, 0.1, judged=False), reading(False, 0.3), reading(False, 0.15),
                 reading(False, None), reading(False, 0.3)]
@@ -56,27 +57,27 @@ def test_who_is_not_found_or_not_judged_is_not_called_shut():
     assert found["eye_auc"] == 1
 
 
-def test_fitted_limits_part_the_states_and_shy_from_false_alarms():
+def test_fitted_thresholds_separate_the_states_and_avoid_false_alarms():
     rng = numpy.random.default_rng(1)
     shut, opened = rng.normal(0.08, 0.02, 200), rng.normal(0.3, 0.03, 300)
     readings = [reading(True, r) for r in shut] + [reading(False, r) for r in opened]
-    limits = scores.fit(readings, SCHEME)
+    limits = lid_fit.fit_thresholds(readings, SCHEME)
     assert limits.shut == pytest.approx(numpy.median(shut), abs=1e-3)
     assert limits.open == pytest.approx(numpy.median(opened), abs=1e-3)
     assert limits.min_confidence == pytest.approx(0.2)
     border = limits.shut + limits.closed_below * (limits.open - limits.shut)
-    # Three times as far from the open side.
+    # Three times as far from the open side as from the closed one.
     assert border == pytest.approx(shut.max() + (opened.min() - shut.max()) / 4, abs=1e-3)
-    # Where they overlap, ten open eyes called shut cost more than ten shut ones missed.
+    # Where the states overlap, ten false alarms cost more than seven missed eyes.
     readings += [reading(False, 0.12) for _ in range(10)] + [reading(True, 0.14) for _ in range(7)]
-    border = (limits := scores.fit(readings, SCHEME)).shut + limits.closed_below * (
+    border = (limits := lid_fit.fit_thresholds(readings, SCHEME)).shut + limits.closed_below * (
         limits.open - limits.shut)
     assert border < 0.12
 
 
-def test_a_face_is_one_with_all_below_its_eyes_covered(tmp_path):
+def test_the_face_threshold_is_fitted_to_faces_covered_below_the_eyes(tmp_path):
     def seen(image):
-        # Rows of one colour are covered: beside a painted face there is something of everything.
+        # A covered row has one colour; any other row shows face and background.
         return (image.std(1).max(1) > 5).mean()
 
     class Seeing(painted_faces.Painted):
@@ -93,25 +94,25 @@ def test_a_face_is_one_with_all_below_its_eyes_covered(tmp_path):
         path = tmp_path / f"{i:02d}.png"
         cv2.imwrite(str(path), image[..., ::-1])
         points, confidence, _ = refine(predictor, image, [[100 + i, 70, 180 + i, 150]])
-        eye = eyes.look(points[0], confidence[0], SCHEME, eyelids.EyeThresholds())
-        readings.append(scores.Reading(path, False, points[0], confidence[0], eye))
+        eye = eyes.read_eyes(points[0], confidence[0], SCHEME, eyelids.EyeThresholds())
+        readings.append(scores.EyeReading(path, False, points[0], confidence[0], eye))
     assert min(predictor.shares) > 0.95
     predictor.shares.clear()
-    found = scores.fit_face(predictor, readings)
-    # Eyes lie above the middle of a crop, and are seen; the mouth is not.
+    found = lid_fit.fit_face_confidence(predictor, readings)
+    # The eyes, above the middle of a crop, stay visible; the mouth does not.
     assert all(0.3 < share < 0.55 for share in predictor.shares)
     assert found == pytest.approx(0.9 * numpy.percentile(predictor.shares, 5))
 
 
-def test_limits_of_too_few_faces_or_of_a_blind_model():
+def test_too_few_faces_and_a_model_that_cannot_separate_are_errors():
     many = [reading(True, 0.1)] * 20 + [reading(False, 0.3)] * 20
     with pytest.raises(UserError, match="20 faces with eyes open, 19 were found"):
-        scores.fit(many[:-1], SCHEME)
+        lid_fit.fit_thresholds(many[:-1], SCHEME)
     with pytest.raises(UserError, match="20 faces with eyes closed, 19 were found"):
-        scores.fit([reading(True, None), *many[1:]], SCHEME)
-    with pytest.raises(UserError, match="sees shut eyes as open as open ones"):
-        scores.fit([reading(closed, 0.3 - 0.1 * (not closed)) for closed in [True, False] * 20],
-                   SCHEME)
+        lid_fit.fit_thresholds([reading(True, None), *many[1:]], SCHEME)
+    with pytest.raises(UserError, match="predicts closed eyes as open as open ones"):
+        lid_fit.fit_thresholds([reading(closed, 0.3 - 0.1 * (not closed))
+                                for closed in [True, False] * 20], SCHEME)
 
 
 @pytest.fixture
@@ -124,18 +125,18 @@ def shipped(tiny_weights, weights):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".onnx"])
-def test_limits_are_kept_with_the_weights(shipped, suffix):
+def test_thresholds_are_stored_with_the_weights(shipped, suffix):
     file = shipped.with_suffix(suffix)
     assert Predictor(file).eyes == eyelids.EyeThresholds()
     limits = eyelids.EyeThresholds(0.125, 0.25, 0.5, 0.0625)
-    scores.keep(limits, None, file)
+    lid_fit.store(limits, None, file)
     assert Predictor(file).eyes == limits
     assert [path.name for path in shipped.parent.glob("*.tmp")] == []
 
 
-def test_a_file_exported_later_has_them_too(shipped):
+def test_a_later_export_has_the_thresholds(shipped):
     limits, before = eyelids.EyeThresholds(0.125, 0.25, 0.5, 0.0625), checkpoint.read(shipped)
-    scores.keep(limits, None, shipped)
+    lid_fit.store(limits, None, shipped)
     after = checkpoint.read(shipped)
     assert {name for name in after if name not in before or name == "eyes"} == {"eyes"}
     assert set(before) <= set(after)
@@ -144,7 +145,7 @@ def test_a_file_exported_later_has_them_too(shipped):
 
 
 def test_the_command(shipped, tmp_path, monkeypatch, capsys):
-    """Painted faces: number 1 has its eyes shut, number 5 open, as the stand-in network sees it."""
+    """The stand-in network predicts closed eyes for painted face 1 and open ones for face 5."""
     folder = tmp_path / "faces"
     for state, number in (("closed", 1), ("open", 5)):
         (folder / state).mkdir(parents=True)
@@ -183,11 +184,11 @@ def test_the_command(shipped, tmp_path, monkeypatch, capsys):
     assert cv2.imread(str(shipped.with_name("mine-eyes-worst.png"))).shape[:2] == (800, 1600)
 
 
-def test_a_second_look_at_a_face_that_fills_the_picture():
+def test_a_face_that_fills_the_picture_is_detected_with_a_border():
     seen = []
 
     class Shy:
-        """Finds a face of 60 px only where there is room about it, and is surer of it then."""
+        """Finds a face of 60 px only with a border around it, with more confidence."""
 
         def __call__(self, image):
             seen.append(image.shape)
@@ -198,15 +199,14 @@ def test_a_second_look_at_a_face_that_fills_the_picture():
 
     shy = Shy()
     shy.first = []
-    detector = painted_faces.Detector("shy", shy, (0, 0, 1)).thorough()
+    detector = painted_faces.Detector("shy", shy, (0, 0, 1)).with_retry()
     image = numpy.zeros((80, 100, 3), numpy.uint8)
     assert detector(image).tolist() == [[0, 5, 90, 100, 0.9]]
-    assert seen == [(80, 100, 3),
-                                                                           (180, 200, 3)]
-    shy.first = [[10, 10, 95, 75, 0.5]]  # Large, and doubtful: look again.
+    assert seen == [(80, 100, 3), (180, 200, 3)]
+    shy.first = [[10, 10, 95, 75, 0.5]]  # Large and uncertain: a second pass.
     assert detector(image)[0, 4] == 0.9
-    shy.first = [[10, 10, 95, 75, 0.95]]  # Surer at the first look.
+    shy.first = [[10, 10, 95, 75, 0.95]]  # More confident in the first pass.
     assert detector(image)[0, :2].tolist() == [10, 10]
-    shy.first, seen[:] = [[10, 10, 60, 60, 0.5]], []  # Small enough: once is enough.
+    shy.first, seen[:] = [[10, 10, 60, 60, 0.5]], []  # Small: one pass.
     assert detector(image)[0, 4] == 0.5
     assert len(seen) == 1

@@ -1,4 +1,4 @@
-"""Faces with shut and open eyes: which photos, their labels, and the set that they join."""
+"""Faces with closed and open eyes: the photos, their labels, and the set they are added to."""
 import csv
 import shutil
 
@@ -19,14 +19,14 @@ from utils.training import trainer
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """closed/ and open/ with painted faces, one photo without a face, one that is none."""
+    """closed/ and open/ with painted faces, a photo without a face, a broken photo and a text."""
     folder = tmp_path_factory.mktemp("photos") / "lids"
     for state in eye_states.STATES:
         (folder / state).mkdir(parents=True)
     for i, name in enumerate(("closed/a.png", "closed/b b.png", "open/c.png", "open/none.png")):
         image = painted_faces.background(i)
         if "none" not in name:
-            # The larger of two faces is meant.
+            # The larger of the two faces is labelled.
             image = painted_faces.paint(image, (3 + i, 150, 120, 90), (12, 280, 60, 40))
         assert cv2.imwrite(str(folder / name), image[..., ::-1])
     (folder / "closed" / "broken.jpg").write_bytes(b"no image")
@@ -34,8 +34,8 @@ def photos(tmp_path_factory):
     return folder
 
 
-class Steady(painted_faces.Painted):
-    """A teacher whose mirrored landmarks are the landmarks mirrored."""
+class Consistent(painted_faces.Painted):
+    """A teacher that predicts mirrored landmarks in a mirrored photo."""
     path, doubtful = "teacher.pt", None
 
     def __init__(self, path=None):
@@ -46,21 +46,21 @@ class Steady(painted_faces.Painted):
 
 @pytest.fixture
 def painted(monkeypatch):
-    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", Steady)
+    monkeypatch.setattr(pseudo_labels.predictors, "Predictor", Consistent)
     monkeypatch.setattr(pseudo_labels, "get_detector", lambda name: painted_faces.detector())
 
 
 @pytest.fixture(scope="module")
 def labelled(drawn_set, tmp_path_factory):
-    """A copy of the drawn set, to be joined."""
+    """A copy of the drawn set, to which faces are added."""
     return shutil.copytree(drawn_set, tmp_path_factory.mktemp("sets") / "faces-64")
 
 
-def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, weights):
+def test_the_faces_are_added_to_the_training_list(photos, labelled, painted, capsys, weights):
     before = PreparedSet(labelled)
     output = DataGenerator(photos, labelled=labelled, teacher="teacher.pt").run()
     assert output == labelled.with_name("faces+lids-64")
-    assert "2 faces with shut eyes, each listed 2 times, and 1 with open ones join; 2 left out" \
+    assert "2 faces with closed eyes, each listed 2 times, and 1 with open eyes added; 2 left out" \
         in capsys.readouterr().out
     problems = (output / "problems.txt").read_text()
     assert "broken.jpg: it cannot be read" in problems
@@ -72,7 +72,7 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
     ratio = numpy.array([eyelids.aspect_ratios(face, SCHEMES["300W"]) for face in added]).mean(1)
     assert (ratio[:-1] < 0.06).all()
     assert ratio[-1] > 0.2
-    # The nominal crop lies around the larger face, as the set's rule says, and the picture with it.
+    # The nominal crop is around the larger face by the set's crop rule, and the image shows it.
     low, high = added[-1].min(0), added[-1].max(0)
     assert (high - low).max() == pytest.approx(1 / before.crop["scale"], abs=0.01)
     crop = cv2.imread(str(output / "images" / "eyes_open_c.jpg"))
@@ -83,7 +83,7 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
         rows = [row for row in csv.reader(file) if row[2] == "eyes"]
     assert len(rows) == 3
     assert rows[0][1].endswith("a.png")
-    # It is what is trained on.
+    # The set can be trained on.
     folder = trainer.train(load_args({
         "data_dir": str(output), "exp": "joined", "backbone": "mobilenetv3_small_050",
         "input_size": 32, "epochs": 1, "batch_size": 8, "effective_batch": 8, "workers": 0,
@@ -91,19 +91,19 @@ def test_the_faces_join_the_training_list(photos, labelled, painted, capsys, wei
     assert (folder / "best.pt").is_file()
 
 
-def test_a_face_whose_mirrored_landmarks_lie_elsewhere_is_left_out(photos, labelled, painted,
+def test_a_face_whose_mirrored_landmarks_differ_is_left_out(photos, labelled, painted,
                                                                    monkeypatch, tmp_path):
-    def doubtful(self, images):
+    def inconsistent(self, images):
         points, confidence = painted_faces.Painted.__call__(self, images)
         return points + (0.2, 0), confidence  # To the right in both views.
 
-    monkeypatch.setattr(Steady, "__call__", doubtful)
+    monkeypatch.setattr(Consistent, "__call__", inconsistent)
     with pytest.raises(UserError, match="no face could be labelled"):
         pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=tmp_path / "out")
-    assert (tmp_path / "out" / "problems.txt").read_text().count("% off, measured as NME") == 3
+    assert (tmp_path / "out" / "problems.txt").read_text().count("predictions disagree") == 3
 
 
-def test_once_more_replaces_it_and_never_the_set_itself(photos, labelled, painted, tmp_path):
+def test_a_second_run_replaces_the_output_not_the_labelled_set(photos, labelled, painted, tmp_path):
     output = tmp_path / "out"
     for _ in range(2):
         pseudo_labels.prepare(photos, labelled, ["teacher.pt"], output_dir=output)
@@ -142,7 +142,7 @@ def test_names_choose_photos(photos, tmp_path):
         eye_states.list_photos(photos, tmp_path / "none.txt")
 
 
-def test_mistakes_are_one_line(photos, labelled, painted, tmp_path, monkeypatch):
+def test_wrong_arguments_are_reported(photos, labelled, painted, tmp_path, monkeypatch):
     (tmp_path / "closed").mkdir()
     with pytest.raises(UserError, match="has no folder open"):
         eye_states.list_photos(tmp_path)

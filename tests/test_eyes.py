@@ -1,14 +1,15 @@
-"""Eye aspect ratio and openness of eyes whose opening is known."""
+"""Eye aspect ratio and openness of eyes with known opening."""
 import numpy
 import pytest
 
 from utils.drowsiness import eyes
 from utils.errors import UserError
+from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES, get_scheme, read_scheme
 
 
 def face(scheme, ratio):
-    """Landmarks whose eyes are diamonds, flat on top: each lid point ratio / 2 off the line."""
+    """Return landmarks whose lid points are ratio / 2 eye widths off the line of the corners."""
     points = numpy.zeros((scheme.points, 2))
     for contour, left in zip(scheme.eyes, (0, 200)):
         half = len(contour) // 2
@@ -20,70 +21,71 @@ def face(scheme, ratio):
 
 
 @pytest.mark.parametrize("scheme", ["300W", "WFLW", "eyes", "LaPa", "COFW"])
-def test_ratio_is_height_over_width_whatever_the_pose(scheme):
+def test_ratio_is_height_over_width_in_any_pose(scheme):
     scheme = get_scheme(scheme)
     points = face(scheme, 0.3)
     turn = numpy.array([[0.8, 0.6], [-0.6, 0.8]])
     for view in (points, points * 3 + 50, points @ turn):
-        assert eyes.aspect_ratios(view, scheme) == pytest.approx((0.3, 0.3))
+        assert eyelids.aspect_ratios(view, scheme) == pytest.approx((0.3, 0.3))
 
 
-def test_right_and_left_are_told_apart():
+def test_right_and_left_eye_are_separate():
     scheme = SCHEMES["300W"]
     points = face(scheme, 0.3)
     points[36:42] = face(scheme, 0.1)[36:42]
-    assert eyes.aspect_ratios(points, scheme) == pytest.approx((0.1, 0.3))
+    assert eyelids.aspect_ratios(points, scheme) == pytest.approx((0.1, 0.3))
 
 
 def test_schemes_without_eye_contours(tmp_path):
     (tmp_path / "two.yaml").write_text("points: 2\nflip: [[0, 1]]\n")
     for scheme in (SCHEMES["AFLW"].subset(range(12, 19)), read_scheme(str(tmp_path / "two.yaml"))):
         with pytest.raises(UserError, match="no eye|has not"):
-            eyes.aspect_ratios(numpy.zeros((scheme.points, 2)), scheme)
+            eyelids.aspect_ratios(numpy.zeros((scheme.points, 2)), scheme)
 
 
-def look(ratios, size=80, **limits):
-    """eyes.look at a face of 300W with eyes of these ratios (right, left), so many pixels wide."""
+def read(ratios, size=80, **thresholds):
+    """Read the eyes of a 300W face with these aspect ratios (right, left), `size` pixels wide."""
     scheme = SCHEMES["300W"]
     points = face(scheme, ratios[1])
     points[36:42] = face(scheme, ratios[0])[36:42]
-    limits = {"shut": 0.06, "open": 0.32, "closed_below": 0.2} | limits
-    return eyes.look(points * size / 80, numpy.full(68, 0.3), scheme, eyes.EyeThresholds(**limits))
+    thresholds = {"shut": 0.06, "open": 0.32, "closed_below": 0.2} | thresholds
+    return eyes.read_eyes(points * size / 80, numpy.full(68, 0.3), scheme,
+                          eyelids.EyeThresholds(**thresholds))
 
 
-def test_openness_lies_between_the_limits():
-    found = look((0.06, 0.32))
+def test_openness_is_linear_between_the_thresholds():
+    found = read((0.06, 0.32))
     assert found.openness == pytest.approx((0, 1))
     assert found.closed is False
-    assert look((0.02, 0.5)).openness == (0, 1)
-    assert look((0.2, 0.2), shut=0.1, open=0.3).openness == pytest.approx((0.5, 0.5))
+    assert read((0.02, 0.5)).openness == (0, 1)
+    assert read((0.2, 0.2), shut=0.1, open=0.3).openness == pytest.approx((0.5, 0.5))
 
 
-def test_closed_is_of_both_eyes():
-    assert look((0.07, 0.08)).closed is True
-    assert look((0.07, 0.3)).closed is False
-    assert look((0.15, 0.15)).closed is False
-    assert look((0.15, 0.15), closed_below=0.5).closed is True
+def test_closed_depends_on_the_mean_of_both_eyes():
+    assert read((0.07, 0.08)).closed is True
+    assert read((0.07, 0.3)).closed is False
+    assert read((0.15, 0.15)).closed is False
+    assert read((0.15, 0.15), closed_below=0.5).closed is True
 
 
 def test_an_eye_that_cannot_be_judged_is_none():
-    small = look((0.3, 0.3), size=3.9)
+    small = read((0.3, 0.3), size=3.9)
     assert small.openness == (None, None)
     assert small.closed is None
-    assert look((0.3, 0.3), size=4.5).closed is False
-    assert look((0.3, 0.3), min_confidence=0.4).closed is None
-    # Half of the face is outside of the picture.
+    assert read((0.3, 0.3), size=4.5).closed is False
+    assert read((0.3, 0.3), min_confidence=0.4).closed is None
+    # Part of the face is outside of the image.
     scheme = SCHEMES["300W"]
     points = face(scheme, 0.02) + 10
     for shape, judged in (((50, 300, 3), (True, True)), ((50, 280, 3), (True, False)),
                           ((50, 80, 3), (False, False)), ((9, 300, 3), (False, False))):
-        found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.EyeThresholds(), shape)
+        found = eyes.read_eyes(points, numpy.full(68, 0.3), scheme, eyelids.EyeThresholds(), shape)
         assert tuple(value is not None for value in found.openness) == judged
-    # A face turned away shows one eye.
+    # One eye of a face that is turned away is too narrow.
     scheme = SCHEMES["300W"]
     points = face(scheme, 0.3)
     points[42:48, 0] = 200 + (points[42:48, 0] - 200) * 0.4
-    found = eyes.look(points, numpy.full(68, 0.3), scheme, eyes.EyeThresholds())
+    found = eyes.read_eyes(points, numpy.full(68, 0.3), scheme, eyelids.EyeThresholds())
     assert found.openness[1] is None
     assert found.openness[0] > 0.9
     assert found.closed is False

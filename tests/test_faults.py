@@ -1,4 +1,4 @@
-"""Numerical faults, bad files in mid-run, a full disk: skipped, replaced, or said in one line."""
+"""NaN losses, unreadable images and full disks during training are skipped or reported."""
 import contextlib
 import os
 import pathlib
@@ -18,8 +18,9 @@ from utils import checkpoint
 from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
-from utils.training import engine, gssl, loss
+from utils.training import ddp, gssl, loader, loss, optim
 from utils.training.ddp import Ranks
+from utils.training.state import TrainState
 from utils.training.trainer import Trainer
 
 BACKBONE = "mobilenetv3_small_050"
@@ -31,7 +32,7 @@ def warm():
 
 
 class Poison:
-    """The loss of a training, which is `value` at the given calls and the real one else."""
+    """A loss that returns `value` at the given calls and the real loss otherwise."""
 
     def __init__(self, real, calls, value):
         self.real, self.calls, self.value, self.made = real, calls, value, 0
@@ -41,36 +42,34 @@ class Poison:
         computed = self.real(predicted, landmarks)
         if self.made - 1 not in self.calls:
             return computed
-        # Not the real loss times NaN: gradients must not depend on NaN running through the net.
+        # The gradients must be finite: only the value of the loss is bad.
         return computed * 0 + computed.detach() * 0 + self.value
 
 
-def training(faces, folder, calls=(), value=float("nan"), scaled=False, ema=None, **given):
+def training(faces, folder, calls=(), value=float("nan"), scaled=False, ema=None, **options):
     """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss.
 
-    given: settings; `fused`: whether the optimiser is, as on a GPU; `ranks`.
+    options: settings, and "fused" (use the optimiser of a GPU) and "ranks".
     """
-    fused, ranks = given.pop("fused", False), given.pop("ranks", Ranks())
+    fused, ranks = options.pop("fused", False), options.pop("ranks", Ranks())
     args = load_args({"batch_size": 3, "effective_batch": 6, "input_size": 64, "workers": 0,
-                      "save_minutes": 1000, **given})
+                      "save_minutes": 1000, **options})
     prepared = dataset.PreparedSet(faces)
     torch.manual_seed(0)
     model = LandmarkNet(prepared.scheme, BACKBONE, args.head).to(ranks.device)
-    faces = prepared.lists["train"].take(numpy.arange(36))
-    loader, sampler = engine.make_loader(faces, prepared, prepared.scheme, args, ranks, 2)
+    faces = prepared.lists["train"].select(numpy.arange(36))
+    batches, sampler = loader.make_loader(faces, prepared, prepared.scheme, args, ranks, 2)
     scaler = torch.amp.GradScaler(ranks.device.type, init_scale=16.0, enabled=scaled,
                                   growth_interval=1000)
     poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
-    trainer = Trainer(args, folder, ranks, SimpleNamespace(asked=False))
-    trainer.args, trainer.round = args, gssl.plan(args)[0]
-    trainer.model = model
-    trainer.parallel = engine.parallelise(model, ranks, args.input_size)
-    trainer.optimizer, trainer.scaler, trainer.ema = (
-        torch.optim.AdamW(model.parameters(), fused=fused), scaler, ema)
-    trainer.scheduler = SimpleNamespace(step_update=lambda number: None)
-    trainer.loss, trainer.loader, trainer.sampler = poisoned, loader, sampler
-    trainer.skips = engine.Skips(faces, folder, ranks)
-    return trainer
+    state = TrainState(
+        gssl.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
+        digest="", model=model, ddp_model=ddp.wrap_ddp(model, ranks, args.input_size), ema=ema,
+        teacher=None, loss=poisoned, loader=batches, sampler=sampler,
+        faults=loader.FaultCounter(faces, folder, ranks), dtype=None, scaler=scaler,
+        optimizer=torch.optim.AdamW(model.parameters(), fused=fused),
+        scheduler=SimpleNamespace(step_update=lambda number: None))
+    return Trainer(args, folder, ranks, SimpleNamespace(requested=False), state)
 
 
 def snapshot(model):
@@ -79,41 +78,41 @@ def snapshot(model):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_bad_loss_skips_its_step_and_nothing_of_it_stays(warm, tmp_path, value):
-    # The bad one is the second micro-batch of step 2: the first has already left gradients.
+def test_a_bad_loss_skips_its_step_and_leaves_no_trace(warm, tmp_path, value):
+    # The second micro-batch of step 2 is bad, after the first has accumulated gradients.
     training_ = training(warm.faces, tmp_path, {5}, value)
     before = {}
-    apply = training_.optimizer.step
+    apply = training_.state.optimizer.step
 
     def remember(*arguments, **options):
         result = apply(*arguments, **options)
         before["steps"] = before.get("steps", 0) + 1
         if before["steps"] == 2:
-            before["state"] = snapshot(training_.model)
+            before["state"] = snapshot(training_.state.model)
         return result
 
-    training_.optimizer.step = remember
-    kept = engine.Skips.step
+    training_.state.optimizer.step = remember
+    kept = loader.FaultCounter.add_step
 
-    def look(faults, finite, indices):
+    def check(faults, finite, indices):
         kept(faults, finite, indices)
         if not finite:
-            for name, tensor in snapshot(training_.model).items():
+            for name, tensor in snapshot(training_.state.model).items():
                 assert torch.equal(tensor, before["state"][name]), name
 
-    training_.skips.step = look.__get__(training_.skips)
-    assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1
-    assert training_.skips.in_a_row == 0
+    training_.state.faults.add_step = check.__get__(training_.state.faults)
+    assert training_.train_one_epoch(0)
+    assert training_.state.faults.skipped == 1
+    assert training_.state.faults.in_a_row == 0
     assert before["steps"] == 5
-    assert len(training_.losses) == 5
-    assert numpy.isfinite(training_.losses).all()
-    assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
+    assert len(training_.state.losses) == 5
+    assert numpy.isfinite(training_.state.losses).all()
+    assert all(torch.isfinite(v).all() for v in snapshot(training_.state.model).values())
 
 
 def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
     training_ = training(warm.faces, tmp_path)
-    parameter = next(training_.model.parameters())
+    parameter = next(training_.state.model.parameters())
     made = []
 
     def spoil(gradient):
@@ -121,28 +120,29 @@ def test_a_bad_gradient_alone_skips_its_step(warm, tmp_path):
         return gradient * float("inf") if len(made) == 4 else gradient
 
     parameter.register_hook(spoil)
-    assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1
+    assert training_.train_one_epoch(0)
+    assert training_.state.faults.skipped == 1
     assert torch.isfinite(parameter).all()
 
 
-def test_three_in_a_row_stop_the_run_and_name_the_batch(warm, tmp_path):
+def test_three_bad_steps_in_a_row_stop_the_training_and_list_the_batch(warm, tmp_path):
     training_ = training(warm.faces, tmp_path, {4, 6, 8})
     (tmp_path / "last.pt").write_bytes(b"good")
     with pytest.raises(UserError, match="3 steps in a row.*bad_batch.txt.*--resume"):
-        training_.train_epoch(0)
+        training_.train_one_epoch(0)
     names = (tmp_path / "bad_batch.txt").read_text().splitlines()
-    keys = list(training_.sampler)[8:10]
-    assert names == [str(training_.skips.faces.images[i]) for batch in keys for _, i in batch]
+    keys = list(training_.state.sampler)[8:10]
+    images = training_.state.faults.faces.images
+    assert names == [str(images[i]) for batch in keys for _, i in batch]
     assert all(pathlib.Path(name).is_file() for name in names)
     assert (tmp_path / "last.pt").read_bytes() == b"good"
-    assert all(torch.isfinite(v).all() for v in snapshot(training_.model).values())
+    assert all(torch.isfinite(v).all() for v in snapshot(training_.state.model).values())
 
 
-def test_a_rate_below_the_least_does_not_rise():
+def test_a_learning_rate_below_min_lr_does_not_rise():
     args = load_args({"lr": 1e-6, "warmup_epochs": 0})
-    optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), args)
-    scheduler = engine.make_scheduler(optimizer, args, 5, 50)
+    optimizer = optim.make_optimizer(torch.nn.Linear(2, 2), args)
+    scheduler = optim.make_scheduler(optimizer, args, 5, 50)
     rates = set()
     for step in range(50):
         scheduler.step_update(step)
@@ -150,31 +150,30 @@ def test_a_rate_below_the_least_does_not_rise():
     assert rates == {1e-6}
 
 
-def test_two_in_a_row_twice_do_not_stop_it(warm, tmp_path):
+def test_two_bad_steps_in_a_row_twice_do_not_stop_the_training(warm, tmp_path):
     training_ = training(warm.faces, tmp_path, {0, 2, 6, 8})
-    assert training_.train_epoch(0)
-    assert training_.skips.skipped == 4
-    assert len(training_.losses) == 2
+    assert training_.train_one_epoch(0)
+    assert training_.state.faults.skipped == 4
+    assert len(training_.state.losses) == 2
 
 
-def test_overflows_of_the_scaler_do_not_count_while_the_scale_can_halve(warm, tmp_path):
-    # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
+def test_overflows_do_not_count_while_the_scale_can_be_halved(warm, tmp_path):
+    # Four overflows halve the scale from 16 to 1; a bad step and a good step follow.
     training_ = training(warm.faces, tmp_path, {0, 2, 4, 6, 8}, float("inf"), scaled=True)
-    assert training_.train_epoch(0)
-    assert training_.skips.skipped == 1
-    assert len(training_.losses) == 1
-    assert training_.scaler.get_scale() < 1
+    assert training_.train_one_epoch(0)
+    assert training_.state.faults.skipped == 1
+    assert len(training_.state.losses) == 1
+    assert training_.state.scaler.get_scale() < 1
     training_ = training(warm.faces, tmp_path, range(100), float("inf"), scaled=True)
     with pytest.raises(UserError, match="3 steps in a row"):
-        training_.train_epoch(0)
-        training_.train_epoch(1)
+        training_.train_stage()
 
 
 def test_the_average_is_not_moved_by_a_skipped_step(warm, tmp_path):
     moved = []
     ema = SimpleNamespace(update=lambda model, number: moved.append(number))
     training_ = training(warm.faces, tmp_path, {2}, ema=ema)
-    assert training_.train_epoch(0)
+    assert training_.train_one_epoch(0)
     assert moved == [0, 2, 3, 4, 5]
 
 
@@ -194,21 +193,24 @@ def test_one_unreadable_image_is_named_once_and_replaced(warm, tmp_path):
     images[3].write_bytes(b"no image")
     child = warm.run("--train", "--exp", "one-bad", *flags_for(warm, folder))
     assert child.code == 0, child.text
-    # 46 faces, 40 of them an epoch, three epochs: it is met more than once.
+    # Three epochs of 40 of the 46 faces meet the image more than once.
     assert child.text.count(f"{images[3]}: cannot be read; the next image takes its place") == 1
     assert child.text.count("cannot be read") == 1
     assert "Traceback" not in child.text
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "all"])
-def test_more_than_one_percent_stop_the_run_in_one_line(warm, tmp_path, damage):
+def test_more_than_one_percent_unreadable_images_stop_the_training(warm, tmp_path, damage):
     folder, images = copy_of(warm.faces, tmp_path / "faces")
     for image in images if damage == "all" else images[:12]:
         image.unlink() if damage == "gone" else image.write_bytes(b"")
     child = warm.run("--train", "--exp", f"bad-{damage}", *flags_for(warm, folder))
-    assert child.code == 2 and "Traceback" not in child.text, child.text
+    assert child.code == 2, child.text
+    assert "Traceback" not in child.text, child.text
     last = child.text.strip().splitlines()[-1]
-    assert last.startswith("error:") and str(folder) in last and "cannot be read" in last, last
+    assert last.startswith("error:"), last
+    assert str(folder) in last, last
+    assert "cannot be read" in last, last
 
 
 def test_unreadable_images_are_counted_over_all_ranks(warm, tmp_path):
@@ -237,7 +239,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_said_and_the_earlier_checkpoint_still_loads(warm):
+def test_a_full_disk_is_reported_and_the_earlier_checkpoint_still_loads(warm):
     with small_disk(warm.folder("full"), "40m") as folder:
         child = warm.run("--train", "--exp", "full", *warm.flags, hook="step:7:TERM")
         assert child.code == 143, child.text
@@ -245,7 +247,8 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_still_loads(warm):
         room = shutil.disk_usage(folder).free - len(before) // 2
         (folder / "filler").write_bytes(bytes(room))
         child = warm.run("--resume", "--exp", "full")
-        assert child.code == 2 and "Traceback" not in child.text, child.text
+        assert child.code == 2, child.text
+        assert "Traceback" not in child.text, child.text
         last = child.text.strip().splitlines()[-1]
         assert last.startswith("error:")
         assert "No space left" in last
@@ -258,21 +261,22 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_still_loads(warm):
 
 
 @pytest.mark.parametrize("room", [0, 3000])
-def test_no_room_for_the_small_files_either(warm, room):
+def test_a_full_disk_is_reported_for_small_files_too(warm, room):
     exp = f"crammed-{room}"
     with small_disk(warm.folder(exp), "40m") as folder:
         (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - room))
-        # The name is new, its folder is not empty: begun before, nothing saved.
+        # The folder exists without a checkpoint, as after an end before the first save.
         child = warm.run("--train", "--resume", "--exp", exp, *warm.flags)
-        assert child.code == 2 and "Traceback" not in child.text, child.text
+        assert child.code == 2, child.text
+        assert "Traceback" not in child.text, child.text
         assert "No space left on device" in child.text.strip().splitlines()[-1]
 
 
-def test_a_killed_loader_process_is_one_line(warm, monkeypatch):
+def test_a_killed_loader_process_is_reported_in_one_line(warm, monkeypatch):
     child = warm.start("--train", "--exp", "starved", *warm.flags, "--epochs", 200)
     warm_module.wait_for((warm.folder("starved") / "last.pt").exists)
     children = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children")
-    # One that has done its epoch's work ends well though it is killed: until one has not.
+    # A worker that has finished its epoch exits normally when killed; repeat until one has not.
     with contextlib.suppress(FileNotFoundError):
         while "State:\tZ" not in children.parents[2].joinpath("status").read_text():
             for worker in children.read_text().split():
@@ -280,43 +284,44 @@ def test_a_killed_loader_process_is_one_line(warm, monkeypatch):
                     os.kill(int(worker), signal.SIGKILL)
             time.sleep(0.2)
     child.wait()
-    assert child.code == 2 and "Traceback" not in child.text, child.text
+    assert child.code == 2, child.text
+    assert "Traceback" not in child.text, child.text
     last = child.text.strip().splitlines()[-1]
     assert last.startswith("error: a loader process was killed")
     assert "fewer --workers" in last
     assert "go on with --resume --exp starved" in last
     assert checkpoint.read(warm.folder("starved") / "last.pt")["epoch"] >= 1
-    # Under main.sh it is a crash, and torchrun starts it again.
+    # Under main.sh it stays a crash, and torchrun restarts the group.
     error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     monkeypatch.setenv("PIPNET_CONTROL", "/nowhere")
-    assert engine.loader_mistake(error, warm.folder("starved")) is error
+    assert loader.loader_error(error, warm.folder("starved")) is error
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
 def test_a_loader_process_that_dies_while_it_sends_a_batch(tmp_path, monkeypatch, error):
     class Batches:
-        """Of a loader whose process has just died."""
+        """Batches of a loader whose worker has just died."""
 
         def __next__(self):
             raise error
 
     monkeypatch.delenv("PIPNET_CONTROL", raising=False)
-    monkeypatch.setattr(engine.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(loader.time, "sleep", lambda seconds: None)
     with pytest.raises(RuntimeError) as found:
-        engine.next_batch(Batches())
-    mistake = engine.loader_mistake(found.value, tmp_path / "exp")
+        loader.next_batch(Batches())
+    mistake = loader.loader_error(found.value, tmp_path / "exp")
     assert isinstance(mistake, UserError)
     assert "a loader process was killed" in str(mistake)
 
 
-def test_no_room_for_the_loaders_batches(tmp_path):
+def test_too_little_shared_memory_for_batches_is_reported(tmp_path):
     with pytest.raises(UserError, match="No such file.*--workers 0"):
-        engine.check_shared_memory(1, tmp_path / "gone")
+        loader.check_shared_memory(1, tmp_path / "gone")
     with pytest.raises(UserError, match="MB are free, the batches.*--shm-size"):
-        engine.check_shared_memory(1e18, tmp_path)
-    engine.check_shared_memory(1, tmp_path)
+        loader.check_shared_memory(1e18, tmp_path)
+    loader.check_shared_memory(1, tmp_path)
     error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
                          "that dataloader's workers are out of shared memory.")
-    assert "no room in /dev/shm" in str(engine.loader_mistake(error, tmp_path))
+    assert "no room in /dev/shm" in str(loader.loader_error(error, tmp_path))
     other = RuntimeError("another")
-    assert engine.loader_mistake(other, tmp_path) is other
+    assert loader.loader_error(other, tmp_path) is other

@@ -1,4 +1,4 @@
-"""Photos and annotations to a prepared set, and what is said where they are not in order."""
+"""Preparing sets: their content, merging, and notes and errors about bad input."""
 import collections
 import os
 import pathlib
@@ -60,20 +60,20 @@ def test_validation_is_split_by_photo(prepared):
     assert len(prepared.lists["val"]) >= 2
 
 
-def test_a_set_holds_out_in_a_merged_one_what_it_holds_out_alone():
+def test_a_set_has_the_same_validation_photos_alone_and_merged():
     def faces(source, count):
         return [Face(pathlib.Path("x"), None, ("train",), source, f"{source}/{i}", f"{source}{i}")
                 for i in range(count)]
 
     def held_out(*parts):
-        return generator._held_out(sum(parts, []), 0.1)
+        return generator._validation_groups(sum(parts, []), 0.1)
 
     first, second = faces("first", 400), faces("second", 300)
     alone, merged = held_out(first), held_out(first, second)
     assert len(alone) == 40
     assert len(merged) == 70
     of_first = {group for group in merged if group.startswith("first")}
-    # The share is of the merged set, so that a few at the margin change sides.
+    # The share is that of the merged set, so the number of each part may differ slightly.
     assert of_first <= alone or alone <= of_first
     assert 30 < len(of_first) < 50
     assert held_out(second, first) == merged
@@ -81,7 +81,7 @@ def test_a_set_holds_out_in_a_merged_one_what_it_holds_out_alone():
     assert len(held_out(twins)) == 5
 
 
-def test_a_photo_in_training_and_test_is_told(tmp_path, capsys):
+def test_a_photo_in_training_and_test_gets_a_note(tmp_path, capsys):
     faces = [(split, own_sets.FACE + i) for i in range(4) for split in ("train", "test")]
     own_sets.prepare(tmp_path / "own", own_sets.FIVE, faces, [f"{i // 2}.png" for i in range(8)])
     assert ("0.png: note: this and 3 more photos are in the test list and in another one"
@@ -90,11 +90,11 @@ def test_a_photo_in_training_and_test_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize(("word", "split"), [("validation", "val"), ("Testing", "test"),
                                          ("trainset", "train"), ("of_2019", None)])
-def test_lists_go_by_many_names(word, split):
+def test_lists_have_several_names(word, split):
     assert split_of(["photos", word]) == split
 
 
-def test_lines_lead_back_to_the_photo(w300, prepared):
+def test_lists_and_sources_lead_back_to_the_photo(w300, prepared):
     faces = prepared.lists["test_challenge"]
     for image, points, box, photo in zip(faces.images, faces.points, faces.boxes, faces.photos):
         assert photo.is_file()
@@ -103,7 +103,7 @@ def test_lines_lead_back_to_the_photo(w300, prepared):
                              .splitlines()[3:-1]], float) - 1
         numpy.testing.assert_allclose(crop.to_photo(points, box), truth, atol=1e-3)
         assert truth % 1 != pytest.approx(0), "coordinates stay floats"
-        # The stored crop shows the photo's pixels where its boxes say.
+        # The stored crop shows the pixels inside its box.
         stored = cv2.imread(str(image))
         again = crop.cut(cv2.imread(str(photo)), crop.grow(box, 1.6), 102)
         assert numpy.abs(stored.astype(int) - again).mean() < 3
@@ -114,12 +114,12 @@ def test_mean_face_is_that_of_the_training_faces(prepared):
                                   prepared.lists["train"].points.mean(0), atol=1e-6)
 
 
-def test_the_same_twice_and_whatever_the_workers(w300, tmp_path):
+def test_the_result_is_reproducible_for_any_number_of_workers(w300, tmp_path):
     first = DataGenerator(w300, 64, tmp_path / "a", workers=1).run()
     second = DataGenerator(str(w300), 64, tmp_path / "b", workers=3).run()
     assert content(first) == content(second)
     DataGenerator(w300, 64, tmp_path / "b", workers=2).run()
-    assert content(first) == content(second), "made again over the old one"
+    assert content(first) == content(second), "the existing set is replaced"
 
 
 def test_the_order_of_files_does_not_matter(w300, tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_bad_files_are_named_counted_and_skipped(tmp_path, capsys):
     assert len((tmp_path / "out" / "problems.txt").read_text().splitlines()) == 9
 
 
-def test_nothing_left(tmp_path):
+def test_an_error_if_no_face_can_be_prepared(tmp_path):
     data = small_sets.write_300w(tmp_path / "300W", {"ibug": 1})
     next((data / "ibug").glob("*.png")).write_bytes(b"")
     with pytest.raises(UserError, match="no face could be prepared.*is empty"):
@@ -192,7 +192,7 @@ def test_nothing_left(tmp_path):
         PreparedSet(tmp_path / "out")
 
 
-def test_unknown_layout_says_what_was_looked_for(tmp_path):
+def test_the_error_for_an_unknown_layout_lists_the_known_ones(tmp_path):
     (tmp_path / "readme.txt").write_text("hello")
     with pytest.raises(UserError, match="no known layout.*readme.txt.*afw/.*WFLW_images/.*pts"):
         DataGenerator(tmp_path, 64).run()
@@ -200,12 +200,12 @@ def test_unknown_layout_says_what_was_looked_for(tmp_path):
         DataGenerator(tmp_path / "nowhere", 64).run()
 
 
-def test_a_prepared_set_is_no_source(prepared):
+def test_a_prepared_set_is_refused_as_input(prepared):
     with pytest.raises(UserError, match="prepared set already"):
         DataGenerator(prepared.folder, 64).run()
 
 
-def test_a_foreign_output_folder_is_left_alone(w300, tmp_path):
+def test_an_output_folder_with_other_files_is_not_touched(w300, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="no prepared set; give another"):
         DataGenerator(w300, 64, tmp_path).run()
@@ -220,7 +220,7 @@ def test_output_that_cannot_be_written(w300, tmp_path):
         DataGenerator(w300, 64, "/proc/out").run()
 
 
-def test_an_interrupted_set_is_made_again(w300, tmp_path, monkeypatch):
+def test_an_interrupted_set_is_prepared_again(w300, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(DataGenerator, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -230,7 +230,7 @@ def test_an_interrupted_set_is_made_again(w300, tmp_path, monkeypatch):
     assert len(prepare(w300, tmp_path / "out").lists["test"]) == 6
 
 
-def test_a_worker_that_dies(w300, tmp_path, monkeypatch):
+def test_a_killed_worker_is_reported(w300, tmp_path, monkeypatch):
     monkeypatch.setattr(cropping, "image_of", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="worker process was killed.*workers"):
         DataGenerator(w300, 64, tmp_path / "out", workers=1).run()
@@ -249,12 +249,12 @@ def test_bad_options(options):
     ("--labelled SET --names list.txt", "^names: without effect beside labelled; .*those of SET"),
     ("--labelled SET --teacher a.pt --one-based", "one_based: without effect beside labelled and "),
     ("--labelled SET --teacher a.pt --scheme eyes", "^scheme: without effect"),
-    ("more --labelled SET", "^photos, more: .* one folder is prepared at a time"),
-    ("more --labelled SET --teacher a.pt", "^photos, more: .* one folder is prepared at a time"),
+    ("more --labelled SET", "^photos, more: .* prepared one folder at a time"),
+    ("more --labelled SET --teacher a.pt", "^photos, more: .* prepared one folder at a time"),
     ("--detector haar", "^detector: for photos without landmarks, which need labelled=SET"),
     ("--names list.txt --boxes b.csv", "^boxes, names: for photos without landmarks, which need"),
 ])
-def test_what_has_no_effect_is_refused(flags, message):
+def test_options_without_effect_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         generator.main(["photos", *flags.split()])
 
@@ -277,7 +277,7 @@ def test_merge_300w_and_wflw_as_68(w300, tmp_path, capsys):
     assert ["WFLW", "train", "4", "7500"] in rows
     assert ["300W", "afw", "6", "337"] in rows
     assert prepared.folder.name == "both"
-    # Published units differ by source: the stretched box of 300W, the given box of WFLW.
+    # Published crops differ: the stretched landmarks' box of 300W, the face box of WFLW.
     wflw = prepared.lists["test_WFLW"]
     assert not numpy.allclose(wflw.published, crop.grow(wflw.boxes, 1.1 / 1.2))
 
@@ -303,13 +303,13 @@ def test_folders_of_the_same_name_do_not_collide(tmp_path):
     assert len(set(prepared.lists["test"].images)) == 4
 
 
-def test_published_faces_reach_out_of_the_photo(tmp_path, capsys):
+def test_faces_of_published_sets_may_reach_out_of_the_photo(tmp_path, capsys):
     data = small_sets.write_wflw(tmp_path / "WFLW")
     path = data / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_test.txt"
     lines = [line.split() for line in path.read_text().splitlines()]
     far = numpy.array(lines[0][:196], float).reshape(-1, 2)
     side = numpy.ptp(far, 0).max()
-    # Almost half of the first face lies left of its photo, all of the second much further off.
+    # 40 % of the first face is left of its photo, the second lies three sides outside.
     for fields, move in zip(lines, (0.4, 3)):
         moved = far - [far[:, 0].min() + move * side, 0]
         fields[:200] = [f"{v:.3f}" for v in (*moved.flatten(), *moved.min(0), *moved.max(0))]
@@ -320,12 +320,12 @@ def test_published_faces_reach_out_of_the_photo(tmp_path, capsys):
     assert "far outside the photo" in capsys.readouterr().out
     cut = [face for face in range(2) if faces.boxes[face, 0] < 0]
     assert len(cut) == 1
-    # Published units are of what the authors cut out: the part inside the photo.
+    # The published crop is limited to the photo.
     low, high = faces.published[cut[0], :2], faces.published[cut[0], 2:]
     assert low[0] == 0
     assert high[0] == pytest.approx(
         far[:, 0].max() - far[:, 0].min() - 0.4 * side + 0.1 * numpy.ptp(far[:, 0]), abs=0.1)
-    prepared.tell_incomplete()
+    prepared.warn_incomplete()
     assert ("note: other faces than published: WFLW train 4 of 7500, WFLW test 2 of 2500"
             in capsys.readouterr().out)
 
@@ -340,8 +340,8 @@ def test_wflw_subset_lists(tmp_path, capsys):
     prepared = prepare(data, tmp_path / "out")
     assert prepared.scheme.name == "WFLW"
     assert len(prepared.lists["test"]) == 3
-    assert prepared.tests.keys() == {"test", "blur"}
-    assert prepared.tests["blur"].images == [prepared.tests["test"].images[1]]
+    assert prepared.test_lists.keys() == {"test", "blur"}
+    assert prepared.test_lists["blur"].images == [prepared.test_lists["test"].images[1]]
     out = capsys.readouterr().out
     assert "no test_makeup" in out
     assert "line 2: no such test face" in out
@@ -431,7 +431,7 @@ def test_real_samples_of_other_publishers(shared, tmp_path, name):
         assert ((faces.points > -0.1) & (faces.points < 1.1)).all()
 
 
-def test_opencv_threads_of_the_caller_do_not_hang_the_workers(tmp_path):
+def test_opencv_threads_of_the_caller_do_not_block_the_workers(tmp_path):
     cv2.setNumThreads(2)
     cv2.resize(numpy.zeros((2000, 2000, 3), numpy.uint8), (1000, 1000))
     cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (31, 31), 5)
@@ -442,12 +442,12 @@ def test_opencv_threads_of_the_caller_do_not_hang_the_workers(tmp_path):
         cv2.imwrite(str(source / f"face_{i}_1.png"), image[:, :, ::-1])
         lines = "\n".join(f"{x} {y}" for x, y in points + 1)
         (source / f"face_{i}_1.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
-    # Without the precaution the first worker waits for ever for threads that it does not have.
+    # Without disable_opencv_threads a worker waits for threads that the fork does not have.
     DataGenerator(tmp_path / "300W", 64, tmp_path / "set", workers=2).run()
     assert len((tmp_path / "set" / "train.txt").read_text().splitlines()) == 3
 
 
-def test_the_set_ends_with_a_sheet_of_its_faces(w300, tmp_path, capsys):
+def test_preparing_ends_with_a_sheet_of_the_faces(w300, tmp_path, capsys):
     folder = prepare(w300, tmp_path / "out").folder
     last = capsys.readouterr().out.splitlines()[-1]
     assert str(folder / "sheet.png") in last
@@ -457,5 +457,5 @@ def test_the_set_ends_with_a_sheet_of_its_faces(w300, tmp_path, capsys):
     assert with_numbers.std() > 5
     plain, numbered = (sheet.prepared(folder, numbered=n, count=99) for n in (False, True))
     assert len(plain) == len(numbered)
-    # The same faces in another order, and numbers on top.
+    # The same faces in another order, with numbers.
     assert all(min((a != b).mean() for b in plain) > 0.001 for a in numbered)

@@ -1,4 +1,4 @@
-"""Against the numbers that the authors' implementation gives (pipnet_golden.npz)."""
+"""Comparison with numbers of the authors' implementation (pipnet_golden.npz)."""
 import pathlib
 
 import numpy
@@ -27,11 +27,11 @@ def _maps(golden):
 
 
 def test_neighbour_table(golden, scheme):
-    table = head.neighbours(scheme.mean_face, 10)
+    table = head.nearest_neighbours(scheme.mean_face, 10)
     assert (table == golden["neighbour_index"]).all()
 
 
-def test_reverse_table_holds_the_published_padding(golden):
+def test_reverse_table_has_the_published_padding(golden):
     predictors, slots, mask = head.reverse_neighbours(golden["neighbour_index"])
     assert predictors.shape[1] == golden["reverse_len"] == mask.sum(1).max()
     assert (predictors.flatten() == golden["reverse_index1"]).all()
@@ -39,7 +39,7 @@ def test_reverse_table_holds_the_published_padding(golden):
 
 
 def test_published_mean_face_gives_the_same_neighbours(golden):
-    table = head.neighbours(landmarks.SCHEMES["300W"].mean_face, 10)
+    table = head.nearest_neighbours(landmarks.SCHEMES["300W"].mean_face, 10)
     assert (table == golden["neighbour_index"]).mean() > 0.99
 
 
@@ -50,8 +50,9 @@ def test_targets(golden):
     assert (cell.numpy() == golden["target_cell"]).all()
     numpy.testing.assert_allclose(offset.numpy(), golden["target_offset"], atol=1e-6)
     numpy.testing.assert_allclose(neighbour.numpy(), golden["target_neighbour"], atol=1e-6)
-    assert (golden["labels"] < 0).any() and (golden["labels"] > 1).any(), "outside the crop"
-    assert (golden["labels"] * 8 % 1 == 0).any(), "on a cell border"
+    assert (golden["labels"] < 0).any(), "no label outside the crop"
+    assert (golden["labels"] > 1).any(), "no label outside the crop"
+    assert (golden["labels"] * 8 % 1 == 0).any(), "no label on a cell border"
 
 
 def test_loss_terms(golden):
@@ -66,7 +67,7 @@ def test_loss_terms(golden):
     numpy.testing.assert_allclose(float(total), expected, atol=1e-4)
 
 
-def test_decode_by_the_padded_rule(golden, scheme):
+def test_decode_with_padded_merge(golden, scheme):
     points, confidence = PIPHead(4, scheme, 10, "padded").decode(_maps(golden))
     numpy.testing.assert_allclose(points.numpy(), golden["decoded_merged"], atol=1e-5)
     numpy.testing.assert_allclose(confidence.numpy(), golden["decoded_score"].clip(0, 1), atol=1e-6)
@@ -79,28 +80,28 @@ def test_decode_without_neighbours(golden, scheme):
 
 
 @pytest.mark.parametrize("merge", ["plain", "confidence"])
-def test_merge_is_a_mean_over_the_real_predictors(golden, scheme, merge):
+def test_merge_is_a_weighted_mean_of_the_predictions(golden, scheme, merge):
     maps = _maps(golden)
     points, confidence = PIPHead(4, scheme, 10, merge).decode(maps)
     weights = confidence.numpy().clip(0.01) if merge == "confidence" else numpy.ones((2, 68))
     table = golden["neighbour_index"]
     score = maps.score.flatten(2).numpy()
     for n, i in ((0, 0), (1, 30), (1, 67)):
-        said, weight = [], []
+        predictions, weight = [], []
         for j in range(68):
             cell = score[n, j].argmax()
             row, column = divmod(cell, 8)
             if j == i:
-                said.append(((column + golden["offset_x"][n, j, row, column]) / 8,
-                             (row + golden["offset_y"][n, j, row, column]) / 8))
+                predictions.append(((column + golden["offset_x"][n, j, row, column]) / 8,
+                                    (row + golden["offset_y"][n, j, row, column]) / 8))
                 weight.append(weights[n, j])
             for slot in numpy.flatnonzero(table[j] == i):
                 c = j * 10 + slot
-                said.append(((column + golden["neighbour_x"][n, c, row, column]) / 8,
-                             (row + golden["neighbour_y"][n, c, row, column]) / 8))
+                predictions.append(((column + golden["neighbour_x"][n, c, row, column]) / 8,
+                                    (row + golden["neighbour_y"][n, c, row, column]) / 8))
                 weight.append(weights[n, j])
-        numpy.testing.assert_allclose(points[n, i].numpy(), numpy.average(said, 0, weight),
-                                      atol=1e-5)
+        numpy.testing.assert_allclose(points[n, i].numpy(),
+                                      numpy.average(predictions, 0, weight), atol=1e-5)
 
 
 def test_nme(golden):
@@ -111,7 +112,7 @@ def test_nme(golden):
 
 
 @pytest.mark.parametrize("threshold", [0.034, 0.05, 0.0505, 0.07, 0.08, 0.1])
-def test_auc_of_nothing_but_hits_is_one_and_of_misses_nothing(threshold):
+def test_fr_and_auc_of_perfect_of_failed_and_of_no_faces(threshold):
     assert metrics.fr_auc(numpy.zeros(5), threshold) == pytest.approx((0, 1), abs=1e-12)
     assert metrics.fr_auc([0, numpy.nan], threshold) == pytest.approx((0.5, 0.5), abs=1e-12)
     assert numpy.isnan(metrics.fr_auc([], threshold)).all()
@@ -128,7 +129,7 @@ def test_fr_auc(golden, percent):
 
 
 @pytest.mark.parametrize("num_nb", [0, 1, 10])
-def test_prediction_computes_neighbours_only_where_decoding_looks(scheme, num_nb):
+def test_predict_equals_decode_of_forward(scheme, num_nb):
     torch.manual_seed(num_nb)
     head = PIPHead(6, scheme, num_nb).double()
     for parameter in head.parameters():

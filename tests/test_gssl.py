@@ -1,4 +1,4 @@
-"""Self-training: the curriculum, its coarse labels, pseudo-labels, rounds that resume."""
+"""Self-training: plans, coarse targets, pseudo-labels and resumed rounds."""
 import copy
 import shutil
 
@@ -9,16 +9,17 @@ import torch
 import yaml
 
 from nets.head import CoarseMaps, Maps, PIPHead
-from utils import checkpoint, experiment
+from utils import checkpoint, experiment, plots
 from utils.args import load_args, parse
 from utils.data import unlabelled
 from utils.data.augment import Augment
-from utils.data.dataset import FaceDataset, FaceList, PreparedSet
+from utils.data.dataset import FaceDataset, PreparedSet
+from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
-from utils.training import engine, gssl, loss, trainer
+from utils.training import gssl, loss, optim, trainer
+from utils.training.control import Stop
 from utils.training.ddp import Ranks
-from utils.training.launch import Stop
 
 EYES = SCHEMES["eyes"]
 GROUPS = {"fine": ("score", "offset_x", "offset_y", "neighbour_x", "neighbour_y"),
@@ -27,7 +28,7 @@ GROUPS = {"fine": ("score", "offset_x", "offset_y", "neighbour_x", "neighbour_y"
 
 @pytest.fixture(scope="module")
 def unlabelled_set(drawn_set, tmp_path_factory):
-    """The drawn test faces and some training faces as an unlabelled set of 12."""
+    """Make an unlabelled set of 12 drawn faces."""
     folder = tmp_path_factory.mktemp("unlabelled") / "set"
     (folder / "images").mkdir(parents=True)
     description = yaml.safe_load((drawn_set / "set.yaml").read_text())
@@ -58,14 +59,15 @@ def _maps(num_nb=5, grid=8):
 
 
 def _touched(maps, face):
-    """The groups of maps in which a face's gradient is not zero."""
+    """Return the groups of maps that have a gradient for a face."""
     tensors = {**maps.maps._asdict(), "half": maps.half, "quarter": maps.quarter}
     return {group for group, names in GROUPS.items()
             if any(tensors[name].grad[face].abs().sum() > 0 for name in names)}
 
 
-@pytest.mark.parametrize(("task", "taught"), [("cls3", "quarter"), ("cls2", "half"), ("std", "fine")])
-def test_the_task_of_a_round_says_which_maps_and_faces_give_loss(task, taught):
+@pytest.mark.parametrize(("task", "taught"), [
+    ("cls3", "quarter"), ("cls2", "half"), ("std", "fine")])
+def test_the_task_selects_the_maps_that_unlabelled_faces_train(task, taught):
     head = PIPHead(4, EYES, 5)
     maps = _maps()
     round_loss = gssl.RoundLoss(loss.PIPLoss(head.neighbours), task, labelled=10)
@@ -74,13 +76,13 @@ def test_the_task_of_a_round_says_which_maps_and_faces_give_loss(task, taught):
     round_loss(maps, landmarks, torch.tensor([9, 10])).backward()
     assert _touched(maps, 0) == {"fine"}
     assert _touched(maps, 1) == {taught}
-    # And every map is part of the graph, as DDP demands of every parameter.
+    # Every map is in the graph, because DDP needs a gradient of every parameter.
     assert all(t.grad is not None for t in (*maps.maps, maps.half, maps.quarter))
 
 
-def test_labels_of_the_coarse_maps_by_hand():
+def test_targets_of_the_coarse_maps():
     landmarks = torch.zeros(1, 12, 2)
-    landmarks[0, 0] = torch.tensor([0.30, 0.80])  # Cell 2, 6 of 8; 1, 3 of 4; 0, 1 of 2.
+    landmarks[0, 0] = torch.tensor([0.30, 0.80])  # Cell (2, 6) of 8, (1, 3) of 4, (0, 1) of 2.
     landmarks[0, 1] = torch.tensor([1.20, -0.1])  # Outside: the nearest cell.
     head = PIPHead(4, EYES, 5)
     for task, name, size, cells in (("cls2", "half", 4, ((3, 1), (0, 3))),
@@ -92,7 +94,7 @@ def test_labels_of_the_coarse_maps_by_hand():
         gradient = getattr(maps, name).grad
         for point, (row, column) in enumerate(cells):
             assert (gradient[0, point] < 0).nonzero().tolist() == [[row, column]]
-        # One cell of size * size is 1 where the map says 0.
+        # The target is 1 in one cell of size * size; the map is 0.
         assert terms[task].item() == pytest.approx(1 / size ** 2)
         assert all(v.item() == 0 for k, v in terms.items() if k != task)
 
@@ -108,7 +110,7 @@ def test_without_unlabelled_faces_it_is_the_standard_loss():
         torch.testing.assert_close(ours, plain(maps, landmarks))
 
 
-def test_unknown_landmarks_teach_nothing_and_are_not_counted():
+def test_nan_landmarks_do_not_count_in_the_means():
     torch.manual_seed(0)
     head = PIPHead(4, EYES, 2)
     maps = head(torch.randn(1, 4, 8, 8) * 1e3)
@@ -145,40 +147,41 @@ def test_the_coarse_maps_are_the_score_layer_on_pooled_features():
 def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
     paper = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60,
                             gssl_epochs=0))
-    assert [(r.task, r.epochs, r.first, r.fresh, r.keep, len(r.views)) for r in paper] == [
+    assert [(r.task, r.epochs, r.first_epoch, r.fresh, r.keep_share, len(r.views))
+            for r in paper] == [
         (task, 60, 60 * i, True, 1.0, 1) for i, task in
         enumerate(("supervised", "cls3", "cls2", "std", "std", "std"))]
     ours = gssl.plan(_args(drawn_set, unlabelled_set, epochs=60, gssl_epochs=20, gssl_rounds=2))
-    assert [(r.task, r.epochs, r.first, r.fresh) for r in ours] == [
+    assert [(r.task, r.epochs, r.first_epoch, r.fresh) for r in ours] == [
         ("supervised", 60, 0, True), ("std", 20, 60, False), ("std", 20, 80, False)]
     assert len({r.args(_args(drawn_set, unlabelled_set)).seed for r in paper}) == 6
 
 
 def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
-    def rates(round, args, steps=5):
-        args = round.args(args)
-        optimizer = engine.make_optimizer(torch.nn.Linear(2, 2), args)
-        scheduler = engine.make_scheduler(optimizer, args, steps,
-                                          steps * (round.cosine_epochs or args.epochs))
-        found, start = [], round.start_epoch
-        for step in range(start * steps, (start + round.epochs) * steps):
+    def rates(stage, args, steps=5):
+        args = stage.args(args)
+        optimizer = optim.make_optimizer(torch.nn.Linear(2, 2), args)
+        scheduler = optim.make_scheduler(optimizer, args, steps,
+                                          steps * (stage.cosine_epochs or args.epochs))
+        found, start = [], stage.start_epoch
+        for step in range(start * steps, (start + stage.epochs) * steps):
             scheduler.step_update(step)
             found.append(optimizer.param_groups[0]["lr"])
         return found
 
     settings = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
     args = _args(drawn_set, unlabelled_set, **settings)
-    first, *later = [rates(round, args) for round in gssl.plan(args)]
+    first, *later = [rates(stage, args) for stage in gssl.plan(args)]
     assert first[:10] == sorted(first[:10])
     assert first[0] < 0.1
     assert set(first[10:]) == {0.5}
-    # The rounds go down one cosine between them.
+    # The rounds share one cosine.
     later = numpy.concatenate(later)
     cosine = 0.5 * (1 + numpy.cos(numpy.pi * numpy.arange(60) / 60))
     assert later == pytest.approx(args.min_lr + (0.5 - args.min_lr) * cosine)
-    # In the authors' rounds, which start anew, each has its own, with its share of the warm-up.
+    # Rounds of the paper start with fresh weights; each has its own cosine and warm-up.
     args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **settings)
-    every = [rates(round, args) for round in gssl.plan(args)]
+    every = [rates(stage, args) for stage in gssl.plan(args)]
     assert all(found[-1] < 0.05 for found in every)
     assert [numpy.argmax(found) for found in every] == [9] + 5 * [5]
 
@@ -191,10 +194,10 @@ def test_lengths_of_rounds(drawn_set, unlabelled_set, preset, asked, epochs):
     rounds = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=epochs[0],
                              gssl_epochs=asked, gssl_rounds=3))
     assert [r.epochs for r in rounds] == epochs
-    assert [r.first for r in rounds] == [sum(epochs[:i]) for i in range(len(epochs))]
+    assert [r.first_epoch for r in rounds] == [sum(epochs[:i]) for i in range(len(epochs))]
 
 
-def test_what_presets_refuse(drawn_set, unlabelled_set):
+def test_settings_that_the_presets_refuse(drawn_set, unlabelled_set):
     assert len(gssl.plan(_args(drawn_set, unlabelled_set, gssl=False))) == 1
     with pytest.raises(UserError, match="pip head"):
         gssl.plan(_args(drawn_set, unlabelled_set, head="regression"))
@@ -203,18 +206,18 @@ def test_what_presets_refuse(drawn_set, unlabelled_set):
 
 
 class _Reader(torch.nn.Module):
-    """Finds the brightest red, green and blue pixel: three landmarks, of which 0 and 1 mirror."""
+    """Predicts the brightest red, green and blue pixel; landmarks 0 and 1 mirror each other."""
 
     scheme = SCHEMES["300W"].subset([36, 45, 30])
 
     def predict(self, images):
         size = images.shape[-1]
-        # Round the peak, so that the place is finer than a pixel.
+        # A weighted mean around the peak is accurate below a pixel.
         weight = images.float().flatten(2) ** 4
         at = torch.arange(size * size)
         place = torch.stack([at % size, at // size], -1) / size + 0.5 / size
         points = (weight / weight.sum(2, keepdim=True)) @ place
-        # A network tells left from right by the place; this one is told by the colours.
+        # A network predicts left and right by position, this one by colour.
         mirrored = points[:, 0, 0] > points[:, 1, 0]
         points[mirrored] = points[mirrored][:, [1, 0, 2]]
         return points, points.new_tensor([0.2, 0.4, 0.9]).expand(len(points), -1)
@@ -234,7 +237,7 @@ def test_views_are_mapped_back_onto_the_face(tmp_path):
     points, confidence, spread = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS, Ranks())
     assert points == pytest.approx(truth, abs=0.004)
     assert spread.max() < 0.004
-    # Confidences of the mirror pair change places in mirrored views: half 0.2, half 0.4.
+    # Mirrored views swap the confidences 0.2 and 0.4 of the mirror pair.
     assert confidence == pytest.approx(numpy.array([[0.3, 0.3, 0.9]]))
     straight = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS[:1], Ranks())
     assert straight[2].max() == 0
@@ -244,32 +247,32 @@ def test_the_share_kept_is_the_same_for_every_landmark():
     rng = numpy.random.default_rng(0)
     points, spread = rng.random((50, 4, 2)), rng.random((50, 4)) * [1, 5, 0.1, 1]
     same = numpy.full((50, 4), 0.5)
-    known = ~numpy.isnan(gssl.agreed(points, same, spread, 0.8)).any(2)
+    known = ~numpy.isnan(gssl.reject_doubtful(points, same, spread, 0.8)).any(2)
     assert known.sum(0).tolist() == [40] * 4
     assert all(spread[known[:, i], i].max() < spread[~known[:, i], i].min() for i in range(4))
     confidence = rng.random((50, 4)) * [1, 0.2, 0.5, 1]
-    known = ~numpy.isnan(gssl.agreed(points, confidence, same, 0.8)).any(2)
+    known = ~numpy.isnan(gssl.reject_doubtful(points, confidence, same, 0.8)).any(2)
     assert known.sum(0).tolist() == [40] * 4
     assert all(confidence[known[:, i], i].min() > confidence[~known[:, i], i].max()
                for i in range(4))
-    assert not numpy.isnan(gssl.agreed(points, confidence, spread, 1.0)).any()
-    assert not numpy.isnan(gssl.agreed(points, same * 0, same * 0, 0.5)).any()
+    assert not numpy.isnan(gssl.reject_doubtful(points, confidence, spread, 1.0)).any()
+    assert not numpy.isnan(gssl.reject_doubtful(points, same * 0, same * 0, 0.5)).any()
 
 
-def test_doubt_is_of_spread_and_confidence_alike():
+def test_spread_and_confidence_have_the_same_weight_in_doubt():
     points = numpy.zeros((4, 1, 2))
     spread = numpy.array([[1.0], [1], [3], [3]])
     confidence = numpy.array([[0.75], [0.25], [0.75], [0.25]])
-    known = [(~numpy.isnan(gssl.agreed(points, confidence, spread, keep))[:, 0, 0]).tolist()
-             for keep in (0.25, 0.5, 0.75)]
-    # Spread differs by half its mean from it, confidence by half of its mean too.
+    found = [gssl.reject_doubtful(points, confidence, spread, share) for share in (0.25, 0.5, 0.75)]
+    known = [(~numpy.isnan(one))[:, 0, 0].tolist() for one in found]
+    # Both differ from their means by half the mean.
     assert known == [[True, False, False, False], [True, True, True, False],
                      [True, True, True, False]]
 
 
 def test_the_list_of_a_round(drawn_set, unlabelled_set):
     prepared = PreparedSet(drawn_set)
-    faces, extra = prepared.lists["train"].take([0, 1]), unlabelled.read(unlabelled_set, prepared)
+    faces, extra = prepared.lists["train"].select([0, 1]), unlabelled.read(unlabelled_set, prepared)
     points = numpy.random.default_rng(0).random((12, 3, 2))
     joined, labelled = gssl.join(faces, extra, points, (4, 7, 9), 1 / 3)
     assert labelled == 6
@@ -279,7 +282,7 @@ def test_the_list_of_a_round(drawn_set, unlabelled_set):
     numpy.testing.assert_array_equal(joined.points[6:, [4, 7, 9]], points)
     assert numpy.isnan(joined.points[6:, 5]).all()
     assert gssl.join(faces, extra, points, (4, 7, 9))[1] == 2
-    # A landmark that is not known stays so through the augmentation.
+    # NaN landmarks stay NaN through the augmentation.
     augment = Augment(load_args(), numpy.array([1, 0, 2]))
     dataset = FaceDataset(joined, 1.6, 64, (4, 7, 9), augment)
     joined.points[6, 7] = numpy.nan
@@ -298,35 +301,35 @@ def test_pseudo_labels_are_made_once(tmp_path, drawn_set, unlabelled_set):
         return made[-1], rng.random((12, 3)), rng.random((12, 3))
 
     path = tmp_path / "pseudo-1.pt"
-    first = gssl.pseudo_labels(path, make, faces, Ranks())
-    again = gssl.pseudo_labels(path, None, faces, Ranks())
+    first = gssl.load_or_create_labels(path, make, faces, Ranks())
+    again = gssl.load_or_create_labels(path, None, faces, Ranks())
     assert len(made) == 1
     for one, other in zip(first, again):
         numpy.testing.assert_array_equal(one, other)
     with pytest.raises(UserError, match="other faces than --unlabelled-dir"):
-        gssl.pseudo_labels(path, make, faces.take([1, 2]), Ranks())
-    with pytest.raises(UserError, match="is gone"):
-        gssl.pseudo_labels(tmp_path / "pseudo-2.pt", None, faces, Ranks())
+        gssl.load_or_create_labels(path, make, faces.select([1, 2]), Ranks())
+    with pytest.raises(UserError, match="is missing"):
+        gssl.load_or_create_labels(tmp_path / "pseudo-2.pt", None, faces, Ranks())
 
 
 class _Halt(Stop):
-    """Asks to stop when it has been looked at so many times."""
+    """Requests a stop after it has been tested `after` times."""
 
     def __init__(self, after):
         super().__init__()
         self.after = after
 
     @property
-    def asked(self):
+    def requested(self):
         self.after -= 1
         return self.after < 0
 
-    @asked.setter
-    def asked(self, value):
+    @requested.setter
+    def requested(self, value):
         pass
 
 
-def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkeypatch):
+def test_a_training_of_the_paper_preset(drawn_set, unlabelled_set, weights, monkeypatch):
     made = []
 
     class Spy(gssl.RoundLoss):
@@ -348,8 +351,8 @@ def test_the_rounds_of_paper_in_a_run(drawn_set, unlabelled_set, weights, monkey
     assert [(row["epoch"], row["round"]) for row in rows] == [(i + 1, i) for i in range(6)]
 
 
-def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weights, monkeypatch,
-                                                capsys):
+def test_a_training_of_all_rounds_uninterrupted_and_resumed(drawn_set, unlabelled_set, weights,
+                                                            monkeypatch, capsys):
     settings = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
     folder = trainer.train(_args(drawn_set, unlabelled_set, **settings))
     rows = experiment.read_epochs(folder)
@@ -361,17 +364,17 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
     assert (state["round"], state["epoch"], state["step"]) == (2, 1, 0)
     assert state["args"]["gssl"]
     assert state["args"]["seed"] == 0
-    # The optimiser's moments went on from round to round, through all steps.
+    # The optimiser state continues from round to round.
     assert {int(s["step"]) for s in state["optimizer"]["state"].values()} == {4 + 2 * 3}
     capsys.readouterr()
-    # Stopped within the first round (of four steps), at its end, and within the second (of three).
+    # Stop within the first round (4 steps), at its end, and within the second (3 steps).
     settings["exp"] = "parts"
     args = _args(drawn_set, unlabelled_set, **settings)
-    for looks, told in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
-                        (1, "round 0 (supervised) all epochs are done")):
-        assert trainer.train(args, bool(told), _Halt(looks)) is None
-        assert told in capsys.readouterr().out
-    monkeypatch.setattr(experiment, "plot_curves", lambda folder: None)
+    for after, message in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
+                           (1, "round 0 (supervised) all epochs are done")):
+        assert trainer.train(args, bool(message), _Halt(after)) is None
+        assert message in capsys.readouterr().out
+    monkeypatch.setattr(plots, "plot_curves", lambda folder: None)
     resumed = trainer.train(args, True)
     assert "round 1 (std) goes on at epoch 1, step 3" in capsys.readouterr().out
     _same(state, checkpoint.read(resumed / "last.pt"))
@@ -380,12 +383,12 @@ def test_a_run_of_all_rounds_and_its_resumption(drawn_set, unlabelled_set, weigh
         r | {"seconds": 0} for r in rows]
 
 
-def test_a_round_goes_on_from_model_and_average_before(drawn_set, unlabelled_set, weights,
-                                                       monkeypatch):
+def test_a_round_continues_the_model_and_average_of_the_last(drawn_set, unlabelled_set, weights,
+                                                             monkeypatch):
     saved, labelled_by = {}, []
-    save, label = trainer.Trainer.save, gssl.label
-    monkeypatch.setattr(trainer.Trainer, "save", lambda self, epoch, step: (
-        saved.update({(self.round.number, epoch): copy.deepcopy(self.carried())}),
+    save, label = trainer.Trainer.save_checkpoint, gssl.label
+    monkeypatch.setattr(trainer.Trainer, "save_checkpoint", lambda self, epoch, step: (
+        saved.update({(self.state.stage.number, epoch): copy.deepcopy(self.state.state_dict())}),
         save(self, epoch, step)))
     monkeypatch.setattr(gssl, "label", lambda model, *others: (
         labelled_by.append(copy.deepcopy(model.state_dict())), label(model, *others))[1])
@@ -396,9 +399,9 @@ def test_a_round_goes_on_from_model_and_average_before(drawn_set, unlabelled_set
         _same(before, saved[number, 0])
         _same({"ema": before["ema"]}, {"ema": labelled_by[number - 1]})
         assert any((before["model"][name] != before["ema"][name]).any() for name in before["ema"])
-    # The average has its full memory at once: half of the six steps of both rounds, three.
+    # The window of the average is full at once: half of the six steps of both rounds.
     model = torch.nn.Linear(2, 2)
-    average = engine.make_average(model, 0.5, total_steps=6, fresh=False)
+    average = optim.make_ema(model, 0.5, total_steps=6, fresh=False)
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(3)
@@ -412,14 +415,14 @@ def _same(first, second):
             assert torch.equal(tensor, second[part][name]), name
 
 
-def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys):
+def test_dump_pseudo_of_a_trained_experiment(drawn_set, unlabelled_set, weights, capsys):
     folder = experiment.new_experiment("old")
     args = _args(drawn_set, unlabelled_set, exp="old", dump_pseudo=3)
     with pytest.raises(UserError, match="no pseudo-labels yet; train it with --gssl"):
         gssl.dump_pseudo(args)
     faces = unlabelled.read(unlabelled_set, PreparedSet(drawn_set))
     confidence = numpy.tile(numpy.linspace(0.9, 0.1, 12)[:, None], 68)
-    gssl.pseudo_labels(folder / "pseudo-2.pt",
+    gssl.load_or_create_labels(folder / "pseudo-2.pt",
                        lambda: (numpy.full((12, 68, 2), 0.5), confidence, confidence / 100),
                        faces, Ranks())
     captions = []
@@ -434,7 +437,7 @@ def test_a_sheet_of_an_old_experiment(drawn_set, unlabelled_set, weights, capsys
     assert captions[0].split()[-1] == faces.images[-1].stem
 
 
-def test_mistakes_of_the_command_line(drawn_set, unlabelled_set, weights):
+def test_invalid_command_lines(drawn_set, unlabelled_set, weights):
     with pytest.raises(UserError, match="--gssl needs --unlabelled-dir"):
         trainer.train(_args(drawn_set, unlabelled_set, unlabelled_dir="none", exp="a"))
     with pytest.raises(UserError, match="no unlabelled set"):

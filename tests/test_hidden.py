@@ -1,4 +1,4 @@
-"""Points that are covered: marked by the reader, kept in the set, trained or not, scored apart."""
+"""Hidden points: read, kept in the set, trained or excluded, and scored separately."""
 import dataclasses
 import json
 
@@ -17,12 +17,12 @@ from utils.evaluation import predict, score
 from utils.landmarks.schemes import read_scheme
 from utils.training import trainer
 
-# COCO's visibility of each point of the test's faces: 2 seen, 1 covered, 0 not labelled.
+# COCO visibility of each point of the test faces: 2 visible, 1 hidden, 0 not labelled.
 VISIBILITY = [(2, 2, 2, 2, 2), (2, 2, 1, 1, 2), (2, 2, 0, 1, 2), (1, 1, 1, 1, 1)]
 
 
 def write_coco(folder, visibility=VISIBILITY):
-    """A COCO file of one face a photo, and five.yaml; their paths."""
+    """Write a COCO file with one face per photo, and five.yaml; return their paths."""
     folder.mkdir(parents=True)
     images, entries = [], []
     for number, flags in enumerate(visibility):
@@ -38,7 +38,7 @@ def write_coco(folder, visibility=VISIBILITY):
 
 @pytest.fixture(scope="module")
 def own_set(tmp_path_factory):
-    """The prepared set of such faces, all of them in train.txt and again in test.txt."""
+    """The prepared set of such faces, all of which are in train.txt and in test.txt."""
     source, scheme = write_coco(tmp_path_factory.mktemp("own") / "photos")
     folder = DataGenerator(source, 64, source.parent.parent / "set", workers=1, val=0,
                            scheme=str(scheme)).run()
@@ -46,7 +46,7 @@ def own_set(tmp_path_factory):
     return folder
 
 
-def test_readers_mark_what_is_covered(tmp_path):
+def test_readers_mark_hidden_points(tmp_path):
     source, scheme = write_coco(tmp_path / "own")
     faces = annotations.read(source, [], read_scheme(scheme))
     assert [face.hidden.tolist() for face in faces] == [[f == 1 for f in flags]
@@ -62,7 +62,7 @@ def test_readers_mark_what_is_covered(tmp_path):
         (False, False, False, True, False), (True,) * 5}
 
 
-def test_cvat_points_that_are_shapes_of_their_own(tmp_path):
+def test_cvat_points_that_are_separate_shapes(tmp_path):
     _, scheme = write_coco(tmp_path / "own")
     scheme, path = read_scheme(scheme), tmp_path / "own" / "cvat.xml"
 
@@ -88,9 +88,9 @@ def test_cvat_points_that_are_shapes_of_their_own(tmp_path):
 def test_a_set_keeps_the_flags(own_set):
     faces = PreparedSet(own_set).lists["train"]
     assert faces.hidden.tolist() == [[f == 1 for f in flags] for flags in VISIBILITY]
-    assert faces.take([1]).hidden.tolist() == [[False, False, True, True, False]]
-    visible = faces.visible()
-    # Nothing of the last face is seen.
+    assert faces.select([1]).hidden.tolist() == [[False, False, True, True, False]]
+    visible = faces.drop_hidden()
+    # No point of the last face is visible.
     assert len(visible) == 3
     assert visible.images == faces.images[:3]
     assert numpy.isnan(visible.points[..., 0]).tolist() == [[f < 2 for f in flags]
@@ -98,7 +98,7 @@ def test_a_set_keeps_the_flags(own_set):
     assert numpy.isfinite(faces.points[3]).all()
 
 
-def test_a_set_without_flags_stays_as_it_was(tmp_path, capsys):
+def test_a_set_without_hidden_points_has_no_flags(tmp_path, capsys):
     source, scheme = write_coco(tmp_path / "own", [(2, 2, 2, 2, 0), (2, 2, 2, 2, 2)])
     folder = DataGenerator(source, 64, tmp_path / "set", workers=1, val=0,
                            scheme=str(scheme)).run()
@@ -106,7 +106,7 @@ def test_a_set_without_flags_stays_as_it_was(tmp_path, capsys):
     assert (folder / "sources.csv").read_text().splitlines()[0].endswith("published_y_max")
     faces = PreparedSet(folder).lists["train"]
     assert faces.hidden is None
-    assert faces.visible() is faces
+    assert faces.drop_hidden() is faces
 
 
 def test_wrong_flags_are_named(own_set, tmp_path):
@@ -121,35 +121,35 @@ def test_wrong_flags_are_named(own_set, tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_training_takes_hidden_points_or_leaves_them(own_set, weights, capsys, monkeypatch, hidden):
+def test_training_includes_or_excludes_hidden_points(own_set, weights, capsys, monkeypatch, hidden):
     seen = []
     step = trainer.Trainer.train_step
 
     def spy(self, batches, number):
-        loss = self.loss
-        self.loss = lambda predicted, landmarks, indices: (seen.append(landmarks), loss(
+        loss = self.state.loss
+        self.state.loss = lambda predicted, landmarks, indices: (seen.append(landmarks), loss(
             predicted, landmarks, indices))[1]
         try:
             return step(self, batches, number)
         finally:
-            self.loss = loss
+            self.state.loss = loss
 
     monkeypatch.setattr(trainer.Trainer, "train_step", spy)
     trainer.train(load_args(QUICK | {"data_dir": str(own_set), "num_nb": 4, "hidden": hidden,
                                      "flip": 0, "batch_size": 12, "effective_batch": 12}))
     known = torch.isfinite(torch.cat(seen)).all(-1).float()
-    # Of four faces 20 points less one that is not labelled; of three visible ones, 15 less four.
+    # 4 faces have 20 points, 1 not labelled; 3 faces have 15 points, 4 of them not visible.
     assert known.mean() == pytest.approx(19 / 20 if hidden else 11 / 15)
     assert ("8 hidden points are not trained" in capsys.readouterr().out) != hidden
 
 
-def test_the_test_scores_them_apart(own_set, capsys):
+def test_hidden_points_are_scored_separately(own_set, capsys):
     prepared = PreparedSet(own_set)
-    faces = prepared.tests["test"]
+    faces = prepared.test_lists["test"]
     scale = numpy.ptp(faces.boxes[0, ::2])
     # Visible points are off by 4 px, hidden ones by 8, of an eye distance of 40.
     off = numpy.where(faces.hidden, 8, 4)[..., None] / scale * (1, 0)
-    nme, _ = predict.errors(faces.points + off, faces, prepared.scheme, prepared.scheme)
+    nme, _ = predict.list_nme(faces.points + off, faces, prepared.scheme, prepared.scheme)
     nme[0] = numpy.nan
     parts = score.by_visibility(faces.points + off, nme, faces, prepared.scheme, prepared.scheme)
     assert parts["visible"] == {"faces": 2, "points": 6, "nme": pytest.approx(10, rel=1e-5)}
@@ -163,20 +163,20 @@ def test_the_test_scores_them_apart(own_set, capsys):
                                        "faces), hidden: no point\n")
 
 
-def test_the_test_prints_and_reports_both(own_set, weights, capsys):
+def test_both_scores_are_printed_and_reported(own_set, weights, capsys):
     settings = QUICK | {"data_dir": str(own_set), "num_nb": 4}
     folder = trainer.train(load_args(settings))
     report = weights / "report.json"
-    score.test(load_args(settings | {"exp": str(folder / "best.pt"), "report": str(report)}),
+    score.run_test(load_args(settings | {"exp": str(folder / "best.pt"), "report": str(report)}),
                {"test"})
     assert "(11 points of 3 faces), hidden: " in capsys.readouterr().out
     numbers = json.loads(report.read_text())["pytorch"]["test"]
     assert numbers["by_visibility"]["hidden"]["faces"] == 3
 
 
-def test_without_any_visible_point_there_is_no_training(tmp_path, weights):
+def test_training_without_any_visible_point_is_refused(tmp_path, weights):
     source, scheme = write_coco(tmp_path / "own", [(1,) * 5] * 2)
     folder = DataGenerator(source, 64, tmp_path / "set", workers=1, scheme=str(scheme)).run()
     with pytest.raises(UserError, match="all points of the training faces are hidden"):
         trainer.train(load_args(QUICK | {"data_dir": str(folder), "num_nb": 4, "hidden": False}))
-    assert dataclasses.replace(PreparedSet(folder).lists["train"], hidden=None).visible()
+    assert dataclasses.replace(PreparedSet(folder).lists["train"], hidden=None).drop_hidden()

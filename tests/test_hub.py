@@ -1,4 +1,5 @@
-"""What other tools read at the root of the repository: torch.hub, citation, workflow."""
+"""Files at the root that other tools read: torch.hub, citation, workflow."""
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ def hub(weights, folder):
                           text=True, capture_output=True)
 
 
-def test_torch_hub_loads_a_shipped_model_and_a_file_from_anywhere(tmp_path, tiny_weights):
+def test_torch_hub_loads_a_shipped_model_and_a_file(tmp_path, tiny_weights):
     for weights in ("fast", tiny_weights):
         done = hub(weights, tmp_path)
         assert done.stdout == "300W (2, 68, 2) (2, 68) False\n", done.stderr
@@ -38,7 +39,13 @@ def test_the_citation_names_the_paper():
     assert f"arXiv {number}" in (ROOT / "README.md").read_text()
 
 
-def test_the_workflow_runs_the_readmes_test_command():
+def test_the_workflow_runs_the_readmes_test_command_and_ruff():
     found = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
-    (command,) = [step["run"] for step in found["jobs"]["tests"]["steps"] if "run" in step]
-    assert command in (ROOT / "README.md").read_text().splitlines()
+    tests, ruff = [step["run"] for step in found["jobs"]["tests"]["steps"] if "run" in step]
+    assert tests in (ROOT / "README.md").read_text().splitlines()
+    assert ruff == "ruff check ."
+    oldest, *_ = found["jobs"]["tests"]["strategy"]["matrix"]["python-version"]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^requires-python = "(.*)"$', project, re.M)[1] == f">={oldest}"
+    target = re.search(r'^target-version = "(.*)"$', project, re.M)[1]
+    assert target == f"py{oldest.replace('.', '')}"

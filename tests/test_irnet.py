@@ -1,3 +1,4 @@
+"""IRNet: parameter counts, feature maps, one block by hand, initialisation."""
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ def test_parameter_count_with_heads_is_the_published_one(depth, millions):
     assert round(count / 1e6, 2) == millions
 
 
-def test_features_have_the_announced_channels_and_strides():
+def test_features_have_the_declared_channels_and_strides():
     model = irnet.IRNet(18).eval()
     with torch.no_grad():
         features = model(torch.randn(2, 3, 64, 64))
@@ -30,7 +31,7 @@ def test_input_of_256_has_an_8_x_8_grid():
         assert model(torch.empty(1, 3, 256, 256))[-1].shape == (1, 512, 8, 8)
 
 
-def test_block_is_norm_conv_conv_plus_the_picked_pixels():
+def test_block_is_norm_conv_conv_plus_the_subsampled_input():
     torch.manual_seed(0)
     block = irnet.Block(4, 4, 2, "prelu").eval()
     for norm in (block.norm, block.first.norm, block.second.norm):
@@ -54,11 +55,10 @@ def test_a_relu_network_has_no_prelu_weights():
     assert all(name.endswith("act.weight") for name in extra)
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model = irnet.IRNet(18)
     sum(f.square().mean() for f in model(torch.randn(2, 3, 64, 64))).backward()
-    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not still
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 def test_initialisation_is_kaiming_fan_out():

@@ -15,7 +15,7 @@ POINTS = {"300W": 68, "WFLW": 98, "COFW": 29, "AFLW": 19, "LaPa": 106, "eyes": 1
 
 
 def mirrored(scheme):
-    """The mean face in a mirror, its points renamed by the flip table."""
+    """The mirrored mean face, its points reordered by the flip table."""
     face = scheme.mean_face[scheme.flip].copy()
     face[:, 0] = scheme.mean_face[:, 0].min() + scheme.mean_face[:, 0].max() - face[:, 0]
     return face
@@ -34,8 +34,8 @@ def test_flip_maps_the_mean_face_onto_itself(scheme):
 
 @ALL
 def test_no_other_flip_table_fits_better(scheme):
-    # The corners of WFLW's lips and the pupils of LaPa lie closer to one another than the mean face
-    # is symmetric, so the best pairing of all points is asked for, not each point's nearest.
+    # WFLW's lip corners and LaPa's pupils are closer to each other than the mean face is symmetric,
+    # so the best assignment of all points is compared, not the nearest point of each.
     distance = numpy.linalg.norm(mirrored(scheme)[:, None] - scheme.mean_face[None], axis=-1)
     assert scipy.optimize.linear_sum_assignment(distance)[1].tolist() == list(range(scheme.points))
     if scheme.name not in ("WFLW", "LaPa"):
@@ -43,7 +43,7 @@ def test_no_other_flip_table_fits_better(scheme):
 
 
 @ALL
-def test_right_is_left_in_the_photo_and_regions_are_in_range(scheme):
+def test_regions_are_in_range_and_the_right_ones_are_left_in_the_image(scheme):
     for name, points in scheme.regions.items():
         assert all(0 <= i < scheme.points for i in points), name
         if name.startswith("right"):
@@ -81,7 +81,7 @@ def test_eyes_are_contours_that_start_at_a_corner(name, first):
 def test_eyes_scheme_is_points_36_to_47_of_300w():
     eyes = SCHEMES["eyes"]
     assert (eyes.base, eyes.indices, eyes.divisor) == ("300W", tuple(range(36, 48)), (0, 9))
-    assert eyes.flip.tolist() == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]  # FACTS.md, from 0
+    assert eyes.flip.tolist() == [9, 8, 7, 6, 11, 10, 3, 2, 1, 0, 5, 4]
 
 
 @pytest.mark.parametrize(("name", "points"), [("eyes", range(36, 48)), ("mouth", range(48, 68)),
@@ -91,20 +91,20 @@ def test_parts_of_a_set_by_name(name, points):
     part = landmarks.get_scheme(name)
     assert (part.name, part.base, part.indices) == (name, "300W", tuple(points))
     assert set(part.regions) == set(landmarks.PARTS[name])
-    # Of another set they are that one's own points.
+    # Parts of another set are that set's points.
     wflw = landmarks.model_scheme(name, SCHEMES["WFLW"])
     assert wflw.base == "WFLW"
     assert wflw.points == {"eyes": 16, "mouth": 20, "brows": 18,
                                                    "contour": 33}[name]
     for region, indices in wflw.regions.items():
         assert [wflw.indices[i] for i in indices] == SCHEMES["WFLW"].regions[region]
-    assert landmarks.fits(part, whole)
-    assert not landmarks.fits(wflw, whole)
+    assert landmarks.is_part_of(part, whole)
+    assert not landmarks.is_part_of(wflw, whole)
 
 
-def test_a_part_that_a_scheme_has_not():
+def test_a_part_without_its_region_is_refused():
     nose = SCHEMES["300W"].subset(range(27, 36))
-    with pytest.raises(UserError, match="no region 'lips', of which mouth is made"):
+    with pytest.raises(UserError, match="no region 'lips', which part mouth needs"):
         landmarks.get_scheme("mouth", nose)
     with pytest.raises(UserError, match="nearest: mouth"):
         landmarks.get_scheme("mouths")
@@ -118,19 +118,19 @@ def test_mean_faces_are_the_published_ones(shared):
 
 def test_neighbours_are_nearest_first():
     face = [[0, 0], [1, 0], [3, 0], [7, 0]]
-    assert head.neighbours(face, 2).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
-    assert head.neighbours(face, 0).shape == (4, 0)
+    assert head.nearest_neighbours(face, 2).tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert head.nearest_neighbours(face, 0).shape == (4, 0)
 
 
 @pytest.mark.parametrize("num_nb", [-1, 4, 10])
-def test_neighbours_need_as_many_points(num_nb):
+def test_neighbours_need_enough_points(num_nb):
     with pytest.raises(UserError, match="0..3"):
-        head.neighbours(numpy.zeros((4, 2)), num_nb)
+        head.nearest_neighbours(numpy.zeros((4, 2)), num_nb)
 
 
 def test_neighbours_need_a_mean_face():
     with pytest.raises(UserError, match="mean face"):
-        head.neighbours(numpy.full((4, 2), numpy.nan), 2)
+        head.nearest_neighbours(numpy.full((4, 2), numpy.nan), 2)
 
 
 def test_reverse_neighbours():
@@ -144,16 +144,16 @@ def test_reverse_neighbours():
 
 
 def test_reverse_neighbours_of_300w_cover_the_table_once():
-    table = head.neighbours(SCHEMES["300W"].mean_face, 10)
+    table = head.nearest_neighbours(SCHEMES["300W"].mean_face, 10)
     predictors, slots, mask = head.reverse_neighbours(table)
-    assert predictors.shape == (68, 22)  # FACTS.md: the longest list for M = 10
+    assert predictors.shape == (68, 22)  # 22 is the longest list for M = 10.
     assert mask.sum() == 680
     target = numpy.broadcast_to(numpy.arange(68)[:, None], mask.shape)
     assert (table[predictors, slots] == target)[mask.any(1)].all()
     assert len(set(zip(predictors[mask].tolist(), slots[mask].tolist()))) == 680
 
 
-def test_no_neighbours_have_no_reverse():
+def test_reverse_of_no_neighbours_is_empty():
     predictors, slots, mask = head.reverse_neighbours(numpy.zeros((5, 0), int))
     assert predictors.shape == slots.shape == mask.shape == (5, 0)
 
@@ -214,13 +214,13 @@ def test_wflw_to_300w_of_the_mean_faces():
     assert scipy.optimize.linear_sum_assignment(distance)[1].tolist() == list(range(68))
 
 
-def test_wflw_to_300w_commutes_with_the_flips_and_keeps_the_origin_out():
+def test_wflw_to_300w_commutes_with_flips_and_translations():
     generator = numpy.random.default_rng(0)
     faces = generator.uniform(0, 500, (3, 98, 2))
     mirror = [-1, 1]
     assert numpy.allclose(landmarks.wflw_to_300w(faces[:, SCHEMES["WFLW"].flip] * mirror),
                           landmarks.wflw_to_300w(faces)[:, SCHEMES["300W"].flip] * mirror)
-    # Weights that do not sum to one would pull a far face towards the origin.
+    # Weights that do not sum to 1 would pull a distant face towards the origin.
     assert numpy.allclose(landmarks.wflw_to_300w(faces + 1e4), landmarks.wflw_to_300w(faces) + 1e4)
 
 
@@ -246,7 +246,7 @@ def test_read_scheme(tmp_path):
     assert scheme.eyes is None
 
 
-def test_read_scheme_as_people_write_it(tmp_path):
+def test_read_scheme_accepts_all_forms_of_flip_and_divisor(tmp_path):
     path = tmp_path / "own.yaml"
     for text, flip, divisor, mirrors in (
             ("names: [a, b, c]\nflip: [b, a, c]\ndivisor: diagonal", [1, 0, 2], "diagonal", True),
@@ -254,7 +254,6 @@ def test_read_scheme_as_people_write_it(tmp_path):
             ("points: 2\nflip: [[0, 1]]\ndivisor: [0, 1]", [1, 0], (0, 1), True),
             ("points: 2\nflip: none", [0, 1], None, False),
             ("points: 2\nflip: []", [0, 1], None, True),
-            # Nobody said what a mirrored face is.
             ("points: 2", [0, 1], None, False)):
         path.write_text(text, encoding="utf-8")
         scheme = landmarks.read_scheme(path)
@@ -265,14 +264,14 @@ def test_read_scheme_as_people_write_it(tmp_path):
     assert diagonal.subset([1]).divisor == "diagonal"
 
 
-def test_read_scheme_with_the_least(tmp_path):
+def test_read_scheme_with_points_only(tmp_path):
     (tmp_path / "least.yaml").write_text("points: 3\n")
     scheme = landmarks.read_scheme(tmp_path / "least.yaml")
     assert (scheme.points, scheme.divisor, scheme.flip.tolist()) == (3, None, [0, 1, 2])
     with pytest.raises(UserError, match="mean face"):
-        head.neighbours(scheme.mean_face, 2)
-    given = scheme.with_mean_face([[0, 0], [1, 0], [3, 0]])
-    assert head.neighbours(given.mean_face, 1).tolist() == [[1], [0], [1]]
+        head.nearest_neighbours(scheme.mean_face, 2)
+    complete = scheme.with_mean_face([[0, 0], [1, 0], [3, 0]])
+    assert head.nearest_neighbours(complete.mean_face, 1).tolist() == [[1], [0], [1]]
     with pytest.raises(UserError, match="2 points"):
         scheme.with_mean_face([[0, 0], [1, 0]])
 
@@ -286,7 +285,7 @@ def test_read_scheme_with_the_least(tmp_path):
     ("points: 0", "found 0"),
     ("points: 1", r"points \(2..10000\), found 1"),
     ("points: 2\npoints: 3", "key points is there twice"),
-    ("points: 2\nname: 300W", "name: 300W is a scheme that is built in"),
+    ("points: 2\nname: 300W", "name: 300W is a built-in scheme"),
     ("points: 2\nflip: no", "flip is a list of pairs, or none, found False"),
     ("points: 2\nflip:", "flip is a list of pairs, or none, found None"),
     ("points: true", "found True"),
@@ -307,7 +306,7 @@ def test_read_scheme_with_the_least(tmp_path):
     ("names: [a, b, c]\nflip: [b, b, c]", "takes point a to b, and b to b"),
     ("points: 3\nflip: [[0, 1], 2]", "list of pairs, found 2"),
     ("names: ['eye, right', nose]", "'eye, right' has a comma"),
-    ("names: [eye, nose, eye]", "'eye' is there twice, of points 0 and 2"),
+    ("names: [eye, nose, eye]", "'eye' is there twice, for points 0 and 2"),
     ("names: [eye, '']", "name 1 is ''"),
     ("names: [eye, ~]", "name 1 is None"),
     ("names: [eye, 0]", "0 is the name of point 1"),

@@ -17,7 +17,7 @@ def test_offset_losses_grow_from_zero_and_are_even(name):
     assert value[200] == 0
     assert torch.allclose(value, value.flip(0))
     assert (value[201:] > value[200:-1]).all()
-    # Outliers pull with a force that does not grow.
+    # The gradient of outliers does not grow.
     assert value[400] - value[399] == pytest.approx(float(value[300] - value[299]), rel=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_gradients_reach_only_the_target_cells_of_the_offsets():
     assert (maps[0].grad[:, :, 2, 2] < 0).all()
 
 
-def test_regression_loss_and_its_unknown_curve():
+def test_regression_loss_and_an_unknown_offset_loss():
     model = torch.nn.Module()
     model.head = RegressionHead(4, EYES)
     robust = loss.build_loss(model, 10, 2, "l1")
@@ -86,13 +86,13 @@ def test_a_landmark_of_weight_three_counts_as_three_in_every_mean():
         assert float(value) == pytest.approx(float(expected), rel=1e-5), name
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[:, 6:] = False
-    weights[:6] = 3  # All that count count alike.
+    weights[:6] = 3  # Equal weights of all in the mask.
     some = loss.PIPLoss(head.neighbours, weights=weights).terms(maps, landmarks, mask)
     for name, value in loss.PIPLoss(head.neighbours).terms(maps, landmarks, mask).items():
         assert float(some[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
-def test_eye_weight_is_of_the_eyes_and_one_changes_nothing():
+def test_eye_weight_applies_to_the_eyes_and_one_changes_nothing():
     model = torch.nn.Module()
     model.scheme = SCHEMES["300W"]
     model.head = PIPHead(4, model.scheme, 10)

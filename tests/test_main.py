@@ -1,4 +1,4 @@
-"""The real commands from beginning to end on drawn faces, and what they say of mistakes."""
+"""The commands end to end on drawn faces, and their messages for mistakes."""
 import csv
 import json
 import subprocess
@@ -14,7 +14,7 @@ from helpers.warm import warm
 
 
 def run(*argv, ok=True, call="run_main"):
-    """The text of a run of main.py in the copied tree, which must end with exit code 0 (or 2)."""
+    """Run main.py in the copied tree and return its output; the exit code must be 0 (or 2)."""
     child = warm().run(call=f"small_sets:{call}", argv=[str(a) for a in argv])
     assert "Traceback" not in child.text, child.text
     assert child.code == (0 if ok else 2), child.text
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
     return text, json.loads(report.read_text())
 
 
-def test_an_experiment_holds_what_it_should(trained):
+def test_the_files_of_an_experiment(trained):
     text, _ = trained
     folder = warm().folder("whole")
     for name in ("args.yaml", "best.pt", "last.pt", "best.onnx", "results.csv", "curves.png",
@@ -220,11 +220,12 @@ def test_mistakes_end_in_one_or_two_lines(trained, argv, reason):
     data = ["--data-dir", warm().faces, "--device", "cpu", "--backbone", "mobilenetv3_small_050",
             "--input-size", 64, "--workers", 0]
     words = argv.split()
-    # What the case itself says comes last, so that it wins.
+    # The flags of the case come last, so that they override the others.
     words = [w for w in words if w != "{data}"]
     text = run(*(data if "{data}" in argv else []), *words, ok=False)
     lines = text.strip().splitlines()
-    assert lines[-1].startswith("error: ") and reason in lines[-1], text
+    assert lines[-1].startswith("error: "), text
+    assert reason in lines[-1], text
     assert len(lines) <= 2, text
     if "--train" in words and "--exp" not in words:
         for folder in (warm().tree / "weights").glob("[0-9][0-9][0-9]"):
@@ -243,7 +244,8 @@ def test_mistakes_end_in_one_or_two_lines(trained, argv, reason):
 ])
 def test_mistakes_in_preparing(argv, reason):
     text = run(*argv, ok=False, call="run_generator")
-    assert reason in text and len(text.strip().splitlines()) <= 2, text
+    assert reason in text
+    assert len(text.strip().splitlines()) <= 2, text
 
 
 @pytest.mark.parametrize(("argv", "reason"), [
@@ -252,9 +254,8 @@ def test_mistakes_in_preparing(argv, reason):
     (["-m", "utils.data.generator", "nowhere"], "no such folder"),
     (["-c", "from utils import util; util.DataGenerator(data_dir='nowhere').run()"],
      "no such folder"),
-    # The names of these commands in earlier READMEs.
     (["-m", "utils.generator", "nowhere"], "no such folder"),
-    (["-m", "utils.draw"], "the folder of a prepared set"),
+    (["-m", "utils.data.sheet"], "the folder of a prepared set"),
 ])
 def test_mistakes_of_real_processes(argv, reason):
     result = subprocess.run([sys.executable, *argv], cwd=warm().tree, text=True,
@@ -273,8 +274,9 @@ def test_mistakes_of_real_processes(argv, reason):
     ("--pretrained gone.pt", "no such file"),
     ("--gssl", "--gssl needs --unlabelled-dir"),
     ("--gssl --unlabelled-dir nowhere", "nowhere: no unlabelled set")])
-def test_mistakes_are_said_before_faces_are_drawn(argv, reason):
+def test_mistakes_are_reported_before_faces_are_drawn(argv, reason):
     text = run("--train", "--data", "samples", "--workers", 0, "--device", "cpu", *argv.split(),
                ok=False)
-    assert reason in text and text.count("\n") == 1, text
+    assert reason in text
+    assert text.count("\n") == 1, text
     assert not list(warm().tree.glob("samples-*"))

@@ -1,4 +1,4 @@
-"""Faces with missing points and faces that cannot be scored, from the file to the table."""
+"""Faces with missing points and faces that cannot be scored, from the CSV file to the scores."""
 import csv
 
 import cv2
@@ -26,8 +26,9 @@ FACE = numpy.array([(20, 20), (60, 20), (40, 40), (28, 60), (52, 60)], float)
 
 @pytest.fixture(scope="module")
 def own_set(tmp_path_factory):
-    """A prepared set of 12 own faces: face 1 without a nose, test face 10 with both eyes at one
-    place, test face 11 without an eye.
+    """A prepared set of 12 faces.
+
+    Face 1 has no nose, test face 10 has both eyes at the same point, test face 11 lacks an eye.
     """
     folder = tmp_path_factory.mktemp("own")
     (folder / "five.yaml").write_text(FIVE)
@@ -48,16 +49,16 @@ def own_set(tmp_path_factory):
                          scheme=str(folder / "five.yaml")).run()
 
 
-def test_a_missing_point_is_none_of_the_box():
+def test_a_missing_point_does_not_affect_the_box():
     points = FACE.copy()
     points[2] = numpy.nan
     assert crop.face_box(points).tolist() == crop.face_box(FACE).tolist()
-    # The lowest point is missing: the box ends at the next.
+    # The lowest point is missing, so the box ends at the next one.
     points = numpy.array([(0, 0), (10, 0), (5, numpy.nan), (5, 8)])
     assert crop.face_box(points, "stretch", 1.0).tolist() == [0, 0, 10, 8]
 
 
-def test_nme_is_of_the_known_points():
+def test_nme_ignores_missing_points():
     truth = numpy.tile(FACE, (4, 1, 1))
     found = truth + (3, 4)
     truth[1, 2] = numpy.nan
@@ -70,7 +71,7 @@ def test_nme_is_of_the_known_points():
     assert numbers["nme"] == 50
     assert (numbers["faces"], numbers["unscored"]) == (2, 2)
     assert "unscored" not in metrics.summary([0.1])
-    # A prediction that is no number is no missing point: it must not leave its face unscored.
+    # A prediction of NaN is an error, not a missing point: its face is still scored.
     found[0, 1] = numpy.nan
     assert metrics.nme(found, truth, norm)[:2].tolist() == [numpy.inf, 0.5]
     numbers = metrics.summary(metrics.nme(found, truth, norm))
@@ -78,7 +79,7 @@ def test_nme_is_of_the_known_points():
     assert numpy.isnan(metrics.summary([numpy.nan])["nme"])
 
 
-def test_a_missing_point_teaches_nothing():
+def test_a_missing_point_does_not_affect_the_loss():
     torch.manual_seed(0)
     head = PIPHead(4, SCHEMES["eyes"], 5)
     features = torch.randn(2, 4, 8, 8)
@@ -87,7 +88,7 @@ def test_a_missing_point_teaches_nothing():
     maps = head(features)
     masked = loss.PIPLoss(head.neighbours, missing=True)
     assert torch.isfinite(masked(maps, landmarks))
-    # Whatever is predicted for it, the loss stays.
+    # The prediction of a missing point does not change the loss.
     moved = maps._replace(score=maps.score.clone(), offset_x=maps.offset_x.clone())
     moved.score[0, 3] += 5
     moved.offset_x[0, 3] -= 5
@@ -101,30 +102,31 @@ def test_a_missing_point_teaches_nothing():
                                loss.RegressionLoss()(found[1:], landmarks[1:]))
 
 
-def test_a_prepared_set_keeps_what_is_missing(own_set):
+def test_a_prepared_set_keeps_missing_points(own_set):
     prepared = PreparedSet(own_set)
     points = numpy.concatenate([faces.points for faces in prepared.lists.values()])
     assert numpy.isnan(points).sum() > 0
     assert numpy.isfinite(prepared.scheme.mean_face).all()
 
 
-def test_it_trains_and_the_test_says_what_it_leaves_out(own_set, weights, capsys):
+def test_training_works_and_the_test_reports_unscored_faces(own_set, weights, capsys):
     settings = {"data_dir": str(own_set), "backbone": "test_resnet", "input_size": 64, "epochs": 1,
                 "batch_size": 4, "effective_batch": 4, "workers": 0, "num_nb": 4, "stride": 16,
                 "exp": "own"}
     folder = trainer.train(load_args(settings))
     assert all(torch.isfinite(v).all() for v in
                checkpoint.read(folder / "best.pt")["weights"].values())
-    score.test(load_args({**settings, "exp": str(folder / "best.pt")}), {"test"})
+    score.run_test(load_args({**settings, "exp": str(folder / "best.pt")}), {"test"})
     text = capsys.readouterr().out
     assert "2 faces are not scored" in text
-    rows = list(csv.DictReader(open(folder / "faces.csv", newline="")))
+    with open(folder / "faces.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [bool(row["nme"]) for row in rows] == [True, True, False, False]
     assert (folder / "worst.png").is_file()
 
 
-def test_a_best_file_is_there_even_where_no_face_can_be_scored(own_set, weights, monkeypatch):
-    monkeypatch.setattr(predict, "errors",
+def test_best_pt_is_written_even_if_no_face_can_be_scored(own_set, weights, monkeypatch):
+    monkeypatch.setattr(predict, "list_nme",
                         lambda found, *_: (numpy.full(len(found), numpy.nan),) * 2)
     folder = trainer.train(load_args({
         "data_dir": str(own_set), "backbone": "test_resnet", "input_size": 64, "epochs": 1,

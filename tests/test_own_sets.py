@@ -1,4 +1,4 @@
-"""Sets as people have them: few faces, points in one line, other divisors, points of one side."""
+"""Users' own data: few faces, collinear points, other divisors, points without mirror partner."""
 import json
 
 import numpy
@@ -26,8 +26,9 @@ def train(data, **settings):
     return trainer.train(load_args(QUICK | {"data_dir": str(data)} | settings))
 
 
-@pytest.mark.parametrize(("count", "options", "held_out"), [(1, {}, 0), (2, {}, 1), (3, {"val": 0}, 0)])
-def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
+@pytest.mark.parametrize(("count", "options", "held_out"), [
+    (1, {}, 0), (2, {}, 1), (3, {"val": 0}, 0)])
+def test_few_faces_can_be_trained(tmp_path, weights, capsys, count, options, held_out):
     data = prepare(tmp_path / "own", FIVE, [("train", FACE + i) for i in range(count)], **options)
     lists = PreparedSet(data).lists
     assert (len(lists["train"]), len(lists["val"])) == (count - held_out, held_out)
@@ -41,15 +42,15 @@ def test_few_faces_train(tmp_path, weights, capsys, count, options, held_out):
     assert (folder / "curves.png").is_file()
     args = load_args({"data_dir": str(data), "exp": str(folder / "best.pt")})
     if held_out:
-        score.test(args, {"test"})
+        score.run_test(args, {"test"})
         assert "no test list; scored on its validation faces" in capsys.readouterr().out
         assert (folder / "faces.csv").read_text().splitlines()[1].startswith("val,")
         return
     with pytest.raises(UserError, match="has no test list and no validation faces"):
-        score.test(args, {"test"})
+        score.run_test(args, {"test"})
 
 
-def test_the_faces_of_one_photo_alone_are_all_trained(tmp_path):
+def test_all_faces_of_a_single_photo_are_trained(tmp_path):
     faces = [("train", FACE), ("train", FACE + 4), ("train", FACE - 4)]
     lists = PreparedSet(prepare(tmp_path / "own", FIVE, faces, ["0.png"] * 3)).lists
     assert (len(lists["train"]), len(lists["val"])) == (3, 0)
@@ -68,19 +69,19 @@ def test_an_empty_validation_list_holds_nothing_out(tmp_path):
         "train": 3, "val": 0}
 
 
-def test_a_report_of_no_scored_face_is_json(tmp_path, weights):
+def test_a_report_without_scored_faces_is_valid_json(tmp_path, weights):
     eyeless = FACE.copy()
     eyeless[0] = numpy.nan
     data = prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", FACE), ("test", eyeless)])
     folder, report = train(data, num_nb=4), tmp_path / "report.json"
-    score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+    score.run_test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                           "report": str(report)}), {"test"})
     numbers = json.loads(report.read_text(), parse_constant=pytest.fail)["pytorch"]["test"]
     assert numbers["nme"] is None
     assert numbers["unscored"] == 1
 
 
-def test_nothing_scored_has_no_mean():
+def test_the_mean_of_no_scored_face_is_nan():
     numbers = metrics.summary([])
     assert numbers["faces"] == 0
     assert numpy.isnan(numbers["nme"])
@@ -90,29 +91,29 @@ def test_nothing_scored_has_no_mean():
 @pytest.mark.parametrize(("scheme", "points"), [
     (TWO, [(20, 40), (60, 40)]), (TWO, [(40, 20), (40, 60)]), (TWO, [(20, 20), (60, 58)]),
     (LINE, [(20, 40), (40, 40), (60, 40)]), (LINE, [(20, 20), (40, 40), (60, 60)])])
-def test_points_in_one_line_train_and_are_scored(tmp_path, weights, scheme, points):
+def test_collinear_points_are_trained_and_scored(tmp_path, weights, scheme, points):
     points = numpy.array(points, float)
     data = prepare(tmp_path / "own", scheme, [("train", points), ("train", points + 2),
                                               ("test", points + 1)])
     prepared = PreparedSet(data)
     faces = prepared.lists["test"]
-    # The crop is the square round the longer side, grown.
+    # The crop is a square of the longer side, enlarged.
     side = numpy.ptp(points, 0).max() * 1.2
     numpy.testing.assert_allclose(faces.boxes[0], [*(points.mean(0) + 1 - side / 2),
                                                    *(points.mean(0) + 1 + side / 2)], atol=1e-3)
     folder = train(data, num_nb=1)
     report = tmp_path / "report.json"
-    score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+    score.run_test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                           "report": str(report)}), {"test"})
     numbers = json.loads(report.read_text())["pytorch"]["test"]
     assert 0 < numbers["nme"] < 1000
     assert 0 < numbers["nme_crop"] < 1000
-    # As a tracker lays it around what is predicted.
+    # The crop around predicted landmarks, as in tracking.
     again = crop.face_boxes(points[None] + 1, prepared.crop, prepared.scheme)
     numpy.testing.assert_allclose(again[0], faces.boxes[0], atol=1e-3)
 
 
-def test_a_flat_box_counts_as_a_tenth_as_high_as_wide():
+def test_the_shorter_side_of_a_box_is_at_least_a_tenth_of_the_longer():
     line = numpy.array([(0, 5), (100, 5.)])
     assert crop.face_box(line, "stretch", 1.0).tolist() == [0, 0, 100, 10]
     assert crop.face_box(line[:, ::-1], "stretch", 1.0).tolist() == [0, 0, 10, 100]
@@ -129,8 +130,8 @@ def test_divisors_of_a_scheme(tmp_path, divisor, expected):
     prepared = PreparedSet(data)
     faces = prepared.lists["test"]
     found = faces.points + (5 / numpy.ptp(faces.boxes[0, ::2]), 0)
-    nme, _ = predict.errors(found, faces, prepared.scheme, prepared.scheme)
-    # The box is grown by the published 1.1, which points are not.
+    nme, _ = predict.list_nme(found, faces, prepared.scheme, prepared.scheme)
+    # The published crop is enlarged by 1.1; the distance of two points is not.
     grown = 1.0 if "[" in divisor else 1.1
     assert nme[0] == pytest.approx(5 / (expected * grown), rel=1e-4)
 
@@ -173,7 +174,7 @@ def test_points_of_one_side_are_never_mirrored(tmp_path, weights):
     folder = train(data, num_nb=2)
     assert not checkpoint.load_model(folder / "best.pt").scheme.mirrors
     with pytest.raises(UserError, match="--flip-test: scheme mole has flip: none"):
-        score.test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
+        score.run_test(load_args({"data_dir": str(data), "exp": str(folder / "best.pt"),
                               "flip_test": True}), {"test"})
 
 
@@ -181,11 +182,11 @@ def test_a_face_that_is_labelled_twice_gets_a_note(tmp_path, capsys):
     faces = [("train", FACE), ("train", FACE + 1), ("train", FACE), ("val", FACE)]
     prepare(tmp_path / "own", FIVE, faces, photos=["0.png", "0.png", "1.png", "1.png"])
     out = capsys.readouterr().out
-    assert out.count("lie on each other") == 1
-    assert "0.png: note: faces 1 and 2 of it lie on each other: labelled twice?" in out
+    assert out.count("overlap: labelled twice?") == 1
+    assert "0.png: note: its faces 1 and 2 overlap: labelled twice?" in out
 
 
-def test_other_crops_of_the_same_set_are_told(tmp_path, capsys):
+def test_replacing_a_set_by_one_with_other_crops_gets_a_note(tmp_path, capsys):
     faces = [("train", FACE), ("val", FACE)]
     for options in ({}, {}, {"scale": 1.3}):
         assert "had crops" not in capsys.readouterr().out
@@ -193,29 +194,29 @@ def test_other_crops_of_the_same_set_are_told(tmp_path, capsys):
     assert "had crops {'rule': 'square', 'scale': 1.2} and gets" in capsys.readouterr().out
 
 
-def test_settings_of_eyes_without_eyes_are_told(tmp_path, weights, capsys):
+def test_eye_settings_without_eye_regions_get_a_note(tmp_path, weights, capsys):
     data = prepare(tmp_path / "own", FIVE, [("train", FACE), ("train", FACE), ("val", FACE)])
     train(data, num_nb=4, shut=0.5)
     assert "no regions right eye and left eye: --shut without effect" in capsys.readouterr().out
 
 
 def test_a_flip_that_does_not_fit_the_faces_gets_a_note(tmp_path, capsys):
-    for number, (pairs, said) in enumerate((
+    for number, (pairs, note) in enumerate((
             ("[[right eye, left eye], [right mouth, left mouth]]", None),
             ("[[right eye, left eye]]", "which is in no flip pair"),
             ("[[right eye, right mouth], [left eye, left mouth]]", "the mirror partner of point"))):
         scheme = FIVE.replace("[[right eye, left eye], [right mouth, left mouth]]", pairs)
         prepare(tmp_path / str(number), scheme, [("train", FACE)] * 8)
         out = capsys.readouterr().out
-        assert ("is the scheme's flip right?" in out) == bool(said)
-        assert (said or "") in out
-    # A few turned faces say nothing.
+        assert ("is the scheme's flip right?" in out) == bool(note)
+        assert (note or "") in out
+    # A few turned faces do not show that a flip table is wrong.
     prepare(tmp_path / "few", scheme, [("train", FACE)] * 7)
     assert "is the scheme's flip right?" not in capsys.readouterr().out
 
 
 def test_which_faces_are_kept_is_printed(tmp_path, capsys):
-    """Of one photo of 90 px: two faces, a tiny one, two half outside, one without what is hidden"""
+    """Faces of one photo of 90 px: normal, tiny and partly outside, with and without its points."""
     tiny, smallest = 30 + (FACE - 20) * 0.15, 30 + (FACE - 20) * 0.3
     half = FACE + (40, 0)
     shown = numpy.where(half < 90, half, numpy.nan)
@@ -225,14 +226,14 @@ def test_which_faces_are_kept_is_printed(tmp_path, capsys):
     data = prepare(tmp_path / "own", FIVE, faces, ["0.png"] * len(faces), target_size=128, val=0)
     assert len(PreparedSet(data).lists["train"]) == 5
     out = capsys.readouterr().out
-    assert "line 4: " not in out  # It is read; what is said is of the face.
-    assert "the face is of 6.0 px, less than 8" in out
+    assert "line 4: " not in out  # The line is valid, the face is too small.
+    assert "the face has a side of 6.0 px, less than 8" in out
     assert "point 1 at 100, 20 is far outside the photo of 90 x 90; to keep the face, leave" in out
-    assert "kept: every face of a photo whose points' box is 8 px or longer" in out
+    assert "kept: every face whose landmarks' box is 8 px or longer" in out
     assert "5 faces of 1 photos, of 12 to 40 px (median 40); 1 of them enlarged more than 4" in out
 
 
-def test_a_set_of_the_points_of_a_part_trains(tmp_path, weights):
+def test_a_set_with_the_points_of_a_part_can_be_trained(tmp_path, weights):
     points = SCHEMES["eyes"].mean_face * 60 + 12
     table, _ = write(tmp_path / "own", TWO, [("train", points), ("train", points + 2),
                                              ("test", points + 1)])
@@ -245,12 +246,12 @@ def test_a_set_of_the_points_of_a_part_trains(tmp_path, weights):
     args = load_args({"data_dir": str(data), "exp": str(folder / "best.pt"), "workers": 0,
                       "report": str(report)})
     export.export_weights(folder / "best.pt")
-    score.test(args, {"test", "test_onnx"})
+    score.run_test(args, {"test", "test_onnx"})
     assert json.loads(report.read_text())["onnx"]["test"]["faces"] == 1
-    # A tracker lays the crop as the set does: round these points, not where a whole face is.
+    # In tracking too the crop is around these points, not around a whole face.
     scheme = Predictor(folder / "best.onnx").scheme
     again = crop.face_boxes(points[None] + 1, prepared.crop, scheme)
     numpy.testing.assert_allclose(again[0], prepared.lists["test"].boxes[0], atol=1e-3)
-    # A published list of such points has no set.yaml that says so.
+    # A published list of such points has no set.yaml.
     (data / "set.yaml").unlink()
     assert train(data, num_nb=4, exp="again")

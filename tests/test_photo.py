@@ -1,4 +1,4 @@
-"""Photos as phones and people store them: lying, cut off, of other formats."""
+"""Photos with EXIF orientation, cut off, and of other formats, depths and channels."""
 import sys
 import types
 
@@ -20,7 +20,7 @@ ORIENTATION = 0x0112
 
 
 def lying(path, tag):
-    """A JPEG whose EXIF shows it by `tag`; the picture as a person sees it, RGB (40, 60, 3)."""
+    """Write a JPEG with EXIF orientation `tag`; return the upright picture, RGB (40, 60, 3)."""
     seen = PIL.Image.new("RGB", (60, 40))
     seen.paste((250, 30, 30), (0, 0, 15, 20))
     undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
@@ -32,7 +32,7 @@ def lying(path, tag):
 
 
 @pytest.mark.parametrize("tag", range(2, 9))
-def test_every_orientation_is_read_as_a_person_sees_it(tmp_path, tag):
+def test_every_orientation_is_applied(tmp_path, tag):
     seen = lying(tmp_path / "a.jpg", tag)
     read = read_photo(tmp_path / "a.jpg", upright=True)
     assert read.shape == seen.shape
@@ -42,7 +42,7 @@ def test_every_orientation_is_read_as_a_person_sees_it(tmp_path, tag):
 
 
 def own_set(folder, points):
-    """A photo of tag 6 (60 x 40 to a person, 40 x 60 stored) with labels in a CSV file."""
+    """Write a photo of tag 6 (60 x 40 upright, 40 x 60 as stored) with labels in a CSV file."""
     folder.mkdir()
     lying(folder / "a.jpg", 6)
     (folder / "faces.csv").write_text("a.jpg," + ",".join(map(str, points)) + "\n")
@@ -55,22 +55,23 @@ def crop_of(folder):
     return read_photo(next((folder / "images").iterdir()))
 
 
-def test_labels_of_own_photos_are_of_the_photo_as_seen(tmp_path):
+def test_labels_of_own_data_refer_to_the_upright_photo(tmp_path):
     source, scheme = own_set(tmp_path / "own", [3, 3, 13, 3, 8, 15])
     red = {}
     for exif in (None, "ignore"):
         folder = DataGenerator(source, 32, tmp_path / str(exif), scheme=str(scheme), workers=1,
                                margin=1, val=0, exif=exif).run()
         red[exif] = crop_of(folder)[..., 0].mean()
-    # The red corner lies under the points as seen, and elsewhere as stored.
+    # The red corner is under the points of the upright photo, not of the stored one.
     assert red[None] > 200
     assert red["ignore"] < 50
 
 
-def test_labels_made_on_stored_pixels_get_a_line(tmp_path, capsys):
+def test_labels_made_on_stored_pixels_get_a_hint(tmp_path, capsys):
     source, scheme = own_set(tmp_path / "own", [5, 40, 25, 40, 15, 57])
     options = {"scheme": str(scheme), "workers": 1, "val": 0}
-    with pytest.raises(UserError, match=r"60 x 40 as a person sees it, .*40 x 60.*--exif ignore"):
+    with pytest.raises(UserError, match="60 x 40 with its EXIF orientation applied, .*40 x 60"
+                                         ".*--exif ignore"):
         DataGenerator(source, 32, tmp_path / "out", **options).run()
     DataGenerator(source, 32, tmp_path / "out", exif="ignore", **options).run()
     assert "1 faces in" in capsys.readouterr().out
@@ -80,7 +81,7 @@ def test_a_jpeg_that_was_cut_off_is_damaged(tmp_path):
     preview = cv2.imencode(".jpg", numpy.zeros((8, 8, 3), numpy.uint8))[1].tobytes()
     noise = numpy.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(numpy.uint8)
     whole = cv2.imencode(".jpg", noise)[1].tobytes()
-    # A preview in an EXIF segment ends like a picture does.
+    # A preview in an EXIF segment has an end marker of its own.
     size = (len(preview) + 2).to_bytes(2, "big")
     whole = whole[:2] + b"\xff\xe1" + size + preview + whole[2:]
     path = tmp_path / "a.jpg"
@@ -93,7 +94,7 @@ def test_a_jpeg_that_was_cut_off_is_damaged(tmp_path):
 
 @pytest.mark.parametrize(("brand", "package"), [(b"heic", "pip install -U pillow-heif,"),
                                             (b"avif", "pip install -U pillow,")])
-def test_an_unread_heic_or_avif_says_what_to_do(tmp_path, brand, package):
+def test_why_unread_names_the_package_for_heic_and_avif(tmp_path, brand, package):
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
     assert read_photo(path) is None
@@ -101,7 +102,7 @@ def test_an_unread_heic_or_avif_says_what_to_do(tmp_path, brand, package):
     assert "convert it to JPEG" in why_unread(path)
 
 
-def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
+def test_heic_is_read_if_pillow_heif_is_installed(tmp_path, monkeypatch):
     """A stand-in for pillow_heif, whose opener makes a grey picture of anything."""
     class Grey(PIL.ImageFile.ImageFile):
         format = "HEIF"
@@ -123,14 +124,14 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_an_animation_is_its_first_picture(tmp_path, suffix):
+def test_the_first_picture_of_an_animation_is_read(tmp_path, suffix):
     first, second = (PIL.Image.new("RGB", (9, 7), colour) for colour in ("red", "blue"))
     first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second])
     assert abs(read_photo(tmp_path / f"a.{suffix}").astype(int) - (255, 0, 0)).max() < 9
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
-def test_an_infra_red_camera_fills_some_of_sixteen_bits(tmp_path, bits):
+def test_images_with_10_12_or_16_bits_are_scaled_to_8(tmp_path, bits):
     image = numpy.linspace(0, (1 << bits) - 1, 256).round().astype(numpy.uint16).reshape(16, 16)
     (tmp_path / "a.png").write_bytes(cv2.imencode(".png", image)[1])
     read = read_photo(tmp_path / "a.png").astype(int)
@@ -140,7 +141,7 @@ def test_an_infra_red_camera_fills_some_of_sixteen_bits(tmp_path, bits):
 @pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("LA", "png"), ("P", "png"),
                                           ("P", "gif"), ("RGBA", "webp"), ("RGBA", "tif"),
                                           ("16", "png")])
-def test_what_is_transparent_is_white(tmp_path, mode, suffix):
+def test_transparent_pixels_become_white(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     if mode == "16":
         image = numpy.full((7, 9, 4), 90 * 257, numpy.uint16)
@@ -186,8 +187,8 @@ def test_orientation_of_other_formats(tmp_path, suffix):
     assert abs(read.astype(int) - seen).mean() < 5
 
 
-def test_formats_that_are_listed_are_found_and_said(tmp_path, capsys):
-    """Photos of all kinds beside .pts files: read, or named with what to install."""
+def test_photos_of_all_listed_formats_are_read_or_reported(tmp_path, capsys):
+    """HEIC without its package is reported with the package's name."""
     (tmp_path / "own").mkdir()
     for suffix in ("webp", "tif", "tiff", "gif", "PNG"):
         PIL.Image.new("RGB", (60, 60), "white").save(tmp_path / "own" / f"{suffix}.{suffix}")
@@ -216,7 +217,7 @@ def test_other_depths_and_channels(tmp_path, mode, value):
 
 
 class Lying:
-    """A detector that finds the face of `own_set` in the photo as a person sees it alone."""
+    """A detector that returns the face of `own_set` in the upright photo."""
     name = "test"
 
     def __init__(self):
@@ -229,7 +230,7 @@ class Lying:
     def to_crop(self, boxes, scale):
         return numpy.reshape(boxes, (-1, boxes.shape[-1]))[:, :4]
 
-    def same_face(self, boxes, face):
+    def box_of_face(self, boxes, face):
         return boxes[0, :4]
 
 
@@ -245,24 +246,24 @@ class MeanFace:
         return numpy.repeat(face[None], len(images), 0), numpy.ones((len(images), len(face)))
 
 
-def test_the_test_from_boxes_reads_photos_as_their_labels_were_made(tmp_path):
+def test_scoring_from_detected_boxes_reads_photos_as_their_labels_were_made(tmp_path):
     source, scheme = own_set(tmp_path / "own", [3, 3, 13, 3, 8, 15])
     for exif, shape in ((None, (40, 60, 3)), ("ignore", (60, 40, 3))):
         folder = DataGenerator(source, 32, tmp_path / str(exif), scheme=str(scheme), workers=1,
                                val=0, exif=exif).run()
         (folder / "train.txt").rename(folder / "test.txt")
         prepared, detector = PreparedSet(folder), Lying()
-        boxes.score(MeanFace(prepared), detector, prepared)
+        boxes.score_detected(MeanFace(prepared), detector, prepared)
         assert detector.seen == [shape]
 
 
-def test_photos_without_landmarks_are_cut_as_their_boxes_were_made(tmp_path):
+def test_unlabelled_photos_are_cropped_as_their_boxes_were_made(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     lying(folder / "a.jpg", 6)
     prepared = types.SimpleNamespace(margin=1.0, size=32)
     box = numpy.array([0.0, 0, 15, 20])
-    # Small boxes are left out; this one shows the red corner and nothing else.
+    # Small boxes are ignored; this one contains only the red corner.
     big = PIL.Image.open(folder / "a.jpg")
     big.resize((400, 600)).save(folder / "a.jpg", exif=big.getexif(), quality=95)
     result = unlabelled._cut(("a.jpg", box * 10), tmp_path / "crop.jpg", lambda box: box, folder,

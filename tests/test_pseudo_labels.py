@@ -1,6 +1,4 @@
-"""Photos without landmarks that teachers label: which faces join a set, and where their landmarks
-lie.
-"""
+"""Pseudo-labels of teachers: which faces are added to a set, and their landmarks."""
 import cv2
 import numpy
 import pytest
@@ -15,9 +13,7 @@ from utils.landmarks.schemes import SCHEMES
 
 
 class Teacher(painted_faces.Painted):
-    """Its landmarks lie where its name says: so many hundredths of the face to the right, in the
-    photo as in its mirror image.
-    """
+    """A model whose landmarks are int(path) / 100 of the face too far right, mirrored or not."""
 
     def __init__(self, path):
         super().__init__()
@@ -39,7 +35,7 @@ def painted(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two photos, one with two faces, in folders; the same name twice; one without a face."""
+    """Three photos: two of one name in two folders, with two faces and one; one without a face."""
     folder = tmp_path / "people"
     for i, (name, faces) in enumerate((("a.png", [(3, 150, 120, 90), (12, 280, 60, 40)]),
                                        ("more/a.png", [(5, 100, 100, 80)]), ("none.png", []))):
@@ -50,20 +46,20 @@ def photos(tmp_path):
 
 
 def added(labelled, output):
-    """(images, points) of the faces that joined the training list."""
+    """Image names, points and boxes of the faces that were added to the training list."""
     count = len(PreparedSet(labelled).lists["train"])
     faces = PreparedSet(output).lists["train"]
     return [path.name for path in faces.images[count:]], faces.points[count:], faces.boxes[count:]
 
 
-def test_every_face_of_every_photo_joins(photos, drawn_set, tmp_path, capsys):
+def test_every_face_of_every_photo_is_added(photos, drawn_set, tmp_path, capsys):
     output = DataGenerator(photos, labelled=drawn_set, teacher="0",
                            output_dir=tmp_path / "out").run()
-    assert "3 faces join; 1 left out" in capsys.readouterr().out
+    assert "3 faces added; 1 left out" in capsys.readouterr().out
     assert "none.png: no face was found" in (output / "problems.txt").read_text()
     names, points, boxes = added(drawn_set, output)
     assert sorted(names) == ["people_a.jpg", "people_a_2.jpg", "people_a_3.jpg"]
-    # Each box lies where the face was painted, and the landmarks fill it.
+    # Each box is where the face was painted, and the landmarks fill it.
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert sorted(map(tuple, middles.round(-1).tolist())) == [(100, 100), (150, 120), (280, 60)]
     scale = PreparedSet(output).crop["scale"]
@@ -77,7 +73,7 @@ def test_landmarks_are_the_mean_of_the_teachers(photos, drawn_set, tmp_path):
               "--teacher", *teachers])
         _, points, boxes = added(drawn_set, tmp_path / "out")
         found[teachers] = crop.to_photo(points, boxes)
-    # What is to the right in both views of a photo is nowhere in their mean.
+    # An error to the right in the photo and in its mirror image cancels in the mean.
     assert numpy.allclose(found["0", "4"], found["0",], atol=0.6)
 
 
@@ -85,13 +81,13 @@ def test_faces_on_which_teachers_differ_are_left_out(photos, drawn_set, tmp_path
     main([str(photos), "--labelled", str(drawn_set), "--output-dir", str(tmp_path / "few"),
           "--teacher", "0", "-3"])
     assert len(added(drawn_set, tmp_path / "few")[0]) == 3
-    with pytest.raises(UserError, match="no face could be labelled .*lie [0-9]+ % off"):
+    with pytest.raises(UserError, match="no face could be labelled .*NME of [0-9]+ %"):
         main([str(photos), "--labelled", str(drawn_set), "--output-dir", str(tmp_path / "none"),
               "--teacher", "0", "25"])
 
 
 def test_labelling_the_same_photos_twice_keeps_the_first_crops(photos, drawn_set, tmp_path):
-    people = photos.rename(tmp_path / "People")  # Names are told apart without letter case.
+    people = photos.rename(tmp_path / "People")  # Names differ by more than letter case.
     first = DataGenerator(people, labelled=drawn_set, teacher="0", output_dir=tmp_path / "1").run()
     before = {path.name: path.read_bytes() for path in (first / "images").iterdir()}
     (people / "none.png").unlink()
@@ -107,7 +103,7 @@ def test_labelling_the_same_photos_twice_keeps_the_first_crops(photos, drawn_set
 
 
 @pytest.mark.parametrize("stopped", ["write_crop", "_link", "_label"])
-def test_a_set_that_was_interrupted_has_no_list_and_is_made_again(photos, drawn_set, tmp_path,
+def test_an_interrupted_set_has_no_list_and_is_replaced(photos, drawn_set, tmp_path,
                                                                   monkeypatch, stopped):
     def label():
         return DataGenerator(photos, labelled=drawn_set, teacher="0",
@@ -133,7 +129,7 @@ def test_a_set_that_was_interrupted_has_no_list_and_is_made_again(photos, drawn_
         assert len(joined.lists[name]) == len(faces) + 3 * (name == "train")
 
 
-def test_mistakes_are_one_line(photos, drawn_set, tmp_path, monkeypatch):
+def test_wrong_arguments_are_reported(photos, drawn_set, tmp_path, monkeypatch):
     def label(folder=photos, **options):
         DataGenerator(folder, labelled=drawn_set, teacher=["0"], output_dir=tmp_path / "out",
                       **options).run()

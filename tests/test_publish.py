@@ -1,4 +1,4 @@
-"""Weights to ship."""
+"""Published weights and their model cards."""
 import shutil
 
 import numpy
@@ -21,7 +21,7 @@ def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weig
     assert floats
     assert all(v.dtype == torch.float16 for v in floats)
     assert "/" not in state["args"]["data_dir"]
-    assert state["args"]["exp"] == "none"
+    assert not {"exp", "device", "report"} & set(state["args"])
     images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
     ours, onnx = Predictor(target), Predictor(target.with_suffix(".onnx"))
     for first, second in zip(ours(images), onnx(images)):
@@ -31,7 +31,7 @@ def test_published_weights_are_small_anonymous_and_score_as_their_onnx(tiny_weig
     assert (onnx.scheme.flip == ours.scheme.flip).all()
 
 
-def test_kernels_in_eight_bits_take_half_the_file_and_score_the_same(tiny_weights, tmp_path):
+def test_kernels_in_eight_bits_halve_the_file_and_keep_the_score(tiny_weights, tmp_path):
     halves, small = tmp_path / "halves.pt", tmp_path / "small.pt"
     publish.publish(tiny_weights, halves)
     publish.publish(tiny_weights, small, bits=8)
@@ -54,7 +54,7 @@ def test_kernels_in_eight_bits_take_half_the_file_and_score_the_same(tiny_weight
     assert numpy.abs(ours(images)[0] - Predictor(halves)(images)[0]).mean() < 0.01
 
 
-def test_what_is_stored_in_eight_bits_stays_so_when_a_head_is_fitted(tiny_weights, tmp_path):
+def test_fitting_a_head_keeps_kernels_in_eight_bits(tiny_weights, tmp_path):
     path, again = tmp_path / "small.pt", tmp_path / "again.pt"
     publish.publish(tiny_weights, path, with_onnx=False, bits=8)
     state = checkpoint.read(path)
@@ -62,7 +62,7 @@ def test_what_is_stored_in_eight_bits_stays_so_when_a_head_is_fitted(tiny_weight
     assert fitted["weights"]["shape.weight"].shape == (136, 136)
     for name, value in state["weights"].items():
         assert fitted["weights"][name] is value
-    # Published once more, no number moves.
+    # Publishing again changes no number.
     publish.publish(path, again, with_onnx=False, bits=8)
     first, second = (checkpoint.weights_of(checkpoint.read(p)) for p in (path, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -72,7 +72,7 @@ def test_what_is_stored_in_eight_bits_stays_so_when_a_head_is_fitted(tiny_weight
         name: value.to(model.state_dict()[name].dtype) for name, value in first.items()})
 
 
-def test_a_model_is_shipped_with_its_flip_test(tiny_weights, tmp_path):
+def test_a_published_model_keeps_its_flip_test(tiny_weights, tmp_path):
     first, second = tmp_path / "one.pt", tmp_path / "two.pt"
     publish.publish(tiny_weights, first, with_onnx=False, flip_test=True)
     publish.publish(first, second, with_onnx=False)
@@ -80,15 +80,15 @@ def test_a_model_is_shipped_with_its_flip_test(tiny_weights, tmp_path):
     assert not checkpoint.load_model(tiny_weights).flip_test
 
 
-def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
+def test_the_card_has_the_training_commands(tiny_weights, tmp_path):
     second = tmp_path / "weights" / "second"
     second.mkdir(parents=True)
     state = checkpoint.read(tiny_weights)
     state["args"] = {**state["args"], "pretrained": str(tiny_weights), "epochs": 7,
                      "gssl_epochs": 20, "data_dir": "/somewhere/300W-64"}
     checkpoint.save(state, second / "best.pt")
-    chain = publish.chain(second / "best.pt")
-    first, last = map(publish.command, chain)
+    lineage = publish.lineage(second / "best.pt")
+    first, last = map(publish.training_command, lineage)
     assert "--exp tiny" in first
     assert "--backbone mobilenetv3_small_050" in first
     assert "--exp second" in last
@@ -96,12 +96,11 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     assert "--pretrained weights/tiny/best.pt" in last
     assert "somewhere" not in last
     assert "--input-size 64" in last
-    # It trained on no unlabelled faces, so their settings say nothing.
+    # Without unlabelled faces, the settings of self-training do not matter.
     assert "gssl" not in last
     numbers = {"faces": 8, "nme": 50.0, "fr8": 100.0, "auc8": 0.0, "fr10": 100.0, "auc10": 0.0,
                "nme_crop": 51.0}
-    how = [first, last], 600.0
-    text = publish.card(chain, {"pytorch": {"test": numbers}}, "fast", how)
+    text = publish.model_card(lineage, {"pytorch": {"test": numbers}}, "fast", [first, last], 600.0)
     assert "trained from random weights" in text
     assert last in text
     assert "| test | 8 | 50.000 |" in text
@@ -109,7 +108,7 @@ def test_the_card_tells_the_commands_that_trained(tiny_weights, tmp_path):
     shutil.rmtree(second)
 
 
-def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights, tmp_path):
+def test_the_card_has_teachers_and_unlabelled_faces(tiny_weights, tmp_path):
     state = checkpoint.read(tiny_weights)
 
     def stage(name, **args):
@@ -123,27 +122,28 @@ def test_the_card_tells_of_teachers_and_of_faces_without_landmarks(tiny_weights,
     taught = stage("taught", pretrained=str(begun), teacher=f"{large}, {stage('second')}")
     found = stage("found", pretrained=str(taught), teacher=str(large), gssl=True, epochs=3,
                   gssl_rounds=2, gssl_epochs=4, unlabelled_dir="/somewhere/lfw-64")
-    chain = publish.chain(found)
-    assert [p.parent.name for p in chain] == [
+    lineage = publish.lineage(found)
+    assert [p.parent.name for p in lineage] == [
         "begun", "larger", "large", "second", "taught", "found"]
-    assert "--teacher weights/large/best.pt,weights/second/best.pt" in publish.command(taught)
-    last = publish.command(found)
+    taught_command = publish.training_command(taught)
+    assert "--teacher weights/large/best.pt,weights/second/best.pt" in taught_command
+    last = publish.training_command(found)
     assert "--teacher weights/large/best.pt" in last
     assert "--gssl --unlabelled-dir lfw " in last
     assert "--gssl-rounds 2 --gssl-epochs 4" in last
     assert "somewhere" not in last
-    text = publish.card(chain, {"pytorch": {}}, "fast", ([last], 600.0))
+    text = publish.model_card(lineage, {"pytorch": {}}, "fast", [last], 600.0)
     assert "and lfw without landmarks; epoch 5 of 11 was best" in text
     publish.publish(found, tmp_path / "fast.pt", with_onnx=False)
     shipped = checkpoint.read(tmp_path / "fast.pt")
     assert shipped["args"]["unlabelled_dir"] == "lfw"
     assert "lfw" in shipped["sets"]
-    assert publish.sets_named(["x --data-dir 300W+eyes --unlabelled-dir lfw -y"]) == [
+    assert publish.sets_in(["x --data-dir 300W+eyes --unlabelled-dir lfw -y"]) == [
         "300W", "eyes", "lfw"]
 
 
-def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, tmp_path):
-    """The shipped file's card has the commands before, and its name leads to the last of them."""
+def test_the_card_of_weights_trained_from_published_ones_has_all_commands(tiny_weights, tmp_path):
+    """The card of the published weights has the commands of their training."""
     shipped, state = tmp_path / "fast.pt", checkpoint.read(tiny_weights)
     checkpoint.save(state, shipped)
     later = tmp_path / "weights" / "later" / "best.pt"
@@ -151,23 +151,23 @@ def test_weights_trained_on_from_shipped_ones_tell_the_whole_way(tiny_weights, t
     checkpoint.save({**state, "args": {**state["args"], "pretrained": str(shipped)}}, later)
     (later.parent / "results.csv").write_text(
         "epoch,lr,loss,val_nme,seconds,round\n1,0.1,1,3,120,0\n")
-    chain = publish.chain(later)
-    with pytest.raises(UserError, match="fast.md: is not the card"):
-        publish.recipe(chain)
+    lineage = publish.lineage(later)
+    with pytest.raises(UserError, match="fast.md: is not the model card"):
+        publish.training_commands(lineage)
     shipped.with_suffix(".md").write_text(
         "* trained from dust, by the commands below\n* training time: 30 minutes in all\n"
         "bash main.sh 1 --train --exp one\nbash main.sh 1 --train --exp two\n")
-    commands, seconds = publish.recipe(chain)
+    commands, seconds = publish.training_commands(lineage)
     assert [command.split()[5] for command in commands] == ["one", "two", "later"]
     assert "--pretrained weights/two/best.pt" in commands[-1]
     assert seconds == 32 * 60
-    text = publish.card(chain, {"pytorch": {}}, "fast", (commands, seconds), ["mean of two"])
+    text = publish.model_card(lineage, {"pytorch": {}}, "fast", commands, seconds, ["mean of two"])
     assert "trained from dust" in text
     assert "32 minutes" in text
     assert "* mean of two" in text
 
 
-def test_published_weights_may_be_a_mean(tiny_weights, tmp_path):
+def test_published_weights_can_be_an_average(tiny_weights, tmp_path):
     state = checkpoint.read(tiny_weights)
     other = {**state, "weights": {k: v + 1 if v.is_floating_point() else v
                                   for k, v in checkpoint.weights_of(state).items()}}

@@ -1,4 +1,4 @@
-"""Int8 export: what is quantised, that it predicts like the float model, and what it looks at."""
+"""Int8 export: which nodes are quantized, predictions close to float, calibration crops."""
 import pathlib
 
 import cv2
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nets.model import LandmarkNet
-from utils import args, checkpoint
+from utils import args, checkpoint, packing
 from utils.data import dataset
 from utils.data.drawn_faces import render
 from utils.deploy import export, quantize
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float_model(folder, tmp_path_factory):
-    """The .onnx of a small MobileNetV3 that has seen the drawn faces for a moment."""
+    """The .onnx of a small MobileNetV3, trained on the drawn faces for 50 steps."""
     torch.manual_seed(0)
     prepared = dataset.PreparedSet(folder)
     faces = dataset.FaceDataset(prepared.lists["train"], 1, SIZE)
@@ -67,7 +67,7 @@ def float_model(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "best.pt"
     checkpoint.save({**checkpoint.describe(settings, prepared.scheme, prepared.crop),
                      "weights": model.state_dict()}, path)
-    return export.export(checkpoint.load_model(path), path.with_suffix(".onnx"))
+    return export.export_onnx(checkpoint.load_model(path), path.with_suffix(".onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def int8_model(folder, float_model):
     return quantize.export_int8(float_model, args.load_args({"data_dir": str(folder)}))
 
 
-def test_it_lies_beside_the_weights_and_describes_itself_alike(float_model, int8_model):
+def test_the_int8_file_is_named_after_the_weights_and_has_their_metadata(float_model, int8_model):
     assert int8_model == float_model.parent / "best.int8.onnx"
     first, second = Predictor(float_model), Predictor(int8_model)
     assert first.input_size == second.input_size == SIZE
@@ -92,31 +92,30 @@ def test_it_predicts_like_the_float_model_at_any_batch_size(folder, float_model,
     found, confidence = Predictor(int8_model)(images)
     assert numpy.abs(found - expected).mean() < 0.01
     assert numpy.abs(confidence - sure).mean() < 0.05
-    # It is int8 indeed: the float model would give the very same numbers.
+    # A float model would give exactly the same numbers.
     assert numpy.abs(found - expected).max() > 1e-5
     one, _ = Predictor(int8_model)(images[:1])
     numpy.testing.assert_allclose(one, found[:1], atol=1e-4)
 
 
-def test_a_file_that_stores_halves_is_quantised_as_one_that_does_not(folder, float_model, tmp_path,
-                                                                     monkeypatch):
+def test_packed_and_unpacked_files_are_quantized_alike(folder, float_model, tmp_path, monkeypatch):
     model = checkpoint.load_model(float_model.with_suffix(".pt"))
     for value in (*model.parameters(), *model.buffers()):
         if value.is_floating_point():
             value.data = value.data.half().float()
-    halves = export.export(model, tmp_path / "halves.onnx")
+    halves = export.export_onnx(model, tmp_path / "halves.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "LARGE", 10**9)
-        whole = export.export(model, tmp_path / "whole.onnx")
+        patch.setattr(packing, "MIN_PACKED_SIZE", 10**9)
+        whole = export.export_onnx(model, tmp_path / "whole.onnx")
     assert halves.stat().st_size < 0.65 * whole.stat().st_size
     images = quantize.calibration_crops(dataset.PreparedSet(folder), SIZE)
     first, second = (quantize.quantize(path, images[:8]) for path in (halves, whole))
     kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (first, second)]
     assert kinds[0] == kinds[1]
     assert "QuantizeLinear" in kinds[0]
-    # What stays float, as the heads, is stored in halves again.
+    # What stays float, such as the heads, is packed in 16 bits again.
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in onnx.load(first).graph.initializer)
-    # The last bit of a float decides which way its int8 is rounded.
+    # Rounding to int8 can depend on the last bit of a float.
     assert numpy.abs(Predictor(first)(images)[0] - Predictor(second)(images)[0]).mean() < 0.01
 
 
@@ -138,21 +137,21 @@ def test_backbone_is_int8_and_heads_and_squeezes_are_float(int8_model):
                 int8.append(weight.name)
     assert len(int8) > 20
     assert not any(".se." in n or "head" in n for n in int8)
-    # The scores; places, of landmarks and of neighbours, are one matrix product.
+    # One convolution for the scores; offsets of landmarks and neighbours are a matrix product.
     assert sum("head" in n for n in float32) == 1
-    # The first convolution is another name once batch norm is folded in; a depthwise one follows.
+    # Folding batch norm renames the first convolution; a depthwise one follows it.
     others = [n for n in float32 if "head" not in n and ".se." not in n]
     assert [list(constants[n].dims[1:]) for n in others] == [[3, 3, 3], [1, 3, 3]]
     kernels = [onnx.numpy_helper.to_array(constants[n]).astype(int) for n in int8]
-    # Of eight bits where each channel has its own kernel, else of seven.
+    # Depthwise kernels have eight bits, the others seven.
     assert {abs(k).max() > 64 for k in kernels if k.shape[1] == 1} == {True}
     assert max(abs(k).max() for k in kernels if k.shape[1] > 1) <= 64
-    # The image itself is uint8 for another reason; its normalisation must stay float.
+    # The input image is uint8, but its normalisation must stay float.
     cast = next(n for n in graph.node if "images" in n.input)
     assert cast.op_type == "Cast"
 
 
-def test_calibration_looks_at_training_crops_only(folder):
+def test_calibration_reads_training_crops_only(folder):
     prepared = dataset.PreparedSet(folder)
     found = quantize.calibration_crops(prepared, SIZE)
     stored = [cv2.imread(str(path))[..., ::-1] for path in prepared.lists["train"].images]
@@ -162,15 +161,15 @@ def test_calibration_looks_at_training_crops_only(folder):
         quantize.calibration_crops(prepared, SIZE)
 
 
-def test_many_training_crops_are_thinned_out_evenly(folder, monkeypatch):
+def test_many_training_crops_are_subsampled_evenly(folder, monkeypatch):
     prepared = dataset.PreparedSet(folder)
-    monkeypatch.setattr(quantize, "CROPS", 3)
+    monkeypatch.setattr(quantize, "CALIBRATION_CROPS", 3)
     found = quantize.calibration_crops(prepared, SIZE)
     whole = dataset.FaceDataset(prepared.lists["train"], 1, SIZE)
     assert numpy.array_equal(found, numpy.stack([whole[i][0].numpy() for i in (0, 6, 11)]))
 
 
-def test_a_strange_onnx_file_is_refused(tmp_path):
+def test_a_foreign_onnx_file_is_refused(tmp_path):
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
     value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
     graph = onnx.helper.make_graph([node], "strange", value[:1], value[1:])
@@ -181,7 +180,7 @@ def test_a_strange_onnx_file_is_refused(tmp_path):
     assert [p.name for p in pathlib.Path(tmp_path).iterdir()] == ["strange.onnx"]
 
 
-def test_int8_asks_for_an_export():
+def test_int8_implies_export():
     assert {"int8", "export"} <= args.parse(["--int8", "--exp", "one"]).actions
 
 

@@ -1,4 +1,4 @@
-"""The maps-only ONNX file, and that thirty lines of numpy make our landmarks of it."""
+"""The .raw.onnx, and its decoding in numpy."""
 import json
 
 import numpy
@@ -13,7 +13,7 @@ from utils.args import load_args
 from utils.deploy import export, raw
 from utils.errors import UserError
 
-# What a runtime without our operators may not know.
+# Operators that small runtimes may not support.
 HARD = {"Gather", "GatherElements", "GatherND", "ArgMax", "TopK", "Cast", "Mod", "Loop", "If"}
 
 
@@ -31,7 +31,7 @@ def run(path, images):
 
 @pytest.mark.parametrize("merge", ["plain", "padded", "confidence"])
 @pytest.mark.parametrize("opset", [11, 18])
-def test_maps_decoded_in_numpy_are_our_landmarks(tiny_weights, tmp_path, merge, opset):
+def test_maps_decoded_in_numpy_equal_the_model(tiny_weights, tmp_path, merge, opset):
     model = checkpoint.load_model(tiny_weights, merge=merge)
     path = raw.export_raw(model, tmp_path / "net.raw.onnx", opset)
     graph = onnx.load(path)
@@ -51,13 +51,13 @@ def test_maps_decoded_in_numpy_are_our_landmarks(tiny_weights, tmp_path, merge, 
         assert len(set(maps[0][0].reshape(68, -1).argmax(1))) > 1, "more than one cell is used"
 
 
-def test_what_the_file_and_the_json_say_is_the_same(tiny_weights, tmp_path):
+def test_the_json_equals_the_metadata_of_the_file(tiny_weights, tmp_path):
     model = checkpoint.load_model(tiny_weights)
     path = raw.export_raw(model, tmp_path / "net.raw.onnx", 13)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inside = session.get_modelmeta().custom_metadata_map
     about = json.loads((tmp_path / "net.raw.json").read_text())
-    assert {k: v if k in export.PLAIN else json.loads(v)
+    assert {k: v if k in export.PLAIN_TEXT else json.loads(v)
             for k, v in inside.items()} == about
     assert about["grid"] == 2
     assert about["input_size"] == 64
@@ -66,7 +66,7 @@ def test_what_the_file_and_the_json_say_is_the_same(tiny_weights, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_without_neighbours_and_without_maps(tiny_weights, tmp_path):
+def test_a_head_without_neighbours_and_a_head_without_maps(tiny_weights, tmp_path):
     state = checkpoint.read(tiny_weights)
     for setting in ({"num_nb": 0}, {"head": "regression"}):
         args = {**state["args"], **setting}

@@ -1,9 +1,12 @@
-"""The released files themselves are not here: the tests save modules of the same names and shapes
-(irnet_checkpoint_keys.json) under a class hierarchy that is gone when they are read.
+"""Reader of released PIPNet checkpoints: plain, damaged and hostile files.
+
+The released files are not part of the repository. The tests save modules with the same names and
+shapes (irnet_checkpoint_keys.json) under classes that no longer exist when the file is read.
 """
 
 import argparse
 import collections
+import contextlib
 import copyreg
 import io
 import json
@@ -31,7 +34,7 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore:{start}") for start in (
 
 
 def imported():
-    """Names of the modules now imported, without the text codecs that zipfile and pickle use."""
+    """Names of the imported modules, without the text codecs that zipfile and pickle use."""
     return {name for name in sys.modules if not name.startswith("encodings.")}
 
 
@@ -82,7 +85,7 @@ def fake(shapes, classes):
             tensor.copy_(torch.rand(tensor.shape))
         else:
             tensor.fill_(7)
-    # The released modules carry all this along as plain attributes.
+    # The released modules have these plain attributes too.
     model.args = argparse.Namespace(input_size=256, local_rank=0)
     model.params = {"num_lms": 68, "num_nb": 10, "flip_index": [17, 16]}
     model.mean_indices = [numpy.arange(10), numpy.arange(10)]
@@ -100,7 +103,7 @@ def assert_same(tensors, state):
 
 @pytest.mark.parametrize("depth", [
     18, *(pytest.param(depth, marks=pytest.mark.slow) for depth in (50, 100))])
-def test_all_names_shapes_and_values_without_the_classes(depth, publisher, tmp_path):
+def test_names_shapes_and_values_are_read_without_the_classes(depth, publisher, tmp_path):
     shapes = KEYS[f"IRNet{depth}"]
     model = fake(shapes, publisher.classes).half()
     path = publisher.save({"model": model}, tmp_path / "IR.pth")
@@ -127,7 +130,7 @@ def small(classes):
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("form", ["dict", "bare", "parallel", "state_dict", "state_dict in dict"])
-def test_forms_of_files(form, legacy, publisher, tmp_path):
+def test_file_contents_and_formats(form, legacy, publisher, tmp_path):
     model = small(publisher.classes)
     model.slopes = torch.nn.PReLU(4)
     if form == "parallel":
@@ -146,13 +149,13 @@ def test_newer_pickle_protocols(publisher, tmp_path):
         assert_same(released.read_released(path), model.state_dict())
 
 
-def test_kinds_of_numbers(tmp_path):
+def test_all_dtypes(tmp_path):
     state = {str(kind): torch.arange(3).to(kind) for kind in released.STORAGES.values()}
     torch.save({"model": state}, tmp_path / "x.pth")
     assert_same(released.read_released(tmp_path / "x.pth"), state)
 
 
-def ours(depth, points=68, neighbours=10, activation="prelu"):
+def model_state(depth, points=68, neighbours=10, activation="prelu"):
     """state_dict of backbone and heads as nets/model.py names them."""
     with torch.device("meta"):
         model = torch.nn.ModuleDict({
@@ -164,14 +167,14 @@ def ours(depth, points=68, neighbours=10, activation="prelu"):
 
 
 def tensors_of(depth):
-    """What read_released gives for a file of this depth, without the file or memory."""
+    """What read_released returns for a file of this depth, as meta tensors."""
     return {name: torch.empty(shape, device="meta", dtype=torch.half if shape else torch.int64)
             for name, shape in KEYS[f"IRNet{depth}"].items()}
 
 
 @pytest.mark.parametrize("depth", [18, 50, 100])
-def test_every_released_name_has_its_place(depth):
-    state = ours(depth)
+def test_every_released_name_is_mapped(depth):
+    state = model_state(depth)
     mapped, left_out = released.map_irnet(tensors_of(depth), state)
     assert set(mapped) == set(state)
     assert not left_out
@@ -195,7 +198,7 @@ def test_mapped_weights_compute_what_the_released_network_does(publisher):
         return conv.relu(x) if "relu" in conv._modules else x
 
     def network(x):
-        """IRNet by the description in FACTS.md, on the released names."""
+        """IRNet with the released parameter names."""
         x = layer(model.p1[0], x, 2)
         for stage in (model.p2, model.p3, model.p4, model.p5):
             for index, block in enumerate(stage):
@@ -224,16 +227,16 @@ def test_mapped_weights_compute_what_the_released_network_does(publisher):
 @pytest.mark.parametrize(("points", "neighbours", "left"), [
     (98, 10, HEADS), (68, 5, ("neighbor_x", "neighbor_y"))])
 def test_heads_of_another_size_are_left_out(points, neighbours, left):
-    mapped, left_out = released.map_irnet(tensors_of(18), ours(18, points, neighbours))
+    mapped, left_out = released.map_irnet(tensors_of(18), model_state(18, points, neighbours))
     assert left_out == [f"{head}.{kind}" for head in left for kind in ("weight", "bias")]
     assert sum(name.startswith("head.") for name in mapped) == 10 - len(left_out)
 
 
 @pytest.mark.parametrize(("file", "model", "words"), [
-    (18, ours(50), ["backbone.stages.0.2.norm.weight", "(64,)"]),
-    (50, ours(18), ["p2.2.conv2.0.weight", "(64,)", "nothing"]),
-    (18, ours(18, activation="relu"), ["p1.0.relu.weight", "(64,)", "prelu"])])
-def test_another_backbone_is_refused_by_its_first_key(file, model, words):
+    (18, model_state(50), ["backbone.stages.0.2.norm.weight", "(64,)"]),
+    (50, model_state(18), ["p2.2.conv2.0.weight", "(64,)", "nothing"]),
+    (18, model_state(18, activation="relu"), ["p1.0.relu.weight", "(64,)", "prelu"])])
+def test_another_backbone_is_refused_with_its_first_key(file, model, words):
     with pytest.raises(UserError) as caught:
         released.map_irnet(tensors_of(file), model)
     assert all(word in str(caught.value) for word in words)
@@ -243,10 +246,10 @@ def test_another_shape_is_refused_with_both_shapes():
     tensors = tensors_of(18)
     tensors["p3.0.conv1.conv.weight"] = torch.empty(96, 64, 1, 1)
     with pytest.raises(UserError, match=r"p3\.0\.conv1\.conv\.weight.*\(96, 64.*\(128, 64"):
-        released.map_irnet(tensors, ours(18))
+        released.map_irnet(tensors, model_state(18))
 
 
-# Hostile files. TRIPPED grows if anything of the file runs.
+# Hostile files. TRIPPED grows if anything in the file runs.
 
 TRIPPED = []
 LEGACY_HEADER = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION,
@@ -254,12 +257,12 @@ LEGACY_HEADER = (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_
 
 
 def trip(*_, **__):
-    """What a hostile file would have us run."""
+    """A function that a hostile file tries to run."""
     TRIPPED.append(True)
 
 
 class Tripwire:
-    """Every way pickle has to run a class's own code."""
+    """Every method through which pickle can run a class's code."""
 
     def __new__(cls, *_):
         trip()
@@ -289,7 +292,7 @@ def text(value):
 
 
 def refused(path):
-    """The message with which a file is refused, less its path; one line, and nothing ran."""
+    """Assert that a file is refused in one line and nothing ran; the message without the path."""
     TRIPPED.clear()
     modules = imported()
     with pytest.raises(UserError) as caught:
@@ -304,7 +307,7 @@ def refused(path):
 
 
 def zip_of(path, pickled, records=None, compression=zipfile.ZIP_STORED):
-    """A zip as torch.save lays it out, around any pickle."""
+    """A zip in the layout of torch.save, with any pickle."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         for key, value in (records or {"data/0": bytes(16)}).items():
@@ -341,7 +344,7 @@ def test_a_file_that_calls_is_refused(name, tmp_path):
 
 
 def test_objects_from_the_extension_registry_are_refused(tmp_path):
-    # Once fetched, such an object stays in a cache that no find_class sees.
+    # Once loaded, such an object stays in a cache that bypasses find_class.
     copyreg.add_extension(__name__, "trip", 0x77)
     try:
         call = b"\x80\x02\x82\x77)R."
@@ -385,32 +388,32 @@ def test_a_forged_pickle_is_refused(name, tmp_path):
     assert "\x1b" not in message
 
 
-class Claim:
-    """Pickles as any persistent id."""
+class PersistentId:
+    """Pickles as the given persistent id."""
 
-    def __init__(self, claim):
-        self.claim = claim
+    def __init__(self, pid):
+        self.pid = pid
 
 
 def dump(content):
-    """Pickles `content`, each Claim in it as its persistent id."""
+    """Pickle `content`, each PersistentId in it as one."""
     stream = io.BytesIO()
     pickler = type("P", (pickle.Pickler,), {
-        "persistent_id": lambda _, item: item.claim if isinstance(item, Claim) else None})
+        "persistent_id": lambda _, item: item.pid if isinstance(item, PersistentId) else None})
     pickler(stream, 2).dump(content)
     return stream.getvalue()
 
 
-def tensor_file(path, claim=None, offset=0, size=(4,), stride=(1,), records=None):
-    """A file with one float tensor `w`; the storage claims 4 numbers of record data/0."""
-    if claim is None:
-        claim = ("storage", torch.FloatStorage, "0", "cpu", 4)
-    tensor = Calls(torch._utils._rebuild_tensor_v2, Claim(claim), offset, size, stride, False,
+def tensor_file(path, pid=None, offset=0, size=(4,), stride=(1,), records=None):
+    """A file with one float tensor `w`, whose storage has 4 numbers of record data/0."""
+    if pid is None:
+        pid = ("storage", torch.FloatStorage, "0", "cpu", 4)
+    tensor = Calls(torch._utils._rebuild_tensor_v2, PersistentId(pid), offset, size, stride, False,
                    collections.OrderedDict())
     return zip_of(path, dump({"model": {"w": tensor}}), records)
 
 
-def test_the_hand_made_file_is_sound(tmp_path):
+def test_the_unmodified_tensor_file_is_read(tmp_path):
     data = numpy.arange(4, dtype="float32").tobytes()
     path = tensor_file(tmp_path / "x.pth", size=(2, 2), stride=(1, 2), records={"data/0": data})
     assert released.read_released(path)["w"].tolist() == [[0, 2], [1, 3]]
@@ -426,7 +429,7 @@ def test_a_view_outside_its_storage_is_refused(view, tmp_path):
     assert "tensor" in refused(tensor_file(tmp_path / "x.pth", **view))
 
 
-@pytest.mark.parametrize("claim", [
+@pytest.mark.parametrize("pid", [
     ("storage", torch.FloatStorage, "0", "cpu", 5), ("storage", torch.FloatStorage, "0", "cpu", 3),
     ("storage", torch.FloatStorage, "0", "cpu", 2 ** 60),
     ("storage", torch.DoubleStorage, "0", "cpu", 4),
@@ -437,20 +440,20 @@ def test_a_view_outside_its_storage_is_refused(view, tmp_path):
     ("storage", "FloatStorage", "0", "cpu", 4), ("storage", torch.FloatStorage, "0", "cpu"),
     ("storage", torch.FloatStorage, "0", "cpu", 4, ("v", 0, 4)), ("module", "os", "x", "y"),
     ("module", torch.FloatStorage, "x", "y"), ("other",), ("",), "0", 0])
-def test_a_claim_on_another_storage_is_refused(claim, tmp_path):
-    refused(tensor_file(tmp_path / "x.pth", claim=claim))
+def test_a_wrong_persistent_id_is_refused(pid, tmp_path):
+    refused(tensor_file(tmp_path / "x.pth", pid=pid))
 
 
-def test_many_claims_on_one_storage_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
+def test_many_tensors_of_one_storage_are_refused_before_memory_is_allocated(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "MAX_BYTES", 4000)
-    storage = Claim(("storage", torch.FloatStorage, "0", "cpu", 100))
+    storage = PersistentId(("storage", torch.FloatStorage, "0", "cpu", 100))
     tensors = {str(i): Calls(torch._utils._rebuild_tensor_v2, storage, 0, (100,), (1,), False, {})
                for i in range(11)}
     path = zip_of(tmp_path / "x.pth", dump(tensors), {"data/0": bytes(400)})
-    assert "claims more than" in refused(path)
+    assert "declares more than" in refused(path)
 
 
-def test_modules_that_hold_themselves_are_refused(tmp_path):
+def test_recursive_modules_are_refused(tmp_path):
     loop = torch.nn.Sequential(torch.nn.Linear(1, 1))
     loop._modules["1"] = loop
     torch.save({"model": loop}, tmp_path / "x.pth")
@@ -468,10 +471,10 @@ def test_a_truncated_file_is_refused_wherever_it_ends(legacy, publisher, tmp_pat
 
 
 @pytest.mark.parametrize("last", ["empty", "hidden"])
-def test_an_old_file_is_whole_also_where_no_parameter_needs_its_end(last, publisher, tmp_path):
+def test_a_truncated_legacy_file_with_an_unused_end_is_refused(last, publisher, tmp_path):
     model = publisher.classes.PIPNet()
     model.register_parameter("weight", torch.nn.Parameter(torch.rand(2)))
-    # Storages lie in the order of their addresses: one of these is almost surely the last.
+    # Storages are in the order of their addresses, so that one of these is almost surely the last.
     for number in range(9):
         model.register_buffer(f"{last}{number}", torch.zeros(0 if last == "empty" else 2),
                               persistent=False)
@@ -495,10 +498,8 @@ def test_damaged_bytes_never_run_or_crash(legacy, publisher, tmp_path):
             data[place] = generator.integers(256)
         path.write_bytes(data)
         modules = imported()
-        try:
+        with contextlib.suppress(UserError):
             released.read_released(path)
-        except UserError:
-            pass
         assert imported() == modules
 
 
@@ -525,7 +526,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
     assert "compressed" in refused(tmp_path / "x.pth")
 
 
-def test_a_zip_that_claims_too_much_is_refused(tmp_path, monkeypatch):
+def test_a_zip_with_too_large_records_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "MAX_BYTES", 900)
     path = zip_of(tmp_path / "x.pth", b"\x80\x02}.", {"data/0": bytes(100)})
     data = path.read_bytes()
@@ -535,7 +536,7 @@ def test_a_zip_that_claims_too_much_is_refused(tmp_path, monkeypatch):
     assert "unpack to more than" in refused(path)
 
 
-def test_other_files_are_refused_by_what_they_are(tmp_path):
+def test_other_files_are_refused_with_their_kind(tmp_path):
     path = tmp_path / "x.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "neither a zip file" in refused(path)
@@ -554,5 +555,5 @@ def test_the_pickle_size_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(released, "MAX_PICKLE_BYTES", 1000)
     path = zip_of(tmp_path / "x.pth", pickle.dumps({"model": "x" * 1000}, 2))
     assert "pickle over" in refused(path)
-    # Before its end is looked for.
+    # The limit applies before the end of the pickle is found.
     assert "pickle over" in refused(zip_of(path, b"\x80\x02" + b"N0" * 1000))

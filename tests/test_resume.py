@@ -1,6 +1,7 @@
-"""Kills and resumes: whatever happens, the run ends with the bits of one that was left alone."""
+"""Kills, stops and resumes: the run ends with the same bits as an uninterrupted one."""
 import csv
 import os
+import pathlib
 import pty
 import random
 import signal
@@ -13,12 +14,12 @@ import torch
 from helpers import warm as warm_module
 
 from utils import checkpoint, errors, experiment, files
-from utils.training import engine, launch
+from utils.training import control, optim
 
 
 @pytest.fixture(autouse=True, scope="module")
 def terminal():
-    """Children hear of a closed terminal, also where pytest itself was started by nohup."""
+    """Let children receive SIGHUP, which nohup makes pytest and its children ignore."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -31,14 +32,14 @@ def warm(terminal):
 
 @pytest.fixture(scope="module")
 def alone(warm):
-    """The folder of the run that nobody disturbs."""
+    """The folder of a run that is not interrupted."""
     child = warm.run("--train", "--exp", "alone", *warm.flags)
     assert child.code == 0, child.text
     return warm.folder("alone")
 
 
 def same_run(one, two):
-    """Weights, averages, moments, best epoch and table are the same, bit by bit."""
+    """Assert that weights, averages, moments, best epoch and table are equal to the bit."""
     for name in ("last.pt", "best.pt"):
         first, second = (torch.load(folder / name, weights_only=True) for folder in (one, two))
         for key in first.keys() - {"args", "seconds"}:
@@ -47,7 +48,7 @@ def same_run(one, two):
 
 
 def same(one, two, where):
-    """Two nested states are equal, tensors bit by bit."""
+    """Assert that two nested states are equal, tensors to the bit."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two), where
     elif isinstance(one, dict):
@@ -59,15 +60,15 @@ def same(one, two, where):
 
 
 def table(folder):
-    """results.csv without the seconds."""
+    """Return the rows of results.csv without the seconds."""
     with open(folder / "results.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-# Each inner list kills one run that often, resuming in between; then it is resumed to its end.
+# Each inner list has the kills of one run, with resumes in between; then it is resumed to its end.
 # Saves are made after every step; best.pt and last.pt at an epoch's end are the 5th and 6th.
 CHAINS = [
-    # Before the first checkpoint; mid-epoch; in mid-step; in a save; between best.pt and last.pt.
+    # Before the first checkpoint; within an epoch, a step and a save; between best.pt and last.pt.
     ["step:1", "step:3", "update:2", "half:2", "renamed:1"],
     ["half:1", "replace:2", "update:3", "step:2", "fsync:4", "step:4"],
     ["renamed:5", "step:5", "replace:6", "update:1", "renamed:3"],
@@ -143,68 +144,73 @@ def test_a_closed_terminal_saves(warm, alone, command):
         os.chdir(warm.tree)
         os.execvpe(argv[0], argv, warm.env)
     while not (folder / "last.pt").exists():
-        # A terminal that nobody reads stops its writers.
+        # Writing to a terminal that nobody reads blocks.
         os.read(terminal, 1 << 16)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
-    assert not (folder / "best.onnx").exists(), "it did not go on to its end"
+    assert not (folder / "best.onnx").exists(), "it must not train to its end"
     child = warm.run("--resume", "--exp", folder.name)
-    assert child.code == 0 and "goes on at" in child.text, child.text
+    assert child.code == 0, child.text
+    assert "goes on at" in child.text, child.text
     same_run(alone, folder)
 
 
-def test_nohup_is_obeyed():
+def test_nohup_keeps_sighup_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with launch.Stop() as stop:
+        with control.Stop() as stop:
             signal.raise_signal(signal.SIGHUP)
-            assert not stop.asked
+            assert not stop.requested
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_rank_that_only_heard_of_the_stop_ends_as_by_sigterm():
-    with launch.Stop() as stop:
-        assert stop.code == 143
+def test_a_rank_that_stops_without_a_signal_exits_as_by_sigterm():
+    with control.Stop() as stop:
+        assert stop.exit_code == 143
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked
-        assert stop.code == 130
+        assert stop.requested
+        assert stop.exit_code == 130
 
 
 def test_an_experiment_in_training_is_not_trained_twice(warm, alone):
     with experiment.Lock(alone):
         child = warm.run("--resume", "--exp", "alone")
-    assert child.code == 2 and "alone: is being trained by process" in child.text, child.text
+    assert child.code == 2, child.text
+    assert "alone: is being trained by process" in child.text, child.text
     assert child.text.count("\n") == 1
 
 
-def test_a_signal_while_python_still_imports_is_obeyed(warm):
+def test_a_signal_during_the_imports_is_handled(warm):
     child = subprocess.Popen(
         [sys.executable, "main.py", "--train", "--exp", "early", *warm.flags], cwd=warm.tree,
         env=warm.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    # The handlers are there when torch is being read.
-    warm_module.wait_for(lambda: "libtorch" in open(f"/proc/{child.pid}/maps").read())
+    # Signal handlers are installed before torch is imported.
+    maps = pathlib.Path(f"/proc/{child.pid}/maps")
+    warm_module.wait_for(lambda: "libtorch" in maps.read_text())
     child.send_signal(signal.SIGTERM)
     text, _ = child.communicate(timeout=120)
-    assert child.returncode == 128 + signal.SIGTERM and "stopped and saved" in text, text
+    assert child.returncode == 128 + signal.SIGTERM, text
+    assert "stopped and saved" in text, text
     assert checkpoint.read(warm.folder("early") / "last.pt")["step"] == 1
 
 
-def test_a_kill_changes_nothing_where_the_device_augments(warm, alone):
+def test_a_kill_changes_nothing_with_augmentation_on_the_device(warm, alone):
     flags = ["--train", *warm.flags, "--cache", "device"]
     assert warm.run(*flags, "--exp", "on-device").code == 0
     child = warm.run(*flags, "--exp", "on-device-killed", "--save-minutes", 0, hook="update:3")
     assert child.code == -signal.SIGKILL, child.text
     child = warm.run("--resume", "--exp", "on-device-killed")
-    assert child.code == 0 and "on cpu" in child.text, child.text
+    assert child.code == 0, child.text
+    assert "on cpu" in child.text, child.text
     same_run(warm.folder("on-device"), warm.folder("on-device-killed"))
-    # Rounding and noise are others: the same faces, and nearly the same training.
+    # Rounding and noise differ: the same faces, and nearly the same losses.
     ours, theirs = (table(warm.folder(exp)) for exp in ("on-device", "alone"))
     assert ours != theirs
     assert float(ours[-1]["loss"]) == pytest.approx(float(theirs[-1]["loss"]), rel=0.05)
 
 
-def test_deterministic_algorithms_are_asked_for_and_change_nothing_on_a_cpu(warm, alone):
+def test_deterministic_is_set_and_changes_nothing_on_a_cpu(warm, alone):
     child = warm.run("--train", "--exp", "determined", *warm.flags, "--deterministic")
     assert child.code == 0, child.text
     same_run(alone, warm.folder("determined"))
@@ -215,7 +221,7 @@ def test_deterministic_reaches_torch(monkeypatch, wanted):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
-        engine.make_deterministic(wanted)
+        optim.make_deterministic(wanted)
         assert torch.are_deterministic_algorithms_enabled() == wanted
         assert torch.backends.cudnn.benchmark != wanted
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted
@@ -228,21 +234,22 @@ def test_changes_are_listed_or_refused(warm):
     assert warm.run("--train", "--exp", "change", *warm.flags, hook="step:7:TERM").code == 143
     folder = warm.folder("change")
     before = (folder / "last.pt").read_bytes()
-    for flags, said in ((["--backbone", "irnet18"], "cannot change backbone from mobilenetv3"),
-                        (["--epochs", 4], "cannot change epochs from 3 to 4"),
-                        (["--seed", 1], "cannot change seed from 0 to 1"),
-                        (["--data", "samples"], "cannot change data")):
+    for flags, message in ((["--backbone", "irnet18"], "cannot change backbone from mobilenetv3"),
+                           (["--epochs", 4], "cannot change epochs from 3 to 4"),
+                           (["--seed", 1], "cannot change seed from 0 to 1"),
+                           (["--data", "samples"], "cannot change data")):
         child = warm.run("--resume", "--exp", "change", *flags)
-        assert child.code == 2 and said in child.text, child.text
+        assert child.code == 2, child.text
+        assert message in child.text, child.text
         assert "Traceback" not in child.text
     assert (folder / "last.pt").read_bytes() == before
     child = warm.run("--resume", "--exp", "change", "--lr", 0.004, "--rotation", 10)
     assert child.code == 0, child.text
     assert "resume: lr changed from 0.001 to 0.004" in child.text
     assert "resume: rotation changed from 40.0 to 10.0" in child.text
-    # At the same place of the schedule, four times as high (but for the floor).
+    # At the same step of the schedule the rate is four times as high (apart from min_lr).
     assert float(table(folder)[1]["lr"]) == pytest.approx(4 * 2.58e-4, rel=0.05)
-    # Nothing is trained with it, so nothing is told to have been.
+    # No epoch is left, so args.yaml and the tables keep their values.
     kept = [(folder / name).read_text() for name in ("args.yaml", "../results.csv")]
     child = warm.run("--resume", "--exp", "change", "--lr", 0.01)
     assert child.code == 0
@@ -252,7 +259,7 @@ def test_changes_are_listed_or_refused(warm):
     (folder / "last.pt").unlink()
     child = warm.run("--resume", "--exp", "change")
     assert child.code == 2
-    assert "is trained, and its last.pt, to go on from, is gone" in child.text
+    assert "training is complete, and last.pt, which --resume needs, is missing" in child.text
     assert best == (folder / "best.pt").read_bytes()
     child = warm.run("--resume", "--exp", "chance")
     assert child.code == 2
@@ -260,7 +267,7 @@ def test_changes_are_listed_or_refused(warm):
     assert "change" in child.text
 
 
-def test_the_faces_may_move_but_not_change(warm, tmp_path):
+def test_the_set_may_move_but_not_change(warm, tmp_path):
     import shutil
     assert warm.run("--train", "--exp", "moved", *warm.flags, hook="step:7:TERM").code == 143
     shutil.copytree(warm.faces, tmp_path / "elsewhere")
@@ -273,7 +280,8 @@ def test_the_faces_may_move_but_not_change(warm, tmp_path):
     lines[0], lines[1] = lines[1], lines[0]
     listed.write_text("\n".join(lines) + "\n")
     child = warm.run("--resume", "--exp", "other", "--data-dir", tmp_path / "elsewhere")
-    assert child.code == 2 and "holds other training faces" in child.text, child.text
+    assert child.code == 2, child.text
+    assert "holds other training faces" in child.text, child.text
 
 
 def test_a_shorter_training_list_is_refused(warm, tmp_path):
@@ -284,7 +292,8 @@ def test_a_shorter_training_list_is_refused(warm, tmp_path):
     lines = (tmp_path / "faces" / "train.txt").read_text().splitlines(True)
     (tmp_path / "faces" / "train.txt").write_text("".join(lines[:20]))
     child = warm.run("--resume", "--exp", "shrunk")
-    assert child.code == 2 and "had [5, 8] steps an epoch" in child.text, child.text
+    assert child.code == 2, child.text
+    assert "had [5, 8] steps an epoch" in child.text, child.text
 
 
 def test_an_existing_experiment_is_not_overwritten(warm, alone):

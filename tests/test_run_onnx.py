@@ -1,4 +1,4 @@
-"""The one-file runner: it stands alone, and gives what the repository's own pipeline gives."""
+"""examples/run_onnx.py: needs no module of the repository and gives the same landmarks."""
 import pathlib
 import re
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 from examples import run_onnx
 from utils import checkpoint
 from utils.args import ROOT
-from utils.deploy.export import export
+from utils.deploy.export import export_onnx
 from utils.deploy.raw import export_raw
 from utils.detection import refine
 from utils.detection.detector import get_detector
@@ -39,12 +39,12 @@ def find(session, image, square):
 
 @pytest.fixture(scope="module", params=["fast", "eyes"])
 def weights(request, tmp_path_factory):
-    """Shipped, or made from what is."""
+    """A published .onnx, or one exported from the published .pt."""
     shipped = ROOT / f"weights/{request.param}.onnx"
     if shipped.is_file():
         return shipped
-    return export(checkpoint.load_model(shipped.with_suffix(".pt")),
-                  tmp_path_factory.mktemp("made") / shipped.name)
+    return export_onnx(checkpoint.load_model(shipped.with_suffix(".pt")),
+                       tmp_path_factory.mktemp("made") / shipped.name)
 
 
 @pytest.mark.parametrize("detector", ["haar", "yunet"])
@@ -59,18 +59,18 @@ def test_landmarks_are_those_of_the_pipeline(detector, weights, request):
     faces = run_onnx.find_faces(image, detector)
     assert len(faces) >= 1
     points, confidence = find(session, image, faces[0])
-    # Their detectors look at other sizes of the photo, so the crops differ a little.
+    # The detectors run at other sizes of the photo, so the crops differ a little.
     side = (boxes[0, 2:] - boxes[0, :2]).max()
     assert numpy.abs(points - expected[0]).mean() < 0.01 * side
     assert confidence.mean() > 0.4
 
 
-@pytest.mark.parametrize(("scheme", "rule"), [("300W", "square"), ("300W", "stretch"), ("300W", "box"),
-                                          ("eyes", "square")])
-def test_crops_are_laid_as_in_training(scheme, rule):
+@pytest.mark.parametrize(("scheme", "rule"), [
+    ("300W", "square"), ("300W", "stretch"), ("300W", "box"), ("eyes", "square")])
+def test_crops_are_placed_as_in_training(scheme, rule):
     scheme, described = SCHEMES[scheme], {"rule": rule, "scale": 1.2}
     points = numpy.random.default_rng(0).normal(scheme.mean_face, 0.05) * 90 + (30, 50)
-    centre, size = run_onnx.lay_crop(points, described, scheme.state())
+    centre, size = run_onnx.place_crop(points, described, scheme.state())
     expected, = crop.face_boxes(points[None], described, scheme)
     assert numpy.concatenate([centre - size / 2, centre + size / 2]) == pytest.approx(expected)
 
@@ -92,14 +92,15 @@ def test_the_command(tmp_path):
     assert "is no image" in done.stderr
     done = run(WEIGHTS, PORTRAIT, tmp_path / "no.png", "--detector", WEIGHTS)
     assert done.returncode == 2
-    assert "does not take it for a YuNet" in done.stderr
+    assert "cannot use it as a YuNet" in done.stderr
     pixel = tmp_path / "pixel.png"
     cv2.imwrite(str(pixel), numpy.zeros((1, 1500, 3), numpy.uint8))
     done = run(WEIGHTS, pixel, tmp_path / "none.png")
-    assert done.returncode == 0 and "0 faces" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "0 faces" in done.stdout
 
 
-def test_the_maps_alone_are_refused(tmp_path, monkeypatch, capfd):
+def test_a_raw_onnx_is_refused(tmp_path, monkeypatch, capfd):
     raw = export_raw(checkpoint.load_model(ROOT / "weights/tiny.pt"), tmp_path / "t.raw.onnx", 17)
     assert not capfd.readouterr().err, "onnxsim's warnings look like a failure"
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(raw), str(PORTRAIT), "out.png"])
@@ -108,13 +109,13 @@ def test_the_maps_alone_are_refused(tmp_path, monkeypatch, capfd):
     assert "decode_maps.py" in capfd.readouterr().err
 
 
-def test_a_large_face_is_averaged_down():
+def test_a_large_face_is_reduced_by_averaging():
     session = onnxruntime.InferenceSession(str(WEIGHTS), providers=["CPUExecutionProvider"])
     image = cv2.imread(str(PORTRAIT))
     square, = run_onnx.find_faces(image)
     rng = numpy.random.default_rng(0)
     large = cv2.resize(image, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
-    # Noise of single pixels, which averaging takes away and a warp that looks at four does not.
+    # Pixel noise, which averaging removes and interpolation between four pixels does not.
     noisy = cv2.add(large, rng.normal(0, 100, large.shape), dtype=cv2.CV_8U)
     points, _ = find(session, image, square)
     enlarged, _ = find(session, noisy, (square + (0.5, 0.5, 0)) * 8 - (0.5, 0.5, 0))
@@ -126,7 +127,7 @@ def test_a_photo_without_a_face():
     assert run_onnx.find_faces(black).shape == (0, 3)
 
 
-def test_a_large_photo_has_the_face_of_the_small_one():
+def test_faces_do_not_depend_on_the_size_of_the_photo():
     image = cv2.imread(str(PORTRAIT))
     small, large = (run_onnx.find_faces(photo) for photo in (image, cv2.resize(
         image, None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC)))
@@ -135,7 +136,7 @@ def test_a_large_photo_has_the_face_of_the_small_one():
     assert numpy.abs((large[0] + (0.5, 0.5, 0)) / 6 - small[0] - (0.5, 0.5, 0)).max() < 15
 
 
-def test_what_is_no_face_is_not_drawn(tmp_path, monkeypatch, capsys):
+def test_a_false_detection_is_not_drawn(tmp_path, monkeypatch, capsys):
     square = run_onnx.find_faces(cv2.imread(str(PORTRAIT)))
     monkeypatch.setattr(run_onnx, "find_faces", lambda *_: [*square, [60, 500, 80]])
     monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(WEIGHTS), str(PORTRAIT),

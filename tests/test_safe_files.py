@@ -1,4 +1,4 @@
-"""Malformed checkpoints and ONNX files: refused by name in one line, and nothing in them is run."""
+"""Malformed checkpoints and ONNX files: refused in one line, and no code in them is run."""
 import json
 import os
 import pathlib
@@ -45,7 +45,7 @@ def damaged_pt(kind, path, good, trap):
     """Write a malformed checkpoint of a kind; good: a sound one; trap: made if a command runs."""
     sound = good.read_bytes()
     state = torch.load(good, weights_only=True)
-    # best.pt has weights; last.pt has the model, the average and what else a run goes on with.
+    # best.pt has weights; last.pt has the whole training state.
     weights = state["weights" if "weights" in state else "ema"]
     name = next(k for k, v in weights.items() if v.dim() == 4)
     if kind == "directory":
@@ -96,7 +96,7 @@ STATES = {
     "broken arguments": lambda state, weights, name, trap: {
         **state, "args": {**state["args"], "num_nb": "many"}},
 }
-# Not the concern of --resume and --pretrained, which take neither from the file.
+# --resume and --pretrained read neither scheme nor crop from the file.
 ONLY_PREDICT = {
     "broken scheme": lambda state, weights, name, trap: {
         **state, "scheme": {**state["scheme"], "flip": [0] * 68}},
@@ -107,18 +107,21 @@ KINDS = ["directory", "missing", "picture", "foreign zip", "pickle", *BYTES, *ST
 
 
 def everywhere(state, weights):
-    """A state with these weights wherever it had some."""
+    """Return a state with all its weights replaced."""
     return {**state, **{k: weights for k in ("weights", "ema", "model") if k in state}}
 
 
 def check_refusal(child, path, trap):
-    """Exit code 2, one line that names the file, no traceback, and nothing was run."""
+    """Check for exit code 2, one line that names the file, no traceback, and no code run."""
     assert child.code == 2, child.text
     lines = [line for line in child.text.strip().splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and child.text.strip().endswith(lines[0]), child.text
-    assert pathlib.Path(path).name in lines[0] and len(lines[0]) < 600, lines[0]
+    assert len(lines) == 1, child.text
+    assert child.text.strip().endswith(lines[0]), child.text
+    assert pathlib.Path(path).name in lines[0]
+    assert len(lines[0]) < 600, lines[0]
     assert "steps in a row" not in child.text
-    assert "Traceback" not in child.text and "Warning" not in child.text, child.text
+    assert "Traceback" not in child.text, child.text
+    assert "Warning" not in child.text, child.text
     assert not trap.exists()
 
 
@@ -140,7 +143,7 @@ def test_a_malformed_checkpoint_is_refused_for_testing(warm, good, tmp_path, kin
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in (
     *ONLY_PREDICT, "no arguments", "other backbone", "broken arguments", "not finite", "missing")])
-def test_a_malformed_checkpoint_is_refused_to_begin_from(warm, good, tmp_path, kind):
+def test_a_malformed_checkpoint_is_refused_as_pretrained(warm, good, tmp_path, kind):
     path, trap = tmp_path / "bad.pt", tmp_path / "trap"
     damaged_pt(kind, path, good / "best.pt", trap)
     child = warm.run("--train", *warm.flags, "--pretrained", path, "--exp", f"begin-{len(kind)}")
@@ -150,7 +153,7 @@ def test_a_malformed_checkpoint_is_refused_to_begin_from(warm, good, tmp_path, k
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in (
     *ONLY_PREDICT, "missing")] + ["half a run", "moments of another net", "a place outside"])
-def test_a_malformed_checkpoint_is_refused_to_resume_from(warm, good, tmp_path, kind):
+def test_a_malformed_checkpoint_is_refused_for_resuming(warm, good, tmp_path, kind):
     folder, trap = warm.folder("resumed"), tmp_path / "trap"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -171,8 +174,8 @@ def test_a_malformed_checkpoint_is_refused_to_resume_from(warm, good, tmp_path, 
     check_refusal(child, "last.pt", trap)
 
 
-def test_a_sound_last_checkpoint_serves_everywhere(warm, good, tmp_path):
-    """No refusal of the above comes from a reader that refuses everything."""
+def test_a_valid_last_checkpoint_can_be_used_everywhere(warm, good, tmp_path):
+    """The reader does not refuse everything."""
     shutil.copy(good / "last.pt", tmp_path / "copy.pt")
     predictor = Predictor(tmp_path / "copy.pt")
     landmarks, confidence = predictor(numpy.zeros((2, 64, 64, 3), numpy.uint8))
@@ -181,7 +184,8 @@ def test_a_sound_last_checkpoint_serves_everywhere(warm, good, tmp_path):
     for name in ("best.pt", "last.pt"):
         child = warm.run("--train", *warm.flags, "--pretrained", good / name, "--exp",
                          f"from-{name[:4]}", hook="step:1:TERM")
-        assert child.code == 143 and f"{name}: loaded" in child.text, child.text
+        assert child.code == 143, child.text
+        assert f"{name}: loaded" in child.text, child.text
 
 
 def graph(points=68, inputs="uint8", outputs=("landmarks", "confidence"), size=64, **meta):
@@ -215,7 +219,7 @@ def graph(points=68, inputs="uint8", outputs=("landmarks", "confidence"), size=6
 
 
 def outside_weights():
-    """A model whose constants lie in a file elsewhere on the machine."""
+    """A model whose constants lie in a file outside its folder."""
     model = onnx.load_from_string(graph())
     tensor = model.graph.initializer[4]
     tensor.ClearField("raw_data")
@@ -251,14 +255,14 @@ def test_a_malformed_onnx_file_is_refused(warm, tmp_path, kind):
         Predictor(path)
 
 
-def test_a_sound_onnx_file_is_taken(tmp_path):
+def test_a_valid_onnx_file_is_accepted(tmp_path):
     (tmp_path / "good.onnx").write_bytes(graph())
     landmarks, _ = Predictor(tmp_path / "good.onnx")(numpy.zeros((3, 64, 64, 3), numpy.uint8))
     assert landmarks.shape == (3, 68, 2)
     assert (landmarks == 0.5).all()
 
 
-def test_everything_that_loads_a_pickle_does_so_inertly():
+def test_no_module_unpickles_code():
     """torch.load appears with weights_only=True alone, pickle only in the released-IRNet reader."""
     for path in checkpoint.pathlib.Path(warm_module.ROOT).glob("**/*.py"):
         if {"tests", "tools", ".venv"} & set(path.parts):
@@ -266,4 +270,5 @@ def test_everything_that_loads_a_pickle_does_so_inertly():
         text = path.read_text(encoding="utf-8")
         assert text.count("torch.load(") == text.count("weights_only=True)"), path
         if path.name != "released.py":
-            assert "import pickle" not in text and "allow_pickle=True" not in text, path
+            assert "import pickle" not in text, path
+            assert "allow_pickle=True" not in text, path

@@ -1,17 +1,17 @@
-"""The counts in docs/scaling.md are those of the code."""
+"""docs/scaling.md: its counts are those of the code."""
 import pathlib
 
 import pytest
 import torch
 
-from nets.model import LandmarkNet, gmacs, parameters
+from nets.model import LandmarkNet, count_parameters, gmacs
 from utils.landmarks.schemes import SCHEMES
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def cell(row, column):
-    """The text of a column of the page's row that begins so."""
+    """Return a cell of the table row that starts with `row`."""
     line = next(line for line in PAGE.splitlines() if line.startswith(f"| {row}"))
     return line.strip("| ").split(" | ")[column]
 
@@ -19,7 +19,7 @@ def cell(row, column):
 @pytest.mark.parametrize(("column", "backbone"), [(1, "irnet18"), (2, "tf_efficientnet_lite0")])
 def test_counts_and_bytes(column, backbone):
     model = LandmarkNet(SCHEMES["300W"], backbone).eval()
-    count, work = parameters(model), gmacs(model, 256)
+    count, work = count_parameters(model), gmacs(model, 256)
     channels = [m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert cell("parameters", column) == f"{count / 1e6:.2f} M"
     assert cell("GMACs", column) == f"{work:.2f}"
@@ -35,7 +35,7 @@ def test_counts_and_bytes(column, backbone):
     assert cell("messages", column) == str(2 * len(channels))
 
 
-def test_it_says_that_it_is_a_plan():
+def test_the_page_is_marked_as_a_plan():
     assert "not measured" in PAGE.split("\n\n")[1]
     assert "†" in PAGE
     assert "goes to the device is 197 kB" in PAGE

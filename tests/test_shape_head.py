@@ -1,4 +1,4 @@
-"""The shape head: what it can express, that the fit finds it, and that it goes with the weights."""
+"""The shape head: its equivariance, its fit, and its storage with the weights."""
 import shutil
 
 import numpy
@@ -31,7 +31,7 @@ def crops(count=3):
     return numpy.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), numpy.uint8)
 
 
-def test_a_fresh_head_changes_nothing_and_a_fitted_one_follows_the_face():
+def test_a_new_head_changes_nothing_and_a_fitted_one_is_equivariant():
     landmarks = torch.from_numpy(faces(4)).float()
     head = ShapeHead(68)
     assert torch.equal(head(landmarks), landmarks)
@@ -43,14 +43,14 @@ def test_a_fresh_head_changes_nothing_and_a_fitted_one_follows_the_face():
         torch.testing.assert_close(head(landmarks * 3 + 0.7), moved * 3 + 0.7, atol=1e-5, rtol=0)
 
 
-def test_the_fit_finds_a_correction_that_there_is():
+def test_the_fit_recovers_a_known_correction():
     truth = faces(600)
-    # Landmark 3 is seen where 2 and 4 have their middle, and 30 too high by a share of the size.
+    # Landmark 3 is moved towards the middle of 2 and 4, and 30 up by a share of the size.
     found = truth.copy()
     found[:, 3] = found[:, 3] * 0.5 + (truth[:, 2] + truth[:, 4]) * 0.25
     sizes = numpy.linalg.norm(truth - truth.mean(1, keepdims=True), axis=(1, 2))
     found[:, 30, 1] -= 0.02 * sizes
-    head = shape_fit.regress(*shape_fit._normalised(found[:500], truth[:500]), 1e-9)
+    head = shape_fit.ridge_regression(*shape_fit._normalise(found[:500], truth[:500]), 1e-9)
     with torch.no_grad():
         mended = head(torch.from_numpy(found[500:]).float()).numpy()
     before, after = (numpy.abs(landmarks - truth[500:]).max((0, 2))
@@ -60,23 +60,23 @@ def test_the_fit_finds_a_correction_that_there_is():
     assert after.max() < 2e-3
 
 
-def test_validation_decides_whether_it_is_kept(drawn_set, tiny_weights, monkeypatch):
+def test_validation_decides_whether_the_head_is_stored(drawn_set, tiny_weights, monkeypatch):
     prepared = PreparedSet(drawn_set)
     model = checkpoint.load_model(tiny_weights)
-    head, before, after = shape_fit.fit(model, prepared)
-    # An untrained network is wrong by more than any shape explains, and so is easy to mend.
+    head, before, after = shape_fit.fit_head(model, prepared)
+    # The errors of an untrained network are large and easy to correct.
     assert head is not None
     assert after < 0.9 * before
-    # A head that was fitted to something else mends nothing.
-    regress = shape_fit.regress
-    monkeypatch.setattr(shape_fit, "regress", lambda shapes, wrong, ridge: regress(
-        shapes, 0.1 * numpy.ones_like(wrong) * numpy.arange(wrong.shape[1]), ridge))
-    head, before, worse = shape_fit.fit(model, prepared)
+    # A head that was fitted to other residuals corrects nothing.
+    regress = shape_fit.ridge_regression
+    monkeypatch.setattr(shape_fit, "ridge_regression", lambda shapes, residuals, ridge: regress(
+        shapes, 0.1 * numpy.ones_like(residuals) * numpy.arange(residuals.shape[1]), ridge))
+    head, before, worse = shape_fit.fit_head(model, prepared)
     assert head is None
     assert worse > before
 
 
-def test_labels_that_lie_to_one_side_are_followed(drawn_set, tiny_weights):
+def test_a_left_right_bias_of_the_labels_is_learnt(drawn_set, tiny_weights):
     prepared = PreparedSet(drawn_set)
     model = checkpoint.load_model(tiny_weights)
     assert model.args.flip == 0.5
@@ -85,14 +85,14 @@ def test_labels_that_lie_to_one_side_are_followed(drawn_set, tiny_weights):
         for name in ("train", "val"):
             prepared.lists[name].points[..., 0] += shift
         model.shape = None
-        model.shape = shape_fit.fit(model, prepared)[0]
+        model.shape = shape_fit.fit_head(model, prepared)[0]
         found.append(predict.predict_list(predict.torch_predict(model, torch.device("cpu")), faces,
                                           prepared.margin, model.input_size))
-    # Mirrored labels lie to the other side, and leave nothing of it.
+    # With mirrored faces the bias would cancel out.
     assert (found[1] - found[0]).mean((0, 1)) == pytest.approx((0.02, 0), abs=0.003)
 
 
-def test_the_flip_test_does_not_average_it_away(tiny_weights):
+def test_the_flip_test_keeps_the_correction(tiny_weights):
     model = checkpoint.load_model(tiny_weights, shape=False)
     model.flip_test = True
     images = torch.from_numpy(crops()).permute(0, 3, 1, 2)
@@ -106,16 +106,16 @@ def test_the_flip_test_does_not_average_it_away(tiny_weights):
     assert (mended - plain)[..., 0].min() > 0.001
 
 
-def test_a_fit_that_gains_nothing_leaves_the_file(drawn_set, tiny_weights, tmp_path, monkeypatch):
+def test_a_fit_without_gain_keeps_the_file(drawn_set, tiny_weights, tmp_path, monkeypatch):
     path = tmp_path / "mine.pt"
     shutil.copy(tiny_weights, path)
-    monkeypatch.setattr(shape_fit, "fit", lambda *_: (None, 0.1, 0.2))
+    monkeypatch.setattr(shape_fit, "fit_head", lambda *_: (None, 0.1, 0.2))
     typed = ["--fit-shape", "--exp", str(path), "--data-dir", str(drawn_set), "--workers", "0"]
     main.dispatch(args.parse(typed))
     assert path.read_bytes() == tiny_weights.read_bytes()
 
 
-def test_it_goes_with_the_weights(drawn_set, tiny_weights, weights, capsys):
+def test_the_head_is_stored_exported_and_published(drawn_set, tiny_weights, weights, capsys):
     path = weights / "mine.pt"
     shutil.copy(tiny_weights, path)
     export_weights(path)
@@ -132,14 +132,14 @@ def test_it_goes_with_the_weights(drawn_set, tiny_weights, weights, capsys):
     without = checkpoint.load_model(path, shape=False).predict(
         torch.from_numpy(crops()).permute(0, 3, 1, 2))[0].detach().numpy()
     assert without == pytest.approx(plain, abs=1e-6)
-    # Once more it is fitted to the network and not to itself.
+    # A second fit starts from the network without the head.
     main.dispatch(args.parse(typed))
     assert Predictor(path)(crops())[0] == pytest.approx(moved, abs=1e-6)
     publish.publish(path, weights / "shipped.pt")
     assert Predictor(weights / "shipped.onnx")(crops())[0] == pytest.approx(moved, abs=2e-3)
 
 
-def test_a_training_starts_from_the_network_without_it(drawn_set, tiny_weights, weights):
+def test_a_training_starts_from_the_network_without_the_head(drawn_set, tiny_weights, weights):
     path = weights / "mine.pt"
     shutil.copy(tiny_weights, path)
     main.dispatch(args.parse(["--fit-shape", "--exp", str(path), "--data-dir", str(drawn_set),
@@ -151,7 +151,7 @@ def test_a_training_starts_from_the_network_without_it(drawn_set, tiny_weights, 
                    checkpoint.read(folder / "best.pt")["weights"])
 
 
-def test_mistakes_are_one_line(drawn_set, tiny_weights, tmp_path):
+def test_a_set_without_training_faces_is_an_error(drawn_set, tiny_weights, tmp_path):
     folder = shutil.copytree(drawn_set, tmp_path / "set")
     (folder / "val.txt").unlink(missing_ok=True)
     (folder / "train.txt").unlink()

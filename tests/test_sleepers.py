@@ -1,4 +1,4 @@
-"""The sleepers benchmark: what counts as a sleep seen and as a false alarm, and that it runs."""
+"""The sleepers benchmark: detected sleeps, false alarms, and a run."""
 import cv2
 import pytest
 
@@ -16,13 +16,13 @@ from utils.errors import UserError
     ([Event("sleep", 0.0, 3.1)], ("nothing", True)),
     ([], ("nothing", False)),
 ])
-def test_what_a_film_is_taken_for(events, expected):
-    assert sleepers.judge(events) == expected
+def test_events_are_classified(events, expected):
+    assert sleepers.classify(events) == expected
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two drawn faces with shut eyes and one with open ones, and one too small to count."""
+    """Two drawn faces with closed eyes, one with open eyes, and one below the smallest size."""
     for state, number, openness in (("open", 0, 1.0), ("closed", 0, 0.0), ("closed", 1, 0.0)):
         (tmp_path / state).mkdir(exist_ok=True)
         image, _ = drawn_driver.face(openness, 0.0, 160, seed=number)
@@ -35,20 +35,20 @@ def test_photos_are_paired(folder):
     (awake, asleep), = sleepers.pairs(folder, "none", 40)
     assert awake.shape == asleep.shape
     assert (awake != asleep).any()
-    film = list(sleepers.frames((awake, asleep)))
-    assert len(film) == 210
-    assert film[-1][0] == pytest.approx(7, abs=0.05)
-    assert all(frame.shape == (360, 640, 3) for _, frame in film)
-    assert (film[0][1] != film[15][1]).any(), "a face that does not sway is no camera's"
+    video = list(sleepers.frames((awake, asleep)))
+    assert len(video) == 210
+    assert video[-1][0] == pytest.approx(7, abs=0.05)
+    assert all(frame.shape == (360, 640, 3) for _, frame in video)
+    assert (video[0][1] != video[15][1]).any(), "the face does not move"
 
 
-def test_photos_that_are_too_small_are_told(folder):
+def test_photos_below_the_smallest_size_are_an_error(folder):
     (folder / "open" / "0.png").unlink()
     with pytest.raises(UserError, match="90 px"):
         sleepers.pairs(folder, "none", 40)
 
 
-def test_the_shipped_model_is_shown_a_film(folder, capsys, monkeypatch):
+def test_the_shipped_model_runs_on_a_video(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sleepers", str(folder)])
     sleepers.run()
     row, = [line for line in capsys.readouterr().out.splitlines() if "tiny.int8.onnx" in line]

@@ -1,4 +1,4 @@
-"""Cameras, streams and files: frames with their times, the newest first, opened again."""
+"""Cameras, streams and video files: frames, their times, and reconnection."""
 import contextlib
 import csv
 import http.server
@@ -17,7 +17,7 @@ from utils.tracking import sources
 
 
 def numbered(i):
-    """A frame BGR (120, 160, 3) that tells its number by its brightness."""
+    """Return a BGR frame (120, 160, 3) whose brightness encodes its number."""
     return numpy.full((120, 160, 3), 20 + 5 * i, numpy.uint8)
 
 
@@ -35,7 +35,7 @@ def write_video(path, frames, rate=25):
 
 @contextlib.contextmanager
 def served(answer):
-    """The address of a server on this machine; answer(handler, number of the request)."""
+    """Serve HTTP on this machine with answer(handler, number of the request); gives the address."""
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def served(answer):
 
 
 def send(handler, frames, pause):
-    """A camera's stream of JPEGs, as webcam servers have it."""
+    """Send a stream of JPEGs, as webcam servers do."""
     handler.send_response(200)
     handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
     handler.end_headers()
@@ -71,14 +71,14 @@ def send(handler, frames, pause):
 
 
 @pytest.fixture
-def brief(monkeypatch):
-    """Streams are given up soon."""
-    monkeypatch.setattr(sources, "STALLED", 0.8)
-    monkeypatch.setattr(sources, "PAUSES", (0.05, 0.05))
+def short_timeouts(monkeypatch):
+    """Shorten the time until streams are given up."""
+    monkeypatch.setattr(sources, "STALLED_SECONDS", 0.8)
+    monkeypatch.setattr(sources, "RETRY_PAUSES", (0.05, 0.05))
 
 
 class Film:
-    """Stands in for a capture that makes a frame each 5 ms, whoever looks."""
+    """Stands in for a capture that delivers a frame each 5 ms, read or not."""
 
     def __init__(self):
         self.taken = -1
@@ -104,8 +104,8 @@ def test_a_camera_whose_frames_cannot_be_decoded_is_opened_again(monkeypatch, ca
             return False, None
 
     opened = iter([Broken(), Film()])
-    monkeypatch.setattr(sources, "STALLED", 0.05)
-    monkeypatch.setattr(sources, "PAUSES", [0.01])
+    monkeypatch.setattr(sources, "STALLED_SECONDS", 0.05)
+    monkeypatch.setattr(sources, "RETRY_PAUSES", [0.01])
     monkeypatch.setattr(sources.Live, "_open", lambda self: next(opened))
     live = sources.open_source("stream", "rtsp://anywhere")
     frame, _ = live.read()
@@ -123,7 +123,7 @@ def test_a_slow_reader_gets_the_newest_frame_and_when_it_was_taken(monkeypatch):
     for _ in range(5):
         while live._thread and film.taken < number + 20:
             time.sleep(0.001)
-        last = film.taken - 1  # The frame in the making may not be there yet.
+        last = film.taken - 1  # The latest frame may not be delivered yet.
         frame, taken = live.read()
         assert frame[0, 0, 0] >= last
         assert frame[0, 0, 0] > number
@@ -132,13 +132,13 @@ def test_a_slow_reader_gets_the_newest_frame_and_when_it_was_taken(monkeypatch):
     live.release()
 
 
-def test_a_stream_that_stalls_is_opened_again_with_a_line(brief, capsys):
+def test_a_stream_that_stalls_is_opened_again_with_a_line(short_timeouts, capsys):
     def answer(handler, n):
         if n > 2:
             handler.send_error(404)
             return
         send(handler, [numbered(20 * (n - 1) + i) for i in range(10)], 0.02)
-        time.sleep(4)  # Nothing comes, and the line stays open.
+        time.sleep(4)  # The connection stays open without data.
 
     with served(answer) as url:
         live = sources.open_source("stream", url.replace("//", "//me:secret@") + "/live.mjpg")
@@ -151,13 +151,13 @@ def test_a_stream_that_stalls_is_opened_again_with_a_line(brief, capsys):
     times = [at for _, at in found]
     assert times == sorted(times)
     gap = max(after - before for before, after in zip(times, times[1:]))
-    assert gap > 0.7  # Time went on.
+    assert gap > 0.7
     line = capsys.readouterr().err.splitlines()[0]
     assert "live.mjpg: no frame comes; opening it again" in line
     assert "secret" not in line
 
 
-def test_a_video_behind_an_address_is_read_whole():
+def test_a_video_file_at_an_address_is_read_completely():
     write_video("served.avi", [numbered(i) for i in range(30)])
     content = pathlib.Path("served.avi").read_bytes()
 
@@ -177,30 +177,30 @@ def test_a_video_behind_an_address_is_read_whole():
     assert [at for _, at in found] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
 
 
-def test_the_demo_draws_a_stream(brief, monkeypatch, capsys):
+def test_the_demo_draws_a_stream(short_timeouts, monkeypatch, capsys):
     image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
-    with served(lambda handler, n: send(handler, [image] * 10 * (n == 1), 0.04)) as url:
-        # What starts it again must see that it has not ended of its own.
-        with pytest.raises(UserError, match="gives no more frames; the camera or the server went"):
-            demo.main(["--source", url.replace("//", "//me:secret@"), "--landmarks", "live.csv",
-                       "--output", "demo_stream.mp4"])
+    # The error tells a supervisor that the demo did not end on request.
+    with served(lambda handler, n: send(handler, [image] * 10 * (n == 1), 0.04)) as url, \
+            pytest.raises(UserError, match="gives no more frames; the camera or the server went"):
+        demo.main(["--source", url.replace("//", "//me:secret@"), "--landmarks", "live.csv",
+                   "--output", "demo_stream.mp4"])
     printed = capsys.readouterr()
-    rows = list(csv.DictReader(open("live.csv", encoding="utf-8")))
+    rows = list(csv.DictReader(pathlib.Path("live.csv").read_text("utf-8").splitlines()))
     assert 0 < len(rows) <= 10
     assert rows[0]["source"] == url
     assert pathlib.Path("demo_stream.mp4").is_file()
     assert "secret" not in printed.out + printed.err
 
 
-def test_a_camera_that_stalls_lets_the_driver_go_out_of_sight(monkeypatch):
+def test_a_camera_that_stalls_returns_times_without_frames(monkeypatch):
     class Stalled(Film):
         def grab(self):
             if self.taken == 3:
                 time.sleep(0.5)
             return super().grab()
 
-    monkeypatch.setattr(sources, "PATIENCE", 0.1)
-    monkeypatch.setattr(sources, "AFTER", 0.1)
+    monkeypatch.setattr(sources, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(sources, "NEXT_READ_TIMEOUT", 0.1)
     monkeypatch.setattr(sources.Live, "_open", lambda self: Stalled())
     live = sources.open_source("stream", "rtsp://anywhere")
     taken = [live.read() for _ in range(12)]
@@ -235,14 +235,14 @@ def test_a_frame_that_cannot_be_decoded_is_left_out():
     assert [int(frame[0, 0, 0]) for frame, _ in frames] == [0, 1, 2, 3, 5, 8, 9]
     assert [round(seconds, 3) for _, seconds in frames] == [0, .1, .2, .3, .5, .8, .9]
     assert film.missed == 3
-    # Where the file is cut off, nothing follows.
+    # In a truncated file nothing follows.
     film = sources.Recording(Damaged({8, 9}, 30), "film.mp4")
     assert len(list(iter(film.read, None))) == 7
     assert film.missed == 1
 
 
 class Camera:
-    """Stands in for cv2.VideoCapture of a camera, of 640 x 480 at 30 and nothing else."""
+    """Stands in for cv2.VideoCapture of a camera that delivers 640 x 480 at 30 only."""
     opened, lives = [], [3, 2]
 
     def __init__(self, what, *_):
@@ -271,7 +271,7 @@ class Camera:
         pass
 
 
-def test_a_camera_is_asked_for_size_and_rate_and_comes_back(brief, monkeypatch, capsys):
+def test_size_and_rate_are_requested_at_each_opening(short_timeouts, monkeypatch, capsys):
     monkeypatch.setattr(Camera, "opened", [])
     monkeypatch.setattr(Camera, "lives", [3, 2])
     monkeypatch.setattr(sources.cv2, "VideoCapture", Camera)
@@ -281,9 +281,10 @@ def test_a_camera_is_asked_for_size_and_rate_and_comes_back(brief, monkeypatch, 
     live = sources.open_source(kind, what, (1280, 720), 60.0)
     found = list(iter(live.read, None))
     assert 1 < len(found) <= 5
-    asked = {cv2.CAP_PROP_FRAME_WIDTH: 1280, cv2.CAP_PROP_FRAME_HEIGHT: 720, cv2.CAP_PROP_FPS: 60}
-    # Unplugged and back: asked for the same again.
-    assert Camera.opened[:2] == [(7, asked)] * 2
+    requested = {cv2.CAP_PROP_FRAME_WIDTH: 1280, cv2.CAP_PROP_FRAME_HEIGHT: 720,
+                 cv2.CAP_PROP_FPS: 60}
+    # The same settings are requested after a reconnection.
+    assert Camera.opened[:2] == [(7, requested)] * 2
     printed = capsys.readouterr().err
     assert "camera 7: gives 640x480, not 1280x720" in printed
     assert "camera 7: gives 30 frames a second, not 60" in printed
@@ -291,7 +292,7 @@ def test_a_camera_is_asked_for_size_and_rate_and_comes_back(brief, monkeypatch, 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A folder of its own, no window, and a network that knows painted faces."""
+    """Use an empty folder, no window, and a model of painted faces."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -306,8 +307,8 @@ def folder(monkeypatch, tmp_path):
     (["--source", "/dev/video99"], "camera 99: cannot be opened"),
     (["--source", "0", "--camera-size", "big"], "expected WIDTHxHEIGHT"),
     (["--source", "0", "--camera-rate", "0"], "expected frames a second"),
-    (["--source", "clip.avi", "--camera-rate", "30"], "asked of a camera")])
-def test_mistakes(arguments, words, brief):
+    (["--source", "clip.avi", "--camera-rate", "30"], "need a camera")])
+def test_mistakes(arguments, words, short_timeouts):
     write_video("clip.avi", [numbered(0)] * 3)
     with pytest.raises(UserError, match=words) as error:
         demo.main(arguments)
@@ -315,7 +316,7 @@ def test_mistakes(arguments, words, brief):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_video_of_a_turned_camera_is_upright(degrees):
+def test_a_video_of_a_rotated_camera_is_upright(degrees):
     image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
     code = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180,
             270: cv2.ROTATE_90_CLOCKWISE}[degrees]
@@ -327,7 +328,7 @@ def test_a_video_of_a_turned_camera_is_upright(degrees):
     assert frame.shape == image.shape
     assert abs(frame.astype(int) - image).mean() < 12
     demo.main(["--source", "phone.mp4", "--landmarks", "phone.csv", "--output", "demo_phone.mp4"])
-    row = next(csv.DictReader(open("phone.csv", encoding="utf-8")))
+    row = next(csv.DictReader(pathlib.Path("phone.csv").read_text("utf-8").splitlines()))
     assert float(row["x_min"]) == pytest.approx(44, abs=4)
     assert float(row["y_min"]) == pytest.approx(84, abs=4)
     drawn = cv2.VideoCapture("demo_phone.mp4").read()[1]

@@ -1,4 +1,4 @@
-"""A GPU does not wait for the host between two readings, and late readings change nothing."""
+"""A GPU does not wait for the host between flushes, and late flushes change nothing."""
 import copy
 import warnings
 from types import SimpleNamespace
@@ -15,15 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nets.lids import LidHead
 from utils.args import load_args
 from utils.data import dataset
+from utils.data.operations import OPERATIONS
 from utils.errors import UserError
-from utils.training import ddp, distil, engine, gssl
+from utils.training import ddp, distil, gssl, loader, optim
 from utils.training.ddp import Ranks
 
 GPU = torch.device("cuda", 0)
 
 
 def needs(count):
-    """Marks a test that runs only where there are so many GPUs; -m gpu runs those alone."""
+    """Mark a test that needs `count` GPUs; -m gpu selects these tests."""
     return [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < count,
                                                 reason=f"needs {count} GPU(s)")]
 
@@ -37,7 +38,7 @@ def warm():
 
 
 class Watched(TorchDispatchMode):
-    """Raises AssertionError where a copy makes a GPU and the host wait for each other."""
+    """Raises AssertionError for operations that synchronise a GPU with the host."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         out, options = function(*arguments, **(options or {})), options or {}
@@ -46,9 +47,9 @@ class Watched(TorchDispatchMode):
             source = arguments[0] if name == "aten::_to_copy" else arguments[1]
             unhurried = options.get("non_blocking") or (*arguments, None, None)[2] is True
             crosses = {out.device.type, source.device.type} == {"cpu", "cuda"}
-            # From the host without waiting is fine: the loader's memory is pinned.
+            # A non-blocking copy to the device is fine, because the loader pins its memory.
             assert not crosses or unhurried and out.is_cuda, f"{name} to {out.device} waits"
-        # Indices that lie on the host are sent to the device, which waits.
+        # Indices on the host are copied to the device, which synchronises.
         if name.startswith("aten::index"):
             on = {t.device.type for a in arguments for t in (a if isinstance(a, list) else [a])
                   if isinstance(t, torch.Tensor)}
@@ -57,13 +58,13 @@ class Watched(TorchDispatchMode):
 
 
 class Fake:
-    """A GPU that computes shapes alone: whoever asks what a tensor of it holds gets an error."""
+    """A GPU that computes only shapes; reading a value from it raises an error."""
 
     def __init__(self):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def move(self, module):
-        """Put a module there."""
+        """Move a module to the fake GPU."""
         with self.mode:
             for part in module.modules():
                 for name, value in part._parameters.items():
@@ -75,11 +76,11 @@ class Fake:
         return module
 
     def like(self, value):
-        """A tensor of that shape there."""
+        """Return a tensor of the same shape and dtype on the fake GPU."""
         return torch.empty(value.shape, dtype=value.dtype, device=GPU)
 
     def backward(self, module):
-        """Stands for Tensor.backward, whose engine wants a real GPU: gives all a gradient."""
+        """Replace Tensor.backward, which needs a real GPU: give every parameter a gradient."""
         def backward(_):
             for parameter in module.parameters():
                 gradient = self.like(parameter)
@@ -88,86 +89,89 @@ class Fake:
 
 
 def on_fake_gpu(warm, folder, monkeypatch, head="pip", teacher=None, rounds=False, fp16=False):
-    """A Trainer on a Fake GPU, that GPU, and batches for three steps as a loader gives them."""
+    """Return a Trainer on a Fake GPU, that GPU, and batches for three steps."""
     fake = Fake()
     training = test_faults.training(warm.faces, folder, head=head)
-    batches = [batch for _, batch in zip(range(6), training.loader)]
+    batches = [batch for _, batch in zip(range(6), training.state.loader)]
     if teacher is not None:
-        training.teacher = distil.Teacher(str(teacher), training.model.scheme, 0.5)
-        model, = training.teacher.models
+        training.state.teacher = distil.Teacher(str(teacher), training.state.model.scheme, 0.5)
+        model, = training.state.teacher.models
         model.lids = LidHead(model.backbone.channels, model.scheme)
         fake.move(model)
         with fake.mode:
-            training.teacher.eyes = [(c, fake.like(i)) for c, i in training.teacher.eyes]
-    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
-    for module in (training.model, training.ema.module):
+            training.state.teacher.eyes = [
+                (c, fake.like(i)) for c, i in training.state.teacher.eyes]
+    training.state.ema = timm.utils.ModelEmaV3(training.state.model, 0.9)
+    for module in (training.state.model, training.state.ema.module):
         fake.move(module)
-    real = training.loss.real
+    real = training.state.loss.real
     if head == "pip":
-        real.neighbours = training.model.head.neighbours
-    training.loss = gssl.RoundLoss(real, "std", 20) if rounds else real
+        real.neighbours = training.state.model.head.neighbours
+    training.state.loss = gssl.RoundLoss(real, "std", 20) if rounds else real
     training.ranks = Ranks(device=GPU)
-    training.dtype = torch.float16 if fp16 else torch.bfloat16
+    training.state.dtype = torch.float16 if fp16 else torch.bfloat16
     if fp16:
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.amp.grad_scaler, "amp_definitely_not_available", lambda: False,
                             raising=False)
-        training.scaler = torch.amp.GradScaler("cuda")
-        assert training.scaler.is_enabled()
-    training.optimizer = engine.make_optimizer(training.model, training.args)
-    monkeypatch.setattr(torch.Tensor, "backward", fake.backward(training.model))
+        training.state.scaler = torch.amp.GradScaler("cuda")
+        assert training.state.scaler.is_enabled()
+    training.state.optimizer = optim.make_optimizer(training.state.model, training.state.args)
+    monkeypatch.setattr(torch.Tensor, "backward", fake.backward(training.state.model))
     return training, fake, iter(batches)
 
 
-@pytest.mark.parametrize("way", [{}, {"head": "regression"}, {"teacher": True}, {"rounds": True},
-                                 {"fp16": True}], ids=lambda way: "".join(way) or "pip")
-def test_a_step_asks_the_gpu_nothing(warm, tiny_weights, tmp_path, monkeypatch, way):
-    if "teacher" in way:
-        way = {"teacher": tiny_weights}
-    training, fake, batches = on_fake_gpu(warm, tmp_path, monkeypatch, **way)
+@pytest.mark.parametrize("options", [{}, {"head": "regression"}, {"teacher": True},
+                                     {"rounds": True}, {"fp16": True}],
+                         ids=lambda options: "".join(options) or "pip")
+def test_a_step_reads_nothing_from_the_gpu(warm, tiny_weights, tmp_path, monkeypatch, options):
+    if "teacher" in options:
+        options = {"teacher": tiny_weights}
+    training, fake, batches = on_fake_gpu(warm, tmp_path, monkeypatch, **options)
     with fake.mode, Watched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # There is no GPU for autocast.
         for number in range(3):
             training.train_step(batches, number)
-        assert len(training.pending) == 3
-        # Whereas a reading does.
+        assert len(training.state.pending) == 3
+        # A flush does read.
         with pytest.raises(DataDependentOutputException):
-            training.drain(False, 0.0)
+            training.flush_metrics(False, 0.0)
 
 
-def test_a_batch_is_augmented_without_a_question(drawn_set, monkeypatch):
+def test_augmentation_of_a_batch_reads_nothing_from_the_gpu(drawn_set, monkeypatch):
     prepared = dataset.PreparedSet(drawn_set)
     listed = prepared.lists["train"]
     args = load_args({"input_size": 64, "batch_size": 16, "cache": "device", "shut": 0.3,
                       "grey": 0.5, "blur": 0.9, "occlusion": 0.9})
-    loader, sampler = engine.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
-    batch = loader.batch
-    drawn = [loader.dataset.augmentation.draw(points, 1.6, 102, 64, numpy.random.default_rng(i))
+    batches, _ = loader.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
+    batch = batches.augment
+    draw_params = batches.dataset.augmentation.draw_params
+    drawn = [draw_params(points, 1.6, 102, 64, numpy.random.default_rng(i))
              for i, points in enumerate(listed.points)]
-    for kind in ("shut", "grey", "tone", "keep", "blur", "motion", "low", "noise", "patch"):
-        assert any(getattr(record, kind) is not None for record in drawn), kind
+    for kind in OPERATIONS:
+        assert any(getattr(params, kind) is not None for params in drawn), kind
     fake = Fake()
-    # There is no memory to pin.
+    # Pinning memory needs a real GPU.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     with fake.mode, Watched():
-        batch.device = GPU
-        batch.x, batch.y = fake.like(batch.x), fake.like(batch.y)
+        grid = batch.grid
+        grid.device, grid.x, grid.y = GPU, fake.like(grid.x), fake.like(grid.y)
         images = batch(fake.like(torch.empty(len(drawn), 102, 102, 3, dtype=torch.uint8)), drawn)
     assert images.shape == (len(drawn), 64, 64, 3)
     assert images.device == GPU
 
 
-@pytest.mark.parametrize("ask", [float, bool, torch.Tensor.item, torch.Tensor.tolist,
+@pytest.mark.parametrize("read", [float, bool, torch.Tensor.item, torch.Tensor.tolist,
                                  torch.Tensor.cpu, lambda t: torch.zeros(3)[t.long()],
                                  lambda t: t.view(1)[torch.tensor([0])], torch.nonzero,
                                  lambda t: torch.zeros(()).to(t.device)])
-def test_the_fake_gpu_notices_who_asks(ask):
+def test_the_fake_gpu_detects_reads(read):
     fake = Fake()
     with fake.mode, Watched():
         value = fake.like(torch.zeros(()))
         torch.zeros(()).to(GPU, non_blocking=True)
         with pytest.raises(Exception, match="waits|aten|subclasses|index|device"):
-            ask(value)
+            read(value)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -176,15 +180,16 @@ def test_float32_is_multiplied_as_tf32_unless_deterministic(monkeypatch, determi
     monkeypatch.setattr(torch.backends.cuda, "matmul", products)
     monkeypatch.setattr(torch.backends, "cudnn", convolutions)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    assert engine.choose_precision("fp32", torch.device("cpu"), None) is None
+    assert optim.choose_precision("fp32", torch.device("cpu"), None) is None
     assert products.allow_tf32 == deterministic, "a CPU's is left alone"
-    assert engine.choose_precision("fp32", GPU, None) is None
+    assert optim.choose_precision("fp32", GPU, None) is None
     assert products.allow_tf32 == convolutions.allow_tf32 == (not deterministic)
 
 
 def state(training):
-    """Copies of all that a step moves: weights, statistics, moments and the average."""
-    return copy.deepcopy({**training.carried(), "scaler": training.scaler.state_dict()})
+    """Copy all that a step changes: weights, statistics, moments and the average."""
+    return copy.deepcopy({**training.state.state_dict(),
+                          "scaler": training.state.scaler.state_dict()})
 
 
 def same(one, two):
@@ -201,11 +206,11 @@ def same(one, two):
 @pytest.mark.parametrize(("device", "fused"), [("cpu", False), ("cpu", True),
                                            pytest.param("cuda", True, marks=NEEDS_GPU)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, device, fused):
+def test_a_bad_step_leaves_no_trace_before_it_is_read(warm, tmp_path, value, device, fused):
     training = test_faults.training(warm.faces, tmp_path, {3, 4}, value, fused=fused,
                                     ranks=Ranks(device=torch.device(device)))
-    training.ema = timm.utils.ModelEmaV3(training.model, 0.9, use_warmup=True)
-    batches = iter(training.loader)
+    training.state.ema = timm.utils.ModelEmaV3(training.state.model, 0.9, use_warmup=True)
+    batches = iter(training.state.loader)
     states = []
     for number in range(4):
         training.train_step(batches, number)
@@ -215,40 +220,40 @@ def test_nothing_of_a_bad_step_stays_though_nobody_looks(warm, tmp_path, value, 
     for name in ("model", "ema"):
         assert not same(states[2][name], states[3][name])
         assert all(torch.isfinite(v).all() for v in states[3][name].values())
-    assert [bool(left[1]) for left, _ in training.pending] == [False, True, True, False]
+    assert [bool(left[1]) for left, _ in training.state.pending] == [False, True, True, False]
 
 
-def test_the_average_moves_as_timm_moves_it():
+def test_the_average_equals_that_of_timm():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
     ours, theirs = (timm.utils.ModelEmaV3(model, 0.9, use_warmup=True) for _ in range(2))
     for number in range(4):
         model(torch.randn(2, 3, 8, 8)).square().sum().backward()
-        engine.update(optimizer, ours, model, number, torch.tensor(False))
+        optim.guarded_step(optimizer, ours, model, number, torch.tensor(False))
         theirs.update(model, number)
     for one, two in zip(ours.state_dict().values(), theirs.state_dict().values()):
         torch.testing.assert_close(one, two)
 
 
-def twice(warm, tmp_path, calls, epochs=1, **given):
-    """A training that is read after each step, and one that is read late: both, trained."""
+def twice(warm, tmp_path, calls, epochs=1, **options):
+    """Train twice, flushing after each step and flushing late; return both Trainers."""
     found = []
     for pause in (1, 100):
         folder = tmp_path / str(pause)
         folder.mkdir()
-        training = test_faults.training(warm.faces, folder, calls, **given)
-        read, readings = training.drain, []
+        training = test_faults.training(warm.faces, folder, calls, **options)
+        read, readings = training.flush_metrics, []
 
-        def slowly(*arguments, read=read, pause=pause, readings=readings):
+        def flush(*arguments, read=read, pause=pause, readings=readings):
             readings.append(1)
             return (*read(*arguments)[:3], pause)
 
-        training.drain = slowly
+        training.flush_metrics = flush
         training.readings = readings
         for epoch in range(epochs):
             try:
-                assert training.train_epoch(epoch)
+                assert training.train_one_epoch(epoch)
             except UserError as error:
                 training.error = str(error)
                 break
@@ -256,20 +261,20 @@ def twice(warm, tmp_path, calls, epochs=1, **given):
     return found
 
 
-def test_late_readings_change_nothing(warm, tmp_path):
-    # Of the three bad steps the last two have an epoch's end between them.
+def test_late_flushes_change_nothing(warm, tmp_path):
+    # An epoch ends between the last two of the three bad steps.
     one, two = twice(warm, tmp_path, {2, 11, 12}, 2, fused=True)
-    # The late one after an epoch's first step, and at its end.
+    # The late one flushes after the first step of an epoch and at its end.
     assert (len(one.readings), len(two.readings)) == (12, 4)
-    assert one.losses == two.losses
-    assert len(one.losses) == 9
-    assert one.skips.skipped == two.skips.skipped == 3
+    assert one.state.losses == two.state.losses
+    assert len(one.state.losses) == 9
+    assert one.state.faults.skipped == two.state.faults.skipped == 3
     assert same(state(one), state(two))
 
 
-def test_three_bad_steps_are_named_though_they_are_read_late(warm, tmp_path):
+def test_three_bad_steps_are_listed_after_a_late_flush(warm, tmp_path):
     one, two = twice(warm, tmp_path, {2, 4, 6}, fused=True)
-    assert (one.loss.made, two.loss.made) == (8, 12)
+    assert (one.state.loss.made, two.state.loss.made) == (8, 12)
     names = [(tmp_path / pause / "bad_batch.txt").read_text() for pause in ("1", "100")]
     assert names[0] == names[1]
     assert names[0].count("\n") == 6
@@ -277,64 +282,63 @@ def test_three_bad_steps_are_named_though_they_are_read_late(warm, tmp_path):
     assert "3 steps in a row" in two.error
 
 
-def test_overflows_are_told_from_bad_steps_though_they_are_read_late(warm, tmp_path):
-    # 16 -> 8 -> 4 -> 2 -> 1 are four overflows in a row; then one bad step, and a good one.
+def test_overflows_do_not_count_as_bad_steps_after_a_late_flush(warm, tmp_path):
+    # Four overflows halve the scale from 16 to 1; a bad step and a good step follow.
     one, two = twice(warm, tmp_path, {0, 2, 4, 6, 8}, value=float("inf"), scaled=True, fused=True)
-    assert one.skips.skipped == two.skips.skipped == 1
-    assert len(one.losses) == len(two.losses) == 1
+    assert one.state.faults.skipped == two.state.faults.skipped == 1
+    assert len(one.state.losses) == len(two.state.losses) == 1
     assert same(state(one), state(two))
-    assert two.scaler.get_scale() < 1
+    assert two.state.scaler.get_scale() < 1
 
 
-def test_a_save_has_read_everything(warm, tmp_path):
+def test_a_checkpoint_is_saved_after_a_flush(warm, tmp_path):
     training = test_faults.training(warm.faces, tmp_path, {4}, fused=True)
-    read, saves = training.drain, []
+    read, saves = training.flush_metrics, []
 
-    def slowly(*arguments):
-        training.stop.asked = len(training.losses) > 0
+    def flush(*arguments):
+        training.stop.requested = len(training.state.losses) > 0
         return (*read(*arguments)[:3], 3)
 
-    training.drain = slowly
-    training.save = lambda *at: saves.append(
-        (at, len(training.losses), training.skips.skipped, len(training.pending)))
-    assert not training.train_epoch(0)
-    # Three steps after the first one, of which the second was bad.
+    training.flush_metrics = flush
+    training.save_checkpoint = lambda *at: saves.append(
+        (at, len(training.state.losses), training.state.faults.skipped,
+         len(training.state.pending)))
+    assert not training.train_one_epoch(0)
+    # The flush after the first step read one, the next one three, of which the second was bad.
     assert saves == [((0, 4), 3, 1, 0)]
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(0.001, 500), (0.1, 5), (3.0, 1)])
-def test_a_gpu_is_read_about_twice_a_second(warm, tmp_path, monkeypatch, seconds, steps):
+def test_a_gpu_is_flushed_about_twice_a_second(warm, tmp_path, monkeypatch, seconds, steps):
     training = test_faults.training(warm.faces, tmp_path)
     training.ranks = Ranks(device=GPU)
     clock = SimpleNamespace(monotonic=lambda: 100 + 2 * seconds)
     monkeypatch.setattr("utils.training.trainer.time", clock)
-    training.pending = [(torch.tensor([1.0, 0.0, 0.0]), [1, 2])] * 2
-    loss, asked, due, pause = training.drain(True, 100.0)
-    assert (loss, asked, due, training.losses) == (1.0, False, True, [1.0, 1.0])
+    training.state.pending = [(torch.tensor([1.0, 0.0, 0.0]), [1, 2])] * 2
+    loss, stop, save, pause = training.flush_metrics(True, 100.0)
+    assert (loss, stop, save, training.state.losses) == (1.0, False, True, [1.0, 1.0])
     assert pause == pytest.approx(steps, abs=1)
 
 
 def rank_overflow(faces, target, device):
-    """Three fp16-like steps of a rank, in the second of which the second rank alone overflows."""
+    """Train a rank with a scaler; only the second rank overflows, in the second step."""
     ranks = ddp.start(device)
-    # In a micro-batch of which the ranks do not tell each other by itself.
+    # It overflows in a micro-batch after which the ranks do not exchange gradients.
     training = test_faults.training(faces, None, {2} if ranks.rank else (), float("inf"),
                                     scaled=True, fused=True, ranks=ranks)
-    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
-    assert training.train_epoch(0)
-    torch.save({"scale": training.scaler.get_scale(), "losses": training.losses,
-                "skipped": training.skips.skipped, "parameters": [
-                    p.detach().cpu() for p in training.model.parameters()],
-                "steps": [float(s["step"]) for s in training.optimizer.state.values()]},
+    training.state.ema = timm.utils.ModelEmaV3(training.state.model, 0.9)
+    assert training.train_one_epoch(0)
+    torch.save({"scale": training.state.scaler.get_scale(), "losses": training.state.losses,
+                "skipped": training.state.faults.skipped, "parameters": [
+                    p.detach().cpu() for p in training.state.model.parameters()],
+                "steps": [float(s["step"]) for s in training.state.optimizer.state.values()]},
                f"{target}.{ranks.rank}")
     ddp.stop()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs(2))])
-def test_ranks_skip_a_step_together_that_overflows_on_one(warm, tmp_path, device):
-    """Its gradients carry the infinity to all in the step's one exchange, before anybody looks, and
-    all scales, the same at the start, are halved.
-    """
+def test_all_ranks_skip_a_step_that_overflows_on_one(warm, tmp_path, device):
+    """The exchange of gradients carries the infinity to all ranks, and every scale is halved."""
     children = warm.ranks(2, call="test_stops:rank_overflow",
                           argv=[str(warm.faces), str(tmp_path / "out"), device])
     assert [c.code for c in children] == [0, 0], children[0].text
@@ -346,12 +350,12 @@ def test_ranks_skip_a_step_together_that_overflows_on_one(warm, tmp_path, device
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
-def test_a_step_does_not_stop_a_real_gpu(warm, tmp_path, dtype, device):
+def test_a_step_does_not_synchronise_a_real_gpu(warm, tmp_path, dtype, device):
     training = test_faults.training(warm.faces, tmp_path, fused=True, ranks=Ranks(device=GPU),
                                     scaled=dtype is torch.float16)
-    training.dtype = dtype
-    training.ema = timm.utils.ModelEmaV3(training.model, 0.9)
-    batches = iter([batch for _, batch in zip(range(6), training.loader)])
+    training.state.dtype = dtype
+    training.state.ema = timm.utils.ModelEmaV3(training.state.model, 0.9)
+    batches = iter([batch for _, batch in zip(range(6), training.state.loader)])
     training.train_step(batches, 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -359,6 +363,6 @@ def test_a_step_does_not_stop_a_real_gpu(warm, tmp_path, dtype, device):
         training.train_step(batches, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    loss, *_ = training.drain(False, 0.0)
+    loss, *_ = training.flush_metrics(False, 0.0)
     assert loss > 0
-    assert len(training.losses) == 3
+    assert len(training.state.losses) == 3

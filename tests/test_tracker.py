@@ -1,4 +1,4 @@
-"""Tracks of faces through frames."""
+"""Tracks of faces through the frames of a video, and when the detector runs."""
 import dataclasses
 import time
 
@@ -7,7 +7,7 @@ import pytest
 from helpers import painted_faces
 
 from utils.detection.detector import Detector
-from utils.detection.refine import TURNS
+from utils.detection.refine import TRIAL_ROLLS
 from utils.landmarks.eyelids import EyeThresholds
 from utils.tracking import tracker
 
@@ -21,7 +21,7 @@ def make(predictor=None, **settings):
 
 
 def play(faces_of, frames, **settings):
-    """Tracks of each frame of a film; faces_of(frame) gives its painted faces."""
+    """Return the tracks of each frame of a video; faces_of(frame) gives its painted faces."""
     made, ground = make(**settings), painted_faces.background()
     return [made.update(painted_faces.paint(ground, *faces_of(i)), i / RATE) for i in range(frames)]
 
@@ -30,9 +30,9 @@ def middle(track):
     return (track.box[:2] + track.box[2:]) / 2
 
 
-def test_a_steady_face_costs_one_pass_and_a_leap_two():
+def test_a_slow_face_needs_one_pass_and_a_jump_two():
     predictor = painted_faces.Painted()
-    made, ground = make(predictor, every=100), painted_faces.background()
+    made, ground = make(predictor, detect_every=100), painted_faces.background()
     made.update(painted_faces.paint(ground, (1, 100, 120, 60)), 0)
     assert predictor.batches == [1, 1]
     for i in range(1, 6):
@@ -58,19 +58,19 @@ def numbered(number, *faces):
 
 def test_points_that_fill_part_of_a_detectors_box():
     predictor = painted_faces.Painted()
-    made = make(predictor, every=3, min_confidence=0.4)
+    made = make(predictor, detect_every=3, min_confidence=0.4)
     made.detector = Detector("wide", painted_faces.find, (0, 0.1, 2.0))
-    # As sure as this, a face that no look sees would be given up.
+    # With this confidence, an undetected face would be lost.
     predictor.confidence = 0.42
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     for i in range(12):
         assert [track.id for track in made.update(image, i / RATE)] == [1]
-    # Three passes for the first frame, and turned ones, then one a frame: no look finds it anew.
-    assert predictor.batches == [1, len(TURNS)] + [1] * 13
+    # Three passes in the first frame, one of them rotated, then one a frame: it is never new.
+    assert predictor.batches == [1, len(TRIAL_ROLLS)] + [1] * 13
 
 
-def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():
-    made, calls = make(every=10), []
+def test_detector_runs_before_every_nth_frame_and_when_a_face_is_lost():
+    made, calls = make(detect_every=10), []
     made.detector = counting(calls)
     for i in range(35):
         made.update(numbered(i, *[(1, 100, 120, 60)] if i < 25 else []), i / RATE)
@@ -79,8 +79,8 @@ def test_detector_looks_before_every_nth_frame_and_when_a_face_is_lost():
     assert len([i for i in calls if i > 25]) >= 2
 
 
-def test_without_a_face_the_detector_looks_every_nth_frame():
-    made, calls = make(every=10), []
+def test_without_a_face_the_detector_runs_every_nth_frame():
+    made, calls = make(detect_every=10), []
     made.detector = counting(calls)
     for i in range(35):
         made.update(numbered(i), i / RATE)
@@ -88,29 +88,29 @@ def test_without_a_face_the_detector_looks_every_nth_frame():
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 10])
-@pytest.mark.parametrize("quick", [None, painted_faces.find])
-def test_a_new_face_beside_another_is_found_within_so_many_frames(every, quick):
-    # The sixth quick look, and the thorough one after it, are among them.
+@pytest.mark.parametrize("low_res", [None, painted_faces.find])
+def test_a_new_face_beside_another_is_found_within_so_many_frames(every, low_res):
+    # This includes the sixth low-resolution detection and the full one after it.
     for appears in range(4 * every, 7 * every):
-        made, film = make(every=every), []
-        made.detector = counting([], find_quick=quick)
+        made, tracked = make(detect_every=every), []
+        made.detector = counting([], detect_low_res=low_res)
         for i in range(appears + every):
             faces = [(1, 80, 120, 60)] + [(2, 240 - i % 5, 120, 50)] * (i >= appears)
-            film.append(len(made.update(numbered(i, *faces), i / RATE)))
-        assert set(film[:appears]) == {1}
-        assert film[-1] == 2
+            tracked.append(len(made.update(numbered(i, *faces), i / RATE)))
+        assert set(tracked[:appears]) == {1}
+        assert tracked[-1] == 2
 
 
 def large(image):
-    """What a quick look sees of painted faces."""
+    """Find painted faces as a low-resolution detection does: the large ones."""
     boxes = painted_faces.find(image)
     return boxes[boxes[:, 2] - boxes[:, 0] > 40]
 
 
-def test_small_faces_wait_for_a_thorough_look():
-    made, seen, calls = make(every=10), [], []
-    made.detector = counting(calls, find_quick=large)
-    for i in range(10 * (tracker.THOROUGH + 2)):
+def test_small_faces_wait_for_full_resolution():
+    made, seen, calls = make(detect_every=10), [], []
+    made.detector = counting(calls, detect_low_res=large)
+    for i in range(10 * (tracker.FULL_RES_INTERVAL + 2)):
         faces = [(1, 80, 120, 60)] + [(2, 240, 120, 30)] * (i > 0)
         seen.append(len(made.update(numbered(i, *faces), i / RATE)))
     assert seen[0] == 1
@@ -118,14 +118,14 @@ def test_small_faces_wait_for_a_thorough_look():
     assert len(calls) == 2
 
 
-def test_whom_a_quick_look_misses_is_looked_for_thoroughly():
+def test_a_face_missed_at_low_resolution_is_searched_at_full_resolution():
     predictor, calls = painted_faces.Painted(), []
     made = make(predictor, min_confidence=0.4)
-    made.detector = counting(calls, find_quick=large)
+    made.detector = counting(calls, detect_low_res=large)
     predictor.confidence = 0.42
     for i in range(40):
         assert len(made.update(numbered(i, (1, 80, 120, 30)), i / RATE)) == 1
-    # As sure as this, a face that no look sees would be given up.
+    # With this confidence, an undetected face would be lost.
     assert calls == [0, 10, 20, 30]
 
 
@@ -136,31 +136,31 @@ def slow(find, seconds):
     return wait
 
 
-def test_how_long_a_look_takes_changes_nothing():
+def test_the_duration_of_a_detection_changes_nothing():
     def play_at(seconds, reuse):
-        made, buffer = make(every=5, filter_min_cutoff=1.2), None
+        made, buffer = make(detect_every=5, filter_min_cutoff=1.2), None
         ground = painted_faces.background()
         made.detector = Detector("slow", slow(painted_faces.find, seconds), (0, 0, 1),
                                  slow(large, seconds))
-        films = []
+        frames_of_tracks = []
         for i in range(60):
             image = painted_faces.paint(ground, (1, 60 + 3 * i, 90, 50), *[
                 (2, 250 - 2 * i, 180, 45)] * (i > 20), *[(3, 40, 200, 30)] * (i > 3))
-            # A caller may write each frame to the same memory.
+            # A caller may reuse the buffer.
             buffer = image if buffer is None or not reuse else buffer
             buffer[:] = image
-            films.append([(track.id, *track.points_px.ravel())
+            frames_of_tracks.append([(track.id, *track.points_px.ravel())
                           for track in made.update(buffer, i / RATE)])
-        return films
+        return frames_of_tracks
 
-    films = play_at(0, False)
-    assert {len(tracks) for tracks in films} == {1, 2, 3}
-    assert films == play_at(0.01, True)
+    frames_of_tracks = play_at(0, False)
+    assert {len(tracks) for tracks in frames_of_tracks} == {1, 2, 3}
+    assert frames_of_tracks == play_at(0.01, True)
 
 
-def test_a_look_from_before_a_cut_is_not_used():
-    # This network believes in a face wherever it looks.
-    made, calls = make(painted_faces.Painted(blind=0.9), every=10), []
+def test_a_detection_from_before_a_cut_is_not_used():
+    # This network is confident everywhere.
+    made, calls = make(painted_faces.Painted(blind=0.9), detect_every=10), []
     made.detector = counting(calls)
     for i in range(9):
         faces = [(1, 80, 120, 60)] + [(2, 240, 120, 50)] * (i == 8)
@@ -170,8 +170,8 @@ def test_a_look_from_before_a_cut_is_not_used():
     assert calls[:2] == [0, 8]
 
 
-def test_a_new_face_that_has_moved_far_since_the_look_is_found():
-    made, calls = make(every=10), []
+def test_a_new_face_that_moved_far_since_the_detection_is_found():
+    made, calls = make(detect_every=10), []
     made.detector = counting(calls)
     for i in range(11):
         faces = [(1, 60, 60, 60)] + [(2, 60 + 40 * (i - 8), 180, 40)] * (i >= 8)
@@ -180,22 +180,23 @@ def test_a_new_face_that_has_moved_far_since_the_look_is_found():
     assert abs(middle(tracks[1])[0] - 140) < 1.5
 
 
-def test_what_goes_wrong_in_the_background_is_told():
+def test_an_error_in_the_background_is_raised():
     def broken(image):
-        raise ValueError("no look")
+        raise ValueError("no detection")
 
-    made, image = make(every=10), numbered(0, (1, 100, 120, 60))
+    made, image = make(detect_every=10), numbered(0, (1, 100, 120, 60))
     assert len(made.update(image, 0)) == 1
     made.detector = Detector("broken", broken, (0, 0, 1))
-    with pytest.raises(ValueError, match="no look"):
-        for i in range(1, 11):
-            made.update(image, i / RATE)
+    for i in range(1, 10):
+        made.update(image, i / RATE)
+    with pytest.raises(ValueError, match="no detection"):
+        made.update(image, 10 / RATE)
 
 
-def test_a_picture_needs_no_thread():
+def test_a_single_image_needs_no_thread():
     made = make()
     made.update(painted_faces.paint(painted_faces.background(), (1, 100, 120, 60)), 0)
-    assert made.background is None
+    assert made.executor is None
 
 
 def test_twenty_faces_are_one_batch_and_keep_their_ids():
@@ -212,9 +213,9 @@ def test_two_faces_swap_places():
     def faces(i):
         return (1, 60 + 4 * i, 110, 50), (2, 260 - 4 * i, 130, 50)
 
-    films = play(faces, 50, every=5)
-    first = {track.id: middle(track) for track in films[0]}
-    last = {track.id: middle(track) for track in films[-1]}
+    frames_of_tracks = play(faces, 50, detect_every=5)
+    first = {track.id: middle(track) for track in frames_of_tracks[0]}
+    last = {track.id: middle(track) for track in frames_of_tracks[-1]}
     assert set(first) == set(last) == {1, 2}
     left = min(first, key=lambda i: first[i][0])
     assert abs(first[left][0] - 60) < 3
@@ -235,7 +236,7 @@ def test_a_face_that_leaves_and_returns():
 def test_two_boxes_on_one_face_become_one_track():
     twice = Detector("twice", lambda image: numpy.concatenate([painted_faces.find(image)] * 2)
                      + [[0, 0, 0, 0, 0], [9, -9, 12, -6, -0.1]], (0, 0, 1))
-    made = tracker.Tracker(painted_faces.Painted(), twice, every=2)
+    made = tracker.Tracker(painted_faces.Painted(), twice, detect_every=2)
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
     for i in range(6):
         assert [track.id for track in made.update(image, i / RATE)] == [1]
@@ -250,11 +251,11 @@ def test_low_confidence_ends_a_track():
     assert made.update(image, 1 / RATE) == []
 
 
-def test_how_sure_a_network_must_be_comes_with_its_weights():
+def test_the_confidence_threshold_comes_with_the_weights():
     predictor = painted_faces.Painted()
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
     predictor.eyes = EyeThresholds(min_confidence=0.27)
-    assert make(predictor).min_confidence == tracker.OF_EYES * 0.27
+    assert make(predictor).min_confidence == tracker.EYE_CONFIDENCE_FACTOR * 0.27
     predictor.eyes = EyeThresholds(min_confidence=0.27, face=0.31)
     assert make(predictor).min_confidence == 0.31
     assert make(predictor, min_confidence=0.1).min_confidence == 0.1
@@ -262,10 +263,10 @@ def test_how_sure_a_network_must_be_comes_with_its_weights():
     assert make(predictor).min_confidence == tracker.MIN_CONFIDENCE
 
 
-def test_what_the_detector_misses_must_be_more_certain():
+def test_undetected_faces_need_more_confidence():
     def last(confidence):
         predictor = painted_faces.Painted()
-        made = make(predictor, min_confidence=0.4, every=3)
+        made = make(predictor, min_confidence=0.4, detect_every=3)
         image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
         assert len(made.update(image, 0)) == 1
         made.detector = Detector("blind", lambda image: [], (0, 0, 1))
@@ -278,50 +279,49 @@ def test_what_the_detector_misses_must_be_more_certain():
     assert last(0.42) == []
 
 
-def test_without_scores_the_looks_decide():
-    def ids(find_quick, gone):
+def test_without_confidence_the_detections_decide():
+    def ids(detect_low_res, gone):
         predictor = painted_faces.Painted(blind=1.0)
-        predictor.confidence, predictor.scored = 1.0, False
-        made, film = make(predictor), []
-        made.detector = counting([], find_quick=find_quick)
+        predictor.confidence, predictor.has_confidence = 1.0, False
+        made, tracked = make(predictor), []
+        made.detector = counting([], detect_low_res=detect_low_res)
         for i in range(100):
             faces = [(1, 80, 120, 60)] * (i < gone) + [(2, 240, 120, 30)]
-            film.append([track.id for track in made.update(numbered(i, *faces), i / RATE)])
-        return film
+            tracked.append([track.id for track in made.update(numbered(i, *faces), i / RATE)])
+        return tracked
 
-    film = ids(painted_faces.find, 20)
-    assert film[19] == [1, 2]
-    assert film[20 + 10 * tracker.MISSED:] == [[2]] * 60
-    # A small face, which no quick look sees, stays.
+    tracked = ids(painted_faces.find, 20)
+    assert tracked[19] == [1, 2]
+    assert tracked[20 + 10 * tracker.MAX_MISSED:] == [[2]] * 60
+    # A small face, which no low-resolution detection finds, stays.
     assert ids(large, 100) == [[1, 2]] * 100
 
 
 def test_no_track_survives_a_cut_to_a_faceless_shot():
-    # This network believes in a face wherever it looks.
-    made = make(painted_faces.Painted(blind=0.9), every=100)
+    # This network is confident everywhere.
+    made = make(painted_faces.Painted(blind=0.9), detect_every=100)
     image = painted_faces.paint(painted_faces.background(0), (1, 150, 120, 60))
     assert len(made.update(image, 0)) == 1
     assert made.update(painted_faces.background(1), 1 / RATE) == []
     assert made.update(painted_faces.background(1), 2 / RATE) == []
 
 
-def test_the_detector_looks_at_once_after_any_cut():
-    """Also where a look of the old shot was under way, be it the last quick one before a thorough
-    one.
-    """
+def test_the_detector_runs_at_once_after_any_cut():
+    """Whether or not a detection of the old shot is pending, at low or at full resolution."""
     for cut in range(46, 58):
-        made = make(every=10)
-        made.detector = dataclasses.replace(made.detector, find_quick=made.detector.find)
+        made = make(detect_every=10)
+        made.detector = dataclasses.replace(made.detector, detect_low_res=made.detector.detect)
         old = painted_faces.paint(painted_faces.background(0), (1, 80, 120, 60))
         for i in range(cut):
             made.update(old, i / RATE)
         shot = painted_faces.paint(painted_faces.background(1), (1, 240, 120, 40))
         tracks = made.update(shot, cut / RATE)
-        assert len(tracks) == 1 and abs(middle(tracks[0])[0] - 240) < 1.5, cut
+        assert len(tracks) == 1, cut
+        assert abs(middle(tracks[0])[0] - 240) < 1.5, cut
 
 
 def test_ids_are_new_after_a_cut():
-    made, face = make(every=100), (1, 150, 120, 30)
+    made, face = make(detect_every=100), (1, 150, 120, 30)
     for seed, expected in ((0, 1), (0, 1), (1, 2), (1, 2)):
         tracks = made.update(painted_faces.paint(painted_faces.background(seed), face), 0)
         assert [track.id for track in tracks] == [expected]
@@ -336,6 +336,6 @@ def test_a_flash_is_no_cut():
 
 
 def test_a_face_that_walks_out_of_the_frame_is_gone():
-    films = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
-    assert len(films[5]) == 1
-    assert films[-1] == []
+    frames_of_tracks = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
+    assert len(frames_of_tracks[5]) == 1
+    assert frames_of_tracks[-1] == []

@@ -1,4 +1,4 @@
-"""Unlabelled sets: the rule from box to crop, boxes from a table or a detector, mistakes."""
+"""Unlabelled sets: the BoxTransform, boxes from a table or a detector, wrong arguments."""
 import csv
 import shutil
 
@@ -23,13 +23,13 @@ def _boxes(rng, count=200):
     return numpy.concatenate([corner, corner + rng.uniform(30, 200, (count, 2))], 1)
 
 
-def test_a_known_relation_is_recovered_in_spite_of_a_tenth_of_nonsense():
+def test_a_transform_is_recovered_despite_ten_percent_outliers():
     rng = numpy.random.default_rng(0)
-    known = unlabelled.BoxRule(numpy.array([0.02, 0.14]), numpy.array([1.1, 1.2]))
+    known = unlabelled.BoxTransform(numpy.array([0.02, 0.14]), numpy.array([1.1, 1.2]))
     boxes = _boxes(rng)
     nominal = known(boxes)
     nominal[:20] = _boxes(rng, 20)
-    fitted = unlabelled.fit_rule(boxes, nominal)
+    fitted = unlabelled.fit_transform(boxes, nominal)
     assert fitted.shift == pytest.approx(known.shift, abs=0.01)
     assert fitted.size == pytest.approx(known.size, abs=0.02)
     # By hand: side 40 = root of 20 x 80, centre (10, 40).
@@ -39,7 +39,7 @@ def test_a_known_relation_is_recovered_in_spite_of_a_tenth_of_nonsense():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of two photos with two painted faces each, one in a folder below, and a third."""
+    """Two photos with two painted faces each, one of them in a subfolder, and a broken photo."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "below").mkdir()
     for seed, name in enumerate(("a.png", "below/a.png")):
@@ -69,7 +69,7 @@ def labelled(tmp_path_factory):
     return PreparedSet(DataGenerator(folder, 64, layout="300W", workers=1).run())
 
 
-def test_a_detector_gives_crops_like_those_of_the_labelled_faces(photos, labelled, tmp_path):
+def test_crops_of_detected_faces_are_like_those_of_labelled_faces(photos, labelled, tmp_path):
     output = unlabelled.prepare(photos, labelled, None, painted_faces.detector(), tmp_path / "set")
     faces = unlabelled.read(output, labelled)
     assert sorted(p.name for p in faces.images) == ["a.jpg", "a_2.jpg", "below_a.jpg",
@@ -79,19 +79,19 @@ def test_a_detector_gives_crops_like_those_of_the_labelled_faces(photos, labelle
     with open(output / "sources.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for _, x, y, side in SQUARES:
-        wanted = crop.grow([x - side / 2 - 0.5, y - side / 2 - 0.5, x + side / 2 - 0.5,
+        expected = crop.grow([x - side / 2 - 0.5, y - side / 2 - 0.5, x + side / 2 - 0.5,
                             y + side / 2 - 0.5], 1.2)
-        nearest = min(numpy.abs(wanted - [float(r[c]) for c in unlabelled.COLUMNS[1:]]).max()
+        nearest = min(numpy.abs(expected - [float(r[c]) for c in unlabelled.COLUMNS[1:]]).max()
                       for r in rows)
         assert nearest < 3
-    # In the stored image the square fills 1 / (1.2 * 1.6) of the side.
+    # The square fills 1 / (1.2 * 1.6) of the stored crop's side.
     image = cv2.imread(str(faces.images[0]))[..., ::-1]
     assert image.shape == (102, 102, 3)
     red = ((image[..., 2] > 150) & (image[..., 1] < 90)).any(0).mean()
     assert red == pytest.approx(1 / 1.92, abs=0.04)
 
 
-def test_boxes_of_another_make_end_in_the_same_crops(photos, labelled, tmp_path):
+def test_boxes_of_another_source_give_the_same_crops(photos, labelled, tmp_path):
     boxes = [[name, x - side, y - side / 4, x + side / 2, y + side / 4]
              for name in ("a.png", "below/a.png") for _, x, y, side in SQUARES]
     boxes += [["broken.jpg", 0, 0, 50, 50], ["gone.jpg", 0, 0, 50, 50], ["a.png", 0, 0, 9, 9],
@@ -105,16 +105,16 @@ def test_boxes_of_another_make_end_in_the_same_crops(photos, labelled, tmp_path)
     assert len(rows) == 4
     for row, (_, x, y, side) in zip(rows, SQUARES * 2):
         found = numpy.array([float(row[c]) for c in unlabelled.COLUMNS[1:]])
-        wanted = crop.grow([x - side / 2 - 0.5, y - side / 2 - 0.5, x + side / 2 - 0.5,
+        expected = crop.grow([x - side / 2 - 0.5, y - side / 2 - 0.5, x + side / 2 - 0.5,
                             y + side / 2 - 0.5], 1.2)
-        assert numpy.abs(found - wanted).max() < 3
+        assert numpy.abs(found - expected).max() < 3
     problems = (output / "problems.txt").read_text()
     for reason in ("broken.jpg: it cannot be read", "gone.jpg: no such file", "9 x 9 pixels",
                    "31 % of it"):
         assert reason in problems
 
 
-def test_real_faces_with_the_boxes_that_came_with_them(shared, tmp_path):
+def test_real_faces_with_published_boxes(shared, tmp_path):
     source = tmp_path / "300W" / "afw"
     source.mkdir(parents=True)
     for path in sorted((shared / "data" / "300W" / "afw").iterdir())[:24]:
@@ -129,10 +129,10 @@ def test_real_faces_with_the_boxes_that_came_with_them(shared, tmp_path):
     faces = unlabelled.read(output, PreparedSet(labelled))
     assert len(faces) == 6
     assert all(cv2.imread(str(image)).shape == (102, 102, 3) for image in faces.images)
-    rule = yaml.safe_load((output / "set.yaml").read_text())
-    # All of 300W gives 0.00, 0.14 and 1.10; twelve photos come near.
-    assert rule["shift"] == pytest.approx([0, 0.14], abs=0.05)
-    assert rule["box_to_crop"] == pytest.approx([1.1, 1.1], abs=0.08)
+    description = yaml.safe_load((output / "set.yaml").read_text())
+    # All of 300W gives 0.00, 0.14 and 1.10; these are twelve photos of it.
+    assert description["shift"] == pytest.approx([0, 0.14], abs=0.05)
+    assert description["box_to_crop"] == pytest.approx([1.1, 1.1], abs=0.08)
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -150,7 +150,7 @@ def test_a_bad_table_of_boxes_is_named(tmp_path, text, message):
         unlabelled.read_boxes(tmp_path / "boxes.csv")
 
 
-def test_a_set_that_was_interrupted_is_made_again(photos, labelled, tmp_path, monkeypatch):
+def test_an_interrupted_set_is_replaced(photos, labelled, tmp_path, monkeypatch):
     def prepare():
         return unlabelled.prepare(photos, labelled, None, painted_faces.detector(),
                                   tmp_path / "set")
@@ -165,12 +165,12 @@ def test_a_set_that_was_interrupted_is_made_again(photos, labelled, tmp_path, mo
         assert len(unlabelled.read(prepare(), labelled)) == 4
 
 
-def test_mistakes_about_folders(photos, labelled, drawn_set, tmp_path):
+def test_wrong_arguments_are_reported(photos, labelled, drawn_set, tmp_path):
     detector = painted_faces.detector()
     with pytest.raises(UserError, match="no such folder"):
         unlabelled.prepare(tmp_path / "none", labelled, None, detector)
     with pytest.raises(UserError, match="painted found no face of the labelled photos"):
-        unlabelled.labelled_rule(detector, PreparedSet(drawn_set))
+        unlabelled.fit_labelled(detector, PreparedSet(drawn_set))
     (tmp_path / "boxes.csv").write_text("image,x_min,y_min,x_max,y_max\na.png,0,0,30,30\n")
     with pytest.raises(UserError, match="do the boxes belong"):
         unlabelled.prepare(photos, labelled, tmp_path / "boxes.csv", detector)

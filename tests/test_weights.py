@@ -1,9 +1,9 @@
-"""The shipped files are what their cards and the README say, measured anew on the real test set."""
+"""The published files score on the real test set what their cards and the README state."""
 import re
 
 import pytest
 
-from nets.model import parameters
+from nets.model import count_parameters
 from utils import checkpoint, experiment
 from utils.args import ROOT
 from utils.data import dataset
@@ -14,9 +14,9 @@ from utils.predictor import Predictor
 
 WEIGHTS = ROOT / "weights"
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.pt"))
-# Parameters.
+# Maximum number of parameters.
 LIMITS = {"tiny": 6e6, "fast": 6e6, "accurate": 6e6, "eyes": 6e6, "irnet18": 13e6}
-INT8 = {name: WEIGHTS / f"{name}.int8.onnx" for name in (experiment.SHIPPED, "fast")}
+INT8 = {name: WEIGHTS / f"{name}.int8.onnx" for name in (experiment.DEFAULT_MODEL, "fast")}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_files_are_small_and_complete():
     assert set(SHIPPED) <= set(LIMITS)
     # Tests of the demo skip without the first.
     assert all(path.is_file() for path in INT8.values())
-    # A user's own exports (fast.onnx, and fast.raw.onnx for other runtimes) may lie beside them.
+    # The folder may also have a user's exports (fast.onnx, fast.raw.onnx).
     assert {path.stem for path in files
             if path.suffix == ".onnx" and "." not in path.stem} <= set(SHIPPED)
 
@@ -53,30 +53,32 @@ def test_files_are_small_and_complete():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_scores_as_its_card(name, lfpw):
     model = checkpoint.load_model(WEIGHTS / f"{name}.pt")
-    assert parameters(model) <= LIMITS[name]
-    ways = [predict.torch_predict(model, "cpu")]
+    assert count_parameters(model) <= LIMITS[name]
+    functions = [predict.torch_predict(model, "cpu")]
     if (WEIGHTS / f"{name}.onnx").is_file():
         onnx = Predictor(WEIGHTS / f"{name}.onnx")
-        ways.append(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0])
-    for way in ways:
-        numbers, _ = score.score(way, model, lfpw)
+        functions.append(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0])
+    for function in functions:
+        numbers, _ = score.score_lists(function, model, lfpw)
         found = numbers["test"]["nme"], numbers["test"]["nme_crop"]
         assert found == pytest.approx(_card(name), abs=0.005)
-        assert f"| {found[0]:.2f} | {found[1]:.2f} |" in _row(name)
+        assert _cells("README.md", name)[3] == f"{found[0]:.2f}"
+        assert _cells("docs/results.md", name)[2] == f"{found[1]:.2f}"
 
 
 @pytest.mark.parametrize("name", INT8)
-def test_eight_bits_score_as_the_readme_says(name, lfpw):
+def test_int8_files_score_as_the_results_page(name, lfpw):
     onnx = Predictor(INT8[name])
     assert dict(onnx.session.get_modelmeta().custom_metadata_map)["weights"] == digest(
-        checkpoint.load_model(WEIGHTS / f"{name}.pt")), "it is of older weights"
-    numbers, _ = score.score(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0], onnx, lfpw)
-    told = float(_row(name).split("|")[-2])
-    assert numbers["test"]["nme"] == pytest.approx(told, abs=0.01)
+        checkpoint.load_model(WEIGHTS / f"{name}.pt")), "it was exported from older weights"
+    numbers, _ = score.score_lists(lambda images: onnx(images.permute(0, 2, 3, 1).numpy())[0],
+                                   onnx, lfpw)
+    documented = float(_cells("docs/results.md", name)[7])
+    assert numbers["test"]["nme"] == pytest.approx(documented, abs=0.01)
 
 
-def _row(name):
-    """The README's line of a shipped model."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    row, = re.findall(rf"^\| \[`weights/{name}\.pt`\].*$", text, re.M)
-    return row
+def _cells(page, name):
+    """The cells of a shipped model's row, the one that links to its card, in a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    row, = re.findall(rf"^\| \[`{name}`\].*$", text, re.M)
+    return [cell.strip() for cell in row.strip("|").split("|")]

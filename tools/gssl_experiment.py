@@ -1,15 +1,18 @@
-"""The controlled experiments of self-training, at equal steps: prepare the sets, print the runs.
+"""Self-training (GSSL) against supervised training at an equal number of optimiser steps.
 
-200 faces with labels (tools/splits/300W_200.txt), the other 1812 training faces without:
-    python tools/gssl_experiment.py prepare SETS/300W-128 DETECTOR.onnx SETS/gssl
-    python tools/gssl_experiment.py commands SETS/gssl/few SETS/gssl/rest --all SETS/gssl/all | bash
-    python tools/gssl_experiment.py table
-All faces with labels, and those of LFW without, against the ceiling of the above:
+`prepare` writes the sets, `commands` prints one training command a line, `table` prints the mean
+and the standard deviation of the test NME over the seeds.
+
+200 labelled faces (tools/splits/300W_200.txt), the other 1812 training faces unlabelled:
+    python -m tools.gssl_experiment prepare SETS/300W-128 DETECTOR.onnx SETS/gssl
+    python -m tools.gssl_experiment commands SETS/gssl/few SETS/gssl/rest --all SETS/gssl/all | bash
+    python -m tools.gssl_experiment table
+All training faces labelled, those of LFW unlabelled, compared with `ceiling` of the runs above:
     python -m utils.data.generator LFW --labelled SETS/300W-128 --boxes LFW/boxes.csv \
         --detector DETECTOR.onnx --output-dir SETS/lfw-128
-    python tools/gssl_experiment.py commands SETS/gssl/all SETS/lfw-128 --name lfw --rounds 4 \
+    python -m tools.gssl_experiment commands SETS/gssl/all SETS/lfw-128 --name lfw --rounds 4 \
         --methods default | bash
-    python tools/gssl_experiment.py table --name lfw --baseline few-ceiling
+    python -m tools.gssl_experiment table --name lfw --baseline few-ceiling
 """
 import argparse
 import hashlib
@@ -22,20 +25,17 @@ import sys
 import numpy
 import tqdm
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from utils.data import unlabelled
+from utils.data.dataset import PreparedSet
+from utils.data.photo import read_photo
+from utils.detection.detector import get_detector
+from utils.errors import run as guarded
+from utils.experiment import WEIGHTS
+from utils.training import gssl
 
-from utils.data import unlabelled  # noqa: E402
-from utils.data.dataset import PreparedSet  # noqa: E402
-from utils.data.photo import read_photo  # noqa: E402
-from utils.detection.detector import get_detector  # noqa: E402
-from utils.errors import run as guarded  # noqa: E402
-from utils.experiment import WEIGHTS  # noqa: E402
-from utils.training import gssl  # noqa: E402
-
-LIST = pathlib.Path(__file__).with_name("labelled_200.txt")
+LIST = pathlib.Path(__file__).with_name("splits") / "300W_200.txt"
 BATCH = 16
-WARM_UP = 1 / 24  # Of the steps of a training, and of each round.
+WARM_UP = 1 / 24  # Share of the steps of a training and of each round.
 FLAGS = (f"--train --test --stride 16 --input-size 64 --batch-size {BATCH} "
          f"--effective-batch {BATCH} --ema 0.05 --lr 0.003 --rotation 30 --occlusion 0.2 "
          "--colour 0.4 --grey 0.05 --blur 0.15 --workers 1 --cache ram")
@@ -43,15 +43,20 @@ METHODS = ("supervised", "paper", "default", "ceiling")
 
 
 def choose(names, count=200):
-    """The names whose SHA-256 is least: a choice that nobody made and that needs no order."""
+    """Return the `count` names with the smallest SHA-256, sorted; independent of their order."""
     return sorted(sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[:count])
 
 
 def prepare(source, detector, output):
-    """Write the sets few, all (prepared) and rest (unlabelled) into output.
+    """Write the prepared sets `few` and `all` and the unlabelled set `rest` into a folder.
 
-    Of the 200 labelled faces every tenth is for validation, in `all` too; the test lists are the
-    source's. A face of `rest` is the one found nearest to the middle of its photo.
+    Every tenth of the 200 labelled faces is a validation face, in `all` too. The test lists are
+    those of the source. `rest` has the detected face nearest to the middle of each photo.
+
+    Args:
+        source: folder of the prepared 300W.
+        detector: "haar", or the .onnx file of a face detector.
+        output: folder to write, a pathlib.Path; must be new.
     """
     prepared, chosen = PreparedSet(source), set(LIST.read_text(encoding="utf-8").split())
     lines = [line for name in ("train", "val")
@@ -59,7 +64,8 @@ def prepare(source, detector, output):
     lines = {pathlib.Path(line.split(maxsplit=1)[0]).stem: line for line in lines}
     missing = chosen - lines.keys()
     if missing:
-        sys.exit(f"{source}: has no training face {min(missing)}; it must be 300W as in FACTS.md")
+        sys.exit(f"{source}: has no training face {min(missing)}; expected a prepared 300W "
+                 "with afw, helen and lfpw")
     held_out = sorted(chosen)[::10]
     for name, faces in (("few", chosen), ("all", lines.keys())):
         folder = output / name
@@ -87,37 +93,44 @@ def _prepare_rest(prepared, chosen, detector, output):
         image = read_photo(photo)
         boxes = find(image)[:, :4]
         if len(boxes):
-            off = (boxes[:, :2] + boxes[:, 2:]) / 2 - numpy.array(image.shape[1::-1]) / 2
-            box = boxes[numpy.linalg.norm(off, axis=1).argmin()]
+            offsets = (boxes[:, :2] + boxes[:, 2:]) / 2 - numpy.array(image.shape[1::-1]) / 2
+            box = boxes[numpy.linalg.norm(offsets, axis=1).argmin()]
             rows.append(",".join([str(photo.relative_to(folder)), *(f"{v:.2f}" for v in box)]))
     table = output / "rest.csv"
     table.write_text("\n".join([",".join(unlabelled.COLUMNS), *rows]) + "\n", encoding="utf-8")
     unlabelled.prepare(folder, output / "few", table, find, output / "rest")
 
 
-def epochs(method, labelled, without, steps, rounds=15):
-    """Flags of lengths that make `method` about `steps` optimiser steps long.
+def epochs(method, labelled, unlabelled_faces, steps, rounds=15):
+    """Return the settings that make a training about `steps` optimiser steps long.
 
-    method: supervised, default (at most `rounds` rounds, half of the steps before them) or paper
-    (a sixth before its five). labelled, without: numbers of faces.
+    Args:
+        method: "supervised", "default" (half of the steps before at most `rounds` rounds) or
+            "paper" (a sixth of the steps before five rounds).
+        labelled: number of labelled faces.
+        unlabelled_faces: number of unlabelled faces.
+        steps: optimiser steps.
+        rounds: largest number of rounds of the default preset.
     """
-    first = labelled // BATCH
+    epoch_steps = labelled // BATCH
     if method == "supervised":
-        return {"epochs": max(1, round(steps / first))}
-    rounds, known, batch = ((5, 0, BATCH) if method == "paper" else
+        return {"epochs": max(1, round(steps / epoch_steps))}
+    rounds, share, batch = ((5, 0, BATCH) if method == "paper" else
                             (rounds, gssl.LABELLED, gssl.LARGER * BATCH))
-    one = (gssl.repeats(labelled, without, known) * labelled + without) // batch
-    alone = 1 / 6 if method == "paper" else 1 / 2
-    fit = steps * (1 - alone) / one
+    repeated = gssl.repeats(labelled, unlabelled_faces, share) * labelled
+    gssl_epoch_steps = (repeated + unlabelled_faces) // batch
+    supervised_share = 1 / 6 if method == "paper" else 1 / 2
+    gssl_epochs = steps * (1 - supervised_share) / gssl_epoch_steps
     if method == "default":
-        rounds = max(1, min(rounds, round(fit / max(1, round(fit / rounds)))))
-    each = max(1, round(fit / rounds))
-    found = {"epochs": max(1, round((steps - rounds * each * one) / first)), "gssl_epochs": each}
-    return found if method == "paper" else {**found, "gssl_rounds": rounds}
+        rounds = max(1, min(rounds, round(gssl_epochs / max(1, round(gssl_epochs / rounds)))))
+    round_epochs = max(1, round(gssl_epochs / rounds))
+    first_steps = steps - rounds * round_epochs * gssl_epoch_steps
+    settings = {"epochs": max(1, round(first_steps / epoch_steps)), "gssl_epochs": round_epochs}
+    return settings if method == "paper" else {**settings, "gssl_rounds": rounds}
 
 
 def commands(args):
-    """Print one line of bash a run."""
+    """Print the command line of every run."""
     few = PreparedSet(args.labelled)
     rest = unlabelled.read(args.unlabelled, few)
     methods = {"supervised": few, "default": few, "paper": few}
@@ -130,7 +143,7 @@ def commands(args):
             kind = "supervised" if method == "ceiling" else method
             settings = epochs(kind, len(prepared.lists["train"]), len(rest), args.steps,
                               args.rounds)
-            # Warm-up is counted in epochs, and theirs differ in length.
+            # The warm-up is set in epochs, whose number of steps differs between methods.
             settings["warmup_epochs"] = f"{WARM_UP * settings['epochs']:.2f}"
             if kind != "supervised":
                 settings |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled,
@@ -143,7 +156,7 @@ def commands(args):
 
 
 def table(args):
-    """Print mean and spread of the first test list's NME over the seeds, and the gap closed."""
+    """Print mean and standard deviation of the first test list's NME, and the gap closed."""
     means = {}
     for method in METHODS:
         runs = args.baseline if method == "supervised" and args.baseline else (
@@ -171,22 +184,23 @@ def table(args):
 
 
 def main():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__,
+    """Parse the command line and run the action."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gssl_experiment", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("prepare")
     action.add_argument("source", help="prepared 300W at 128 px")
-    action.add_argument("detector", help="haar, or a detector's .onnx")
+    action.add_argument("detector", help="haar, or the .onnx file of a detector")
     action.add_argument("output", type=pathlib.Path, help="folder for the sets; must be new")
     action = actions.add_parser("commands")
     action.add_argument("labelled")
     action.add_argument("unlabelled")
-    action.add_argument("--all", help="the set with all labels, for the ceiling")
-    action.add_argument("--name", default="few", help="how the experiments' names begin [few]")
+    action.add_argument("--all", help="the set with all labels, for the runs named ceiling")
+    action.add_argument("--name", default="few", help="prefix of the experiments' names [few]")
     action.add_argument("--steps", type=int, default=6000, help="optimiser steps of a run [6000]")
     action.add_argument("--seeds", type=int, default=3)
-    action.add_argument("--rounds", type=int, default=15, help="of the default preset [15]")
+    action.add_argument("--rounds", type=int, default=15,
+                        help="largest number of rounds of the default preset [15]")
     action.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     action.add_argument("--backbone", default="test_resnet")
     action.add_argument("--flags", default="", help="more flags of main.py, in one argument")

@@ -1,7 +1,9 @@
-"""Draws the README's pictures of a shipped model anew: python -m tools.pictures.
+"""Make the pictures of the README with demo.py and a shipped model.
 
-assets/driver.jpg: a drawn driver who falls asleep, in three moments. assets/demo.gif: a portrait
-that moves before the camera. Flags of demo.py may follow.
+    python -m tools.pictures [--output-dir FOLDER] [flags of demo.py]
+
+assets/driver.jpg shows a drawn driver who falls asleep, at three moments. assets/demo.gif shows a
+portrait that moves in front of the camera. Takes about a minute.
 """
 import argparse
 import pathlib
@@ -17,16 +19,15 @@ from utils.args import ROOT
 from utils.data.photo import read_photo
 from utils.tracking import sources
 
-RATE = 20
-# When the driver's eyes are open, in seconds: three blinks, then sleep, late enough for PERCLOS to
-# be a number. When pictures are taken.
+RATE = 20  # Frames a second.
+# Intervals of open eyes in seconds: three blinks, then sleep. PERCLOS needs the time before.
 OPEN, SECONDS = ((0.0, 10.0), (10.2, 20.0), (20.2, 29.0), (29.2, 33.0)), 38
-TAKEN = (32.0, 33.8, 37.5)
-DRIVER, PORTRAIT = (480, 360), (320, 320)
+PICTURE_TIMES = (32.0, 33.8, 37.5)  # Seconds.
+DRIVER, PORTRAIT = (480, 360), (320, 320)  # Frame sizes in pixels.
 
 
 def driver(time):
-    """A frame BGR uint8 of the drawn driver."""
+    """Return the frame of the drawn driver at a time in seconds, BGR uint8 (360, 480, 3)."""
     awake = any(start <= time < end for start, end in OPEN)
     face, _ = drawn_driver.face(float(awake), size=300)
     frame = numpy.full((DRIVER[1], DRIVER[0], 3), (70, 78, 82), numpy.uint8)
@@ -35,20 +36,21 @@ def driver(time):
 
 
 def portrait(time):
-    """A frame BGR uint8 of the portrait, which sways once a second and comes a little nearer."""
+    """Return the frame of the moving portrait at a time in seconds, BGR uint8 (320, 320, 3)."""
     photo = cv2.cvtColor(read_photo(sources.find_source("sample")[1]), cv2.COLOR_RGB2BGR)
-    turn = 2 * numpy.pi * time
-    matrix = cv2.getRotationMatrix2D((260, 240), 4 * numpy.sin(turn), 0.95 - 0.1 * numpy.cos(turn))
-    matrix[:, 2] += (160 - 260 + 8 * numpy.sin(turn), 170 - 240)
+    phase = 2 * numpy.pi * time
+    matrix = cv2.getRotationMatrix2D((260, 240), 4 * numpy.sin(phase),
+                                     0.95 - 0.1 * numpy.cos(phase))
+    matrix[:, 2] += (160 - 260 + 8 * numpy.sin(phase), 170 - 240)
     return cv2.warpAffine(photo, matrix, PORTRAIT, borderMode=cv2.BORDER_REPLICATE)
 
 
-def filmed(folder, picture, size, times, argv):
-    """The frames BGR uint8 that demo.py makes of a film of picture(time)."""
-    source, target = folder / "film.avi", folder / "seen.avi"
+def run_demo(folder, draw, size, times, argv):
+    """Run demo.py on a video of draw(time) and return the frames of its output, BGR uint8."""
+    source, target = folder / "input.avi", folder / "output.avi"
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), RATE, size)
     for time in times:
-        writer.write(picture(time))
+        writer.write(draw(time))
     writer.release()
     demo.main(["--source", str(source), "--output", str(target), *argv])
     capture, frames = cv2.VideoCapture(str(target)), []
@@ -58,21 +60,21 @@ def filmed(folder, picture, size, times, argv):
 
 
 def main():
-    """The command line."""
+    """Parse the command line and write both pictures."""
     parser = argparse.ArgumentParser(prog="python -m tools.pictures", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=pathlib.Path, default=ROOT / "assets")
-    given, argv = parser.parse_known_args()
+    options, argv = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        seen = filmed(folder, driver, DRIVER, numpy.arange(0, SECONDS, 1 / RATE),
-                      ["--driver", *argv])
-        strip = numpy.hstack([seen[round(time * RATE)] for time in TAKEN])
-        cv2.imwrite(str(given.output_dir / "driver.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])
-        # One sway to settle on, and one to show.
-        seen = filmed(folder, portrait, PORTRAIT, numpy.arange(0, 2, 1 / RATE), argv)[RATE:]
-    frames = [PIL.Image.fromarray(frame[..., ::-1]).quantize(128) for frame in seen]
-    frames[0].save(given.output_dir / "demo.gif", save_all=True, append_images=frames[1:],
+        frames = run_demo(folder, driver, DRIVER, numpy.arange(0, SECONDS, 1 / RATE),
+                          ["--driver", *argv])
+        strip = numpy.hstack([frames[round(time * RATE)] for time in PICTURE_TIMES])
+        cv2.imwrite(str(options.output_dir / "driver.jpg"), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])
+        # The first period lets the tracker settle.
+        frames = run_demo(folder, portrait, PORTRAIT, numpy.arange(0, 2, 1 / RATE), argv)[RATE:]
+    images = [PIL.Image.fromarray(frame[..., ::-1]).quantize(128) for frame in frames]
+    images[0].save(options.output_dir / "demo.gif", save_all=True, append_images=images[1:],
                    duration=80, loop=0)
 
 

@@ -1,50 +1,71 @@
-"""The one exception that means: the user can mend this, so show the text and no traceback."""
+"""UserError: a mistake that the user can correct, shown as one line without a traceback.
+
+Every module raises it with a message that names the file, what was found, what was expected and
+what to do. run() ends a command by it; install_excepthook() does the same in a user's own script.
+"""
+from __future__ import annotations
+
+import errno
 import os
 import sys
+from collections.abc import Callable
+
+# A full disk, an exceeded quota, or no permission to write.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
-    """A mistake in the input. The message names the file, what was found and what to do."""
+    """A mistake in the input; the message names the file, what was found and what to do."""
 
 
-def show_on_one_line():
-    """Let a UserError that nobody catches end this process as `run` does, without a traceback."""
-    before = sys.excepthook
-    _print_any_name()
+def as_user_error(error: OSError) -> OSError | UserError:
+    """Convert an OSError of a full or protected disk to a UserError; return others unchanged."""
+    if error.errno not in DISK_ERRORS:
+        return error
+    path = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{path}{error.strerror}; earlier files are untouched. Free space or "
+                     f"correct the permissions; a training goes on with --resume")
+
+
+def install_excepthook() -> None:
+    """Let an uncaught UserError end this process with one line and exit code 2, as run() does."""
+    previous = sys.excepthook
+    _escape_in_stdout()
 
     def hook(kind, error, traceback):
         if not issubclass(kind, UserError):
-            before(kind, error, traceback)
+            previous(kind, error, traceback)
             return
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
-        # At an interactive prompt the person goes on.
+        # An interactive session continues.
         if not hasattr(sys, "ps1"):
             sys.exit(2)
 
     sys.excepthook = hook
 
 
-def printable(text):
-    """Text that can be printed, drawn (OpenCV ends the process over the other kind) and written:
-    bytes of a name that are no UTF-8 are \\udcff and the like.
+def printable(text: object) -> str:
+    r"""Return text with escapes such as \udcff for bytes of a file name that are not UTF-8.
+
+    Such bytes cannot be printed or written, and OpenCV aborts the process when it draws them.
     """
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _print_any_name():
-    """Let stdout take such names, as stderr does."""
+def _escape_in_stdout():
+    """Let stdout escape such bytes, as stderr does."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def run(main):
-    """Call main(); a UserError is printed on stderr and ends the process with exit code 2.
+def run(main: Callable[[], object]) -> None:
+    """Call main(); end the process with one line and exit code 2 after a UserError.
 
-    Where the reader of its output has gone (`| head`) it ends without a word, as a program does
-    that SIGPIPE ends.
+    A closed output pipe (`| head`) ends it silently with exit code 141, like SIGPIPE; Ctrl-C ends
+    it with 130.
     """
-    _print_any_name()
+    _escape_in_stdout()
     try:
         try:
             main()
@@ -53,11 +74,11 @@ def run(main):
             raise
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still to be flushed goes nowhere.
+        # Discards what is flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except UserError as error:
-        # In a log of both, the error comes last.
+        # Flushed first, so that the error comes last in a log of both streams.
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,12 @@
-"""weights/<exp>/: names, result tables and plots of experiments."""
+"""Folders and tables of experiments.
+
+An experiment is a folder weights/<exp>/ with its checkpoints, ONNX files, plots and a results.csv
+of one row an epoch. weights/results.csv has one row an experiment; --compare prints it as a table.
+Commands name weights by experiment, by file or not at all; find_weights turns that into a path.
+"""
+from __future__ import annotations
+
+import argparse
 import contextlib
 import csv
 import errno
@@ -6,37 +14,44 @@ import os
 import pathlib
 import re
 import socket
+import typing
+from collections.abc import Iterable, Mapping
 
-from utils.args import ROOT
+from utils.args import ROOT, SAMPLES
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, write_text
 
 WEIGHTS = ROOT / "weights"
-SHIPPED = "tiny"  # Of the models there, what is used where none is named.
+DEFAULT_MODEL = "tiny"  # The published model that is used where no weights are named.
 EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "val_nme", "nme", "onnx_nme")
-
 LOCK = "lock"
 
 
 class Lock:
-    """The right to train in an experiment's folder, for one training at a time.
+    """Hold an experiment's folder for one training, as a context manager.
 
-    It is the system's lock of the file `lock` there: it dies with its process, however that ends,
-    and holds among machines that share the disk. Used with `with`. Raises UserError where another
-    training has it, with that one's process and machine.
+    A lock of the operating system on the file `lock` there. It ends with the process, however that
+    ends, and holds across machines that share the disk. Windows has no such lock, and none is held.
+
+    Args:
+        folder: of the experiment.
+
+    Raises:
+        UserError: where another training holds the folder; names its process and machine.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: pathlib.Path):
         self.path, self.file = folder / LOCK, None
         try:
             import fcntl
         except ImportError:
-            return  # Windows, whose locks would keep the folder from being copied.
-        self.file = open(self.path, "a+", encoding="utf-8")
+            return  # The locks of Windows would prevent copying the folder.
+        # Open until __exit__: closing the file releases the lock.
+        self.file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
         try:
-            # Of the process, not of the open file: the loader's forks do not keep it.
+            # lockf belongs to the process, so forked data loaders do not keep it.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.file.seek(0)
@@ -50,13 +65,13 @@ class Lock:
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()
 
-    def __enter__(self):
+    def __enter__(self) -> Lock:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         if self.file is None:
             return
-        # An experiment that saved nothing leaves nothing, as if it had not begun.
+        # Remove the folder of a training that saved nothing.
         if [path.name for path in self.path.parent.iterdir()] == [LOCK]:
             self.path.unlink()
             with contextlib.suppress(OSError):
@@ -64,10 +79,15 @@ class Lock:
         self.file.close()
 
 
-def new_experiment(name="none", folder=WEIGHTS):
-    """Make and return the folder of a new experiment: `name`, or the next free number from 000.
+def new_experiment(name: str = "none", folder: pathlib.Path = WEIGHTS) -> pathlib.Path:
+    """Create the folder of a new experiment.
 
-    Raises UserError where the name is taken or is no plain folder name.
+    Args:
+        name: of the experiment; none: the next free number from 000.
+        folder: that holds the experiments.
+
+    Raises:
+        UserError: where the name is taken or is no plain folder name.
     """
     if name != "none":
         if not re.fullmatch(r"[\w][\w.+-]*", name) or name.endswith((".pt", ".onnx")):
@@ -89,19 +109,31 @@ def new_experiment(name="none", folder=WEIGHTS):
             number += 1
 
 
-def find_experiment(name, folder=WEIGHTS, *, others=()):
-    """The folder of an existing experiment. Raises UserError listing those that exist, and others,
-    names that would do as well.
+def find_experiment(name: str, folder: pathlib.Path = WEIGHTS, *,
+                    models: Iterable[str] = ()) -> pathlib.Path:
+    """Return the folder of an existing experiment.
+
+    Args:
+        name: of the experiment.
+        folder: that holds the experiments.
+        models: names of published models, which the error lists too.
+
+    Raises:
+        UserError: where there is none of this name; lists the existing ones.
     """
     if name != "none" and (folder / name).is_dir():
         return folder / name
-    known = sorted({*others, *(p.parent.name for p in folder.glob("*/*.pt"))})
-    what = "give --exp" if name == "none" else f"{name}: no such experiment"
-    raise UserError(f"{what}; there are: {', '.join(known) or 'none yet'}")
+    known = sorted({*models, *(p.parent.name for p in folder.glob("*/*.pt"))})
+    problem = "give --exp" if name == "none" else f"{name}: no such experiment"
+    raise UserError(f"{problem}; there are: {', '.join(known) or 'none yet'}")
 
 
-def newest_experiment(pattern="best.*", folder=WEIGHTS):
-    """The name of the experiment whose file of this pattern was written last. Raises UserError."""
+def newest_experiment(pattern: str = "best.*", folder: pathlib.Path = WEIGHTS) -> str:
+    """Return the name of the experiment whose file of this pattern was written last.
+
+    Raises:
+        UserError: where no experiment has such a file.
+    """
     files = sorted(folder.glob(f"*/{pattern}"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise UserError(f"--exp without a name: {folder.name}/ holds no experiment with a "
@@ -109,22 +141,29 @@ def newest_experiment(pattern="best.*", folder=WEIGHTS):
     return files[-1].parent.name
 
 
-def find_weights(name, suffix=".pt", folder=WEIGHTS):
-    """The file that --exp or --weights means: a path, the best of an experiment, a file of this
-    name at the top of weights/, or (none) the shipped one, else the newest experiment's.
+def find_weights(name: str, suffix: str = ".pt",
+                 folder: pathlib.Path = WEIGHTS) -> pathlib.Path:
+    """Return the weights file that --exp or --weights means.
 
-    suffix: the kind that is wanted first, .pt or .onnx. Raises UserError.
+    Args:
+        name: path of a .pt or .onnx, an experiment (its best file) or a published model; none: the
+            default model, or else the best file of the newest experiment.
+        suffix: the preferred kind, .pt or .onnx.
+        folder: that holds experiments and published models.
+
+    Raises:
+        UserError: where there is no such file.
     """
-    kinds = sorted((".pt", ".onnx"), key=lambda kind: kind != suffix)
+    suffixes = sorted((".pt", ".onnx"), key=lambda kind: kind != suffix)
     if name == "none":
         newest = [folder / newest_experiment("best.*", folder)] if any(
             folder.glob("*/best.*")) else []
-        for path in [*(folder / f"{SHIPPED}{kind}" for kind in kinds),
-                     *(experiment / f"best{kind}" for experiment in newest for kind in kinds)]:
+        for path in [*(folder / f"{DEFAULT_MODEL}{kind}" for kind in suffixes),
+                     *(experiment / f"best{kind}" for experiment in newest for kind in suffixes)]:
             if path.is_file():
                 return path
         raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "
-                        f"train one: bash main.sh 1 --train --test-onnx --data samples")
+                        f"train one: bash main.sh 1 --train --test-onnx --data-dir samples")
     path = pathlib.Path(name)
     if name.endswith((".pt", ".onnx")) or path.is_file():
         if not path.exists():
@@ -134,37 +173,42 @@ def find_weights(name, suffix=".pt", folder=WEIGHTS):
                             f".onnx file of main.py, or an experiment's name")
         return path
     if name and not (folder / name).exists():
-        for path in (folder / f"{name}{kind}" for kind in kinds):
+        for path in (folder / f"{name}{kind}" for kind in suffixes):
             if path.is_file():
                 return path
-    found = find_experiment(name, folder,
-                            others={path.stem for path in folder.glob("*.pt")})
+    found = find_experiment(name, folder, models={path.stem for path in folder.glob("*.pt")})
     for path in (found / f"best{suffix}", found / "best.pt"):
         if path.is_file():
             return path
     raise UserError(f"{found}: has no best{suffix} yet; train it first")
 
 
-def tensorboard(folder, first=True):
-    """TensorBoard's writer into weights/<exp>/tensorboard, or None on all ranks but the first.
+def tensorboard_writer(folder: pathlib.Path, is_main: bool = True) -> typing.Any:
+    """Return TensorBoard's SummaryWriter for an experiment's folder, or None on other ranks.
 
-    Raises UserError, on every rank, where it is not installed.
+    Raises:
+        UserError: on every rank, where TensorBoard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard: it is not installed; pip install tensorboard") from None
-    return SummaryWriter(str(folder / "tensorboard")) if first else None
+    return SummaryWriter(str(folder / "tensorboard")) if is_main else None
 
 
-def append_epoch(folder, row):
-    """Add a row (dict of EPOCH_FIELDS) to the experiment's results.csv; round is 0 where absent."""
+def append_epoch(folder: pathlib.Path, row: Mapping[str, float]) -> None:
+    """Append an epoch to the experiment's results.csv, and drop rows from this epoch on.
+
+    Args:
+        folder: of the experiment.
+        row: values of EPOCH_FIELDS; round is 0 where absent.
+    """
     rows = [r for r in read_epochs(folder) if r["epoch"] < row["epoch"]]
-    _write(folder / "results.csv", EPOCH_FIELDS, [*rows, {"round": 0} | row])
+    _write_table(folder / "results.csv", EPOCH_FIELDS, [*rows, {"round": 0} | row])
 
 
-def read_epochs(folder):
-    """The rows of the experiment's results.csv as dicts of numbers; [] if there is none yet."""
+def read_epochs(folder: pathlib.Path) -> list[dict[str, float]]:
+    """Return the rows of the experiment's results.csv; none where there is no such file."""
     path = folder / "results.csv"
     if not path.is_file():
         return []
@@ -174,11 +218,16 @@ def read_epochs(folder):
                 for row in csv.DictReader(file)]
 
 
-def record(row, folder=WEIGHTS):
-    """Add or update the line of row["exp"] in weights/results.csv; other fields stay."""
+def record(row: Mapping, folder: pathlib.Path = WEIGHTS) -> None:
+    """Add or update the row of an experiment in weights/results.csv.
+
+    Args:
+        row: `exp` and the fields of RUN_FIELDS to set; other fields keep their values.
+        folder: that holds the table.
+    """
     path = folder / "results.csv"
     with open(folder / "results.lock", "w", encoding="utf-8") as file:
-        with contextlib.suppress(ImportError):  # Windows has none.
+        with contextlib.suppress(ImportError):  # Windows has no fcntl.
             import fcntl
             fcntl.lockf(file, fcntl.LOCK_EX)
         rows = read_records(folder)
@@ -187,17 +236,21 @@ def record(row, folder=WEIGHTS):
             old = dict.fromkeys(RUN_FIELDS, "")
             rows.append(old)
         old.update({k: v for k, v in row.items() if k in RUN_FIELDS})
-        _write(path, RUN_FIELDS, rows)
+        _write_table(path, RUN_FIELDS, rows)
 
 
-def data_name(args, folder):
-    """What a line of results.csv calls the set of args, which lies in folder (pathlib.Path)."""
-    return args.data if args.data != "none" else folder.name
+def data_name(args: argparse.Namespace, folder: pathlib.Path) -> str:
+    """Return the name in results.csv of the data set of args, which was prepared in folder."""
+    return SAMPLES if args.data_dir == SAMPLES else folder.name
 
 
-def record_fit(weights, val_nme, data):
-    """Put the validation NME (in %, of the set called data) of an experiment's best file that was
-    changed after its training into its line, if the line is of that set; older scores go.
+def record_fit(weights: pathlib.Path, val_nme: float, data: str) -> None:
+    """Record that an experiment's best file was changed after training; clears its test scores.
+
+    Args:
+        weights: the file that was changed.
+        val_nme: its validation NME in %.
+        data: the set it was measured on; the NME is recorded where the row is of this set.
     """
     name = weights.parent.name
     for row in read_records(weights.parent.parent):
@@ -206,23 +259,30 @@ def record_fit(weights, val_nme, data):
                     "nme": "", "onnx_nme": ""}, weights.parent.parent)
 
 
-def record_score(weights, report, data):
-    """Add the NMEs of a test's report to the line of the experiment that the weights belong to.
+def record_score(weights: pathlib.Path, report: Mapping, data: str) -> None:
+    """Record test NMEs in the row of the experiment that the weights belong to.
 
-    data: what was tested on; another set than the experiment's leaves its line alone, as do other
-    files than its best (best.int8.onnx).
+    Args:
+        weights: that were scored; only an experiment's best file is recorded.
+        report: of evaluation.score.run_test; the first list of each runtime is recorded.
+        data: the set that was tested; a row of another set is left unchanged.
     """
     name = weights.parent.name
-    if weights.stem != "best" or not any((row["exp"], row["data"]) == (name, data)
-               for row in read_records(weights.parent.parent)):
+    if weights.stem != "best" or (name, data) not in [
+            (row["exp"], row["data"]) for row in read_records(weights.parent.parent)]:
         return
-    scores = {column: f"{next(iter(report[way].values()))['nme']:.3f}"
-              for way, column in (("pytorch", "nme"), ("onnx", "onnx_nme")) if way in report}
+    scores = {column: f"{next(iter(report[runtime].values()))['nme']:.3f}"
+              for runtime, column in (("pytorch", "nme"), ("onnx", "onnx_nme"))
+              if runtime in report}
     record({"exp": name, **scores}, weights.parent.parent)
 
 
-def read_records(folder=WEIGHTS):
-    """The rows of weights/results.csv, as dicts of strings. Raises UserError if it is damaged."""
+def read_records(folder: pathlib.Path = WEIGHTS) -> list[dict[str, str]]:
+    """Return the rows of weights/results.csv.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
     path = folder / "results.csv"
     if not path.is_file():
         return []
@@ -233,7 +293,7 @@ def read_records(folder=WEIGHTS):
         raise UserError(f"{path}: cannot be read ({error}); move it away") from None
 
 
-def _write(path, fields, rows):
+def _write_table(path, fields, rows):
     with (atomic_write(path) as temporary,
           open(temporary, "w", newline="", encoding="utf-8") as file):
         writer = csv.DictWriter(file, fields)
@@ -241,75 +301,17 @@ def _write(path, fields, rows):
         writer.writerows(rows)
 
 
-def compare(folder=WEIGHTS):
-    """All experiments as a Markdown table; also written to weights/results.md."""
+def compare(folder: pathlib.Path = WEIGHTS) -> str:
+    """Return all experiments as a Markdown table, and write it to weights/results.md.
+
+    Raises:
+        UserError: where no experiment is recorded yet.
+    """
     rows = read_records(folder)
     if not rows:
         raise UserError(f"{folder / 'results.csv'}: no experiment is recorded yet")
     lines = ["| " + " | ".join(RUN_FIELDS) + " |", "|" + " --- |" * len(RUN_FIELDS)]
     lines += ["| " + " | ".join(row[k] for k in RUN_FIELDS) + " |" for row in rows]
     text = "\n".join(lines) + "\n"
-    (folder / "results.md").write_text(text, encoding="utf-8")
+    write_text(folder / "results.md", text)
     return text
-
-
-def plot_curves(folder):
-    """Draw results.csv as curves.png: loss, validation NME and learning rate against epochs."""
-    pyplot = _pyplot()
-    rows = read_epochs(folder)
-    titles = {"loss": "training loss", "val_nme": "validation NME, %", "lr": "learning rate"}
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    for axis, (key, title) in zip(axes, titles.items()):
-        axis.plot([r["epoch"] for r in rows], [r[key] for r in rows], marker=".")
-        # Where a round of self-training begins.
-        for before, after in zip(rows, rows[1:]):
-            if before["round"] != after["round"]:
-                axis.axvline(after["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    figure.savefig(folder / "curves.png", dpi=90)
-    pyplot.close(figure)
-
-
-def plot_ced(errors, path):
-    """Draw cumulative error distributions. errors: label to NMEs (N,) as fractions, NaN where a
-    face was not found.
-    """
-    import numpy
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)
-    for label, values in errors.items():
-        values = 100 * numpy.sort(values[numpy.isfinite(values)])
-        share = numpy.arange(1, len(values) + 1) / len(values)
-        mean = f"{values.mean():.2f}" if len(values) else "none"
-        axis.step([0, *values], [0, *share], where="post", label=f"{label}: {mean}")
-    axis.set(xlim=(0, 10), ylim=(0, 1), xlabel="NME, %", ylabel="share of faces",
-             title="cumulative error distribution")
-    axis.grid(alpha=0.3)
-    axis.legend(title="list: mean NME, %", loc="lower right")
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-
-
-def plot_roc(shut, opened, path):
-    """Draw the ROC curve of values that are lower where eyes are shut: shut (n,), opened (m,)."""
-    import numpy
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(6, 4.4), constrained_layout=True)
-    limits = numpy.unique(numpy.concatenate([shut, opened]))
-    called = [100 * numpy.searchsorted(numpy.sort(values), limits, "right") / len(values)
-              for values in (opened, shut)]
-    axis.step(*([0, *values] for values in called), where="post")
-    axis.set(xlim=(0, 10), ylim=(50, 100), xlabel="false alarms, % of open eyes",
-             ylabel="recall, % of shut eyes", title="shut eyes by the eye aspect ratio (ROC)")
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
-    pyplot.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    return pyplot

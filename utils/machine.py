@@ -1,19 +1,31 @@
-"""What a process runs on: device, signals, the C library's memory, names of files."""
+"""Device, termination signals, allocator and file names: what a process needs from its machine.
+
+This module does not import torch at the top, because the demo and main.py import it at start.
+"""
+from __future__ import annotations
+
 import contextlib
 import ctypes
+import pathlib
 import signal
+import typing
+from collections.abc import Iterator
 
 from utils.errors import UserError, printable
 
+if typing.TYPE_CHECKING:
+    import torch
+
+# Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def tune_malloc():
-    """Let glibc keep freed memory for the next tensor instead of handing it back to the system.
+def tune_malloc() -> None:
+    """Let glibc keep freed memory for the next tensor.
 
-    It hands back large blocks at once, so every large activation is made of pages that must be
-    zeroed again: on CPUs a tenth of a training step, half of a prediction of 32 faces. Does nothing
-    where the C library is another one.
+    By default it returns large blocks to the system at once, and every large activation needs
+    freshly zeroed pages: on CPUs a tenth of a training step, half of a prediction of 32 faces. Does
+    nothing with other C libraries.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -23,10 +35,8 @@ def tune_malloc():
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def ending_signals():
-    """SIGTERM and SIGHUP (the terminal was closed), where the system has it and nohup does not want
-    it ignored.
-    """
+def termination_signals() -> list[int]:
+    """Return SIGTERM, and SIGHUP (closed terminal) where it exists and nohup does not ignore it."""
     numbers = [signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -34,37 +44,54 @@ def ending_signals():
 
 
 @contextlib.contextmanager
-def signals_interrupt():
-    """Within, ending_signals are a KeyboardInterrupt, so that files are finished; gives a list, to
-    which their numbers are added.
+def interrupt_on_signals() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt at the first termination signal, so that files can be finished.
+
+    The context gives a list, to which the number of each such signal is appended.
     """
-    seen = []
+    received = []
 
     def interrupt(number, _):
-        seen.append(number)
-        if len(seen) == 1:
+        received.append(number)
+        if len(received) == 1:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
+    previous = {number: signal.signal(number, interrupt) for number in termination_signals()}
     try:
-        yield seen
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def check_name(path, what):
-    """Raise UserError for a path whose name is no UTF-8, over which OpenCV ends the process."""
+def check_name(path: pathlib.Path | str, what: str) -> None:
+    """Refuse a path whose name is not UTF-8, because OpenCV aborts the process with it.
+
+    Args:
+        path: to check.
+        what: the path leads to, for the message, such as "a video".
+
+    Raises:
+        UserError: where the name is not UTF-8.
+    """
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{printable(path)}: the name is no UTF-8, and OpenCV cannot open {what} "
-                        f"by it; rename the file or its folder") from None
+        raise UserError(f"{printable(path)}: the name is not UTF-8, with which OpenCV cannot open "
+                        f"{what}; rename the file or its folder") from None
 
 
-def choose_device(name, local_rank=0):
-    """A torch.device from `auto`, `cpu`, `cuda` or `cuda:N`. Raises UserError if it is missing."""
-    import torch  # Not needed, and slow to import, where only memory matters.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the torch.device that the setting `device` names.
+
+    Args:
+        name: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        local_rank: number of the GPU for auto and cuda.
+
+    Raises:
+        UserError: where the name is none of these or the machine has no such GPU.
+    """
+    import torch
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"

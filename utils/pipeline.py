@@ -1,102 +1,171 @@
-"""From a frame to what is told of it: faces, eyes, states, a picture, files and an alarm."""
+"""The demo's pipeline: a frame in, a drawn frame out.
+
+For each frame, `Pipeline` tracks the faces, reads their eyes, updates the drowsiness of each person
+(or of the driver alone), writes landmarks and events, rings the alarm and draws the result.
+`Pipeline.observe` does all but the drawing.
+"""
+from __future__ import annotations
+
+import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 from utils import draw
-from utils.drowsiness import eyes
 from utils.drowsiness.alarm import Alarm
 from utils.drowsiness.driver import Driver, Everyone
+from utils.drowsiness.eyes import read_eyes
+from utils.drowsiness.states import STATES
 from utils.landmarks import pose
+from utils.landmarks.eyelids import EyeThresholds, aspect_ratios
 from utils.tracking import outputs
 from utils.tracking.tracker import Tracker
 
-COLOURS = {"awake": (80, 220, 100), "drowsy": (255, 210, 0), "microsleep": (255, 130, 0),
-           "asleep": (255, 50, 50), "not visible": (190, 190, 190)}
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy
+
+    from utils.detection.detector import Detector
+    from utils.drowsiness.states import Event
+    from utils.predictor import Predictor
+    from utils.tracking.tracker import Track
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What is known about one frame.
+
+    Attributes:
+        tracks: its faces.
+        readings: of the eyes of each face, as outputs.eye_readings returns.
+        poses: (yaw, pitch, roll) of each face in degrees; empty without options.pose.
+        driver: (track id or None, readings) of the driver, where one is watched.
+        events: (track id or `driver`, Event) of the events that have ended.
+    """
+    tracks: list[Track]
+    readings: list[dict]
+    poses: list[tuple[float, float, float]]
+    driver: tuple[int | None, dict] | None
+    events: list[tuple[int | str, Event]]
 
 
 class Pipeline:
-    """Finds the faces of a frame, follows them, reads their eyes, draws and writes them.
+    """Processes the frames of one source; `close` completes the landmark and event files.
 
-    given: a namespace that says what is asked of it: eyes, pose and driver (bools), landmarks and
-    events (paths or None), alarm (a way of Alarm, or None) and the detector's name. settings: of
-    the Tracker. draws: whether anybody sees the frames. `close` finishes the landmark and event
-    files.
+    Args:
+        predictor: the landmark model.
+        detector: the face detector.
+        options: what to do: eyes, pose and driver (bools), landmarks and events (paths or None),
+            alarm (a kind of Alarm, or None), and the detector's name.
+        tracker_settings: keyword arguments of Tracker.
+        draws: whether frames are drawn.
+
+    Attributes:
+        frames: number of frames so far.
+        faces: number of faces in them.
+
+    Raises:
+        UserError: where the scheme does not suit the options, or a file cannot be written.
     """
 
-    def __init__(self, predictor, detector, given, settings, draws=True):
-        self.predictor, self.detector, self.given = predictor, detector, given
-        self.settings, self.draws = settings, draws
-        # EyeThresholds of shut and open eyes that came with the weights, where they have some.
-        self.limits = getattr(predictor, "eyes", eyes.EyeThresholds())
-        if given.eyes:
-            eyes.aspect_ratios(predictor.scheme.mean_face, predictor.scheme)  # Or say: it has none.
-        if given.pose:
+    def __init__(self, predictor: Predictor, detector: Detector, options: argparse.Namespace,
+                 tracker_settings: dict, draws: bool = True):
+        self.predictor, self.detector, self.options = predictor, detector, options
+        self.tracker_settings, self.draws = tracker_settings, draws
+        self.thresholds = getattr(predictor, "eyes", EyeThresholds())
+        # These two raise a UserError for a scheme without eye contours or pose points.
+        if options.eyes:
+            aspect_ratios(predictor.scheme.mean_face, predictor.scheme)
+        if options.pose:
             pose.model_points(predictor.scheme)
         self.landmark_file = outputs.LandmarkFile(
-            given.landmarks, predictor.scheme, given.eyes, given.pose) if given.landmarks else None
-        self.event_file = outputs.EventFile(given.events) if given.events else None
-        self.alarm = Alarm(given.alarm) if given.alarm else None
-        self.frames = self.faces = self.refused = 0
-        self.rare = False  # Whether frames come too rarely to see anybody sleep.
+            options.landmarks, predictor.scheme, options.eyes,
+            options.pose) if options.landmarks else None
+        self.event_file = outputs.EventFile(options.events) if options.events else None
+        self.alarm = Alarm(options.alarm) if options.alarm else None
+        self.frames = self.faces = self.rejected = 0
+        self.frame_rate_too_low = False
         self.tracker = None
         self.restart()
 
-    def restart(self, still=False):
-        """Forget all faces; still: the next frame is an image of its own, without a past."""
-        settings = self.settings | ({"filter_min_cutoff": 0} if still else {})
-        detector = self.detector.thorough() if still else self.detector
-        self.refused += self.tracker.refused if self.tracker else 0
+    def restart(self, still: bool = False) -> None:
+        """Drop all faces; with `still`, the next frame is a single image."""
+        settings = self.tracker_settings | ({"filter_min_cutoff": 0} if still else {})
+        detector = self.detector.with_retry() if still else self.detector
+        self.rejected += self.tracker.rejected if self.tracker else 0
         self.tracker = Tracker(self.predictor, detector, **settings)
-        self.people = Driver() if self.given.driver else None if still else Everyone()
+        self.people = Driver() if self.options.driver else None if still else Everyone()
 
-    def __call__(self, image, seconds, name, rate=None):
-        """A drawn copy of the frame, RGB uint8 (H, W, 3), at `seconds`, or None where nobody sees
-        it; rate: frames a second.
+    def __call__(self, image: numpy.ndarray, seconds: float, name: str,
+                 frame_rate: float | None = None) -> numpy.ndarray | None:
+        """Process a frame.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            seconds: its time.
+            name: of the source, for the landmark file.
+            frame_rate: frames a second to show, if known.
+
+        Returns:
+            A drawn copy of image, or None where frames are not drawn.
         """
-        tracks = self.tracker.update(image, seconds)
-        looks, states = [None] * len(tracks), {}
-        if self.given.eyes:
-            # As predicted: the filter's lag would hide short blinks.
-            looks = [eyes.look(track.raw_px, track.confidence, self.predictor.scheme, self.limits,
-                               image.shape) for track in tracks]
-            if self.people:
-                states, events = self.people.watch(tracks, looks, image.shape, seconds)
-                self._tell(states, events, seconds)
-        told = [outputs.readings(look, states.get(track.id)) for track, look in zip(tracks, looks)]
-        driver = None
-        if self.given.driver:
-            driver = next(iter(states), None), outputs.readings(None, self.people.drowsiness)
-        poses = [pose.head_pose(track.points_px, self.predictor.scheme)
-                 for track in tracks] if self.given.pose else []
-        if self.landmark_file:
-            self.landmark_file.write((self.frames, seconds, name), tracks, told, driver, poses)
-        self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
+        seen = self.observe(image, seconds, name)
         if not self.draws:
             return None
-        drawn = self._draw(image, tracks, told, driver)
-        lines = [f"{rate:.0f} FPS"] if rate else []
-        if self.given.eyes:
-            lines += [f"{track.id}: {_text(one)}" for track, one in zip(tracks, told)]
+        drawn = self._draw(image, seen.tracks, seen.readings, seen.driver)
+        lines = [f"{frame_rate:.0f} FPS"] if frame_rate else []
+        if self.options.eyes:
+            lines += [f"{track.id}: {_describe(one)}"
+                      for track, one in zip(seen.tracks, seen.readings)]
         lines += ["{}: yaw {:+.0f}, pitch {:+.0f}, roll {:+.0f}".format(track.id, *angles)
-                  for track, angles in zip(tracks, poses)]
-        return draw.lines(drawn, lines)
+                  for track, angles in zip(seen.tracks, seen.poses)]
+        return draw.text_lines(drawn, lines)
 
-    def wait(self, seconds):
-        """Let time go on, to `seconds`, without a frame: nobody is seen."""
+    def observe(self, image: numpy.ndarray, seconds: float, name: str) -> Observation:
+        """Process a frame without drawing it; the arguments are those of `__call__`."""
+        tracks = self.tracker.update(image, seconds)
+        eyes, states, events = [None] * len(tracks), {}, []
+        if self.options.eyes:
+            # Of the landmarks as predicted: the lag of the filter would hide short blinks.
+            eyes = [read_eyes(track.raw_px, track.confidence, self.predictor.scheme,
+                              self.thresholds, image.shape) for track in tracks]
+            if self.people:
+                states, events = self.people.watch(tracks, eyes, image.shape, seconds)
+                self._report(states, events, seconds)
+        readings = [outputs.eye_readings(one, states.get(track.id))
+                    for track, one in zip(tracks, eyes)]
+        driver = self._driver(next(iter(states), None))
+        poses = [pose.head_pose(track.points_px, self.predictor.scheme)
+                 for track in tracks] if self.options.pose else []
+        if self.landmark_file:
+            self.landmark_file.write((self.frames, seconds, name), tracks, readings, driver, poses)
+        self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
+        return Observation(tracks, readings, poses, driver, events)
+
+    def wait(self, seconds: float) -> Observation:
+        """Advance the time to `seconds` without a frame: nobody is visible."""
+        events = []
         if self.people:
             _, events = self.people.watch([], [], (1, 1), seconds)
-            self._tell({}, events, seconds)
+            self._report({}, events, seconds)
+        return Observation([], [], [], self._driver(None), events)
 
-    def hint(self):
-        """Why no face was found, in a line."""
-        seen = self.refused + self.tracker.refused
-        return (f"the detector saw {seen} boxes in which the network takes nothing for a face; "
-                f"--min-confidence {self.tracker.min_confidence / 2:.2f} asks less of it" if seen
-                else "the detector saw no face" + (
-                    "; YuNet or SCRFD (--detector PATH.onnx) see more"
-                    if self.given.detector == "haar" else ""))
+    def hint(self) -> str:
+        """Return one line on why no face was found."""
+        rejected = self.rejected + self.tracker.rejected
+        if rejected:
+            return (f"the detector found {rejected} boxes in which the network sees no face; "
+                    f"--min-confidence {self.tracker.min_confidence / 2:.2f} accepts more of them")
+        if self.options.detector == "haar":
+            return "the detector found no face; YuNet or SCRFD (--detector PATH.onnx) find more"
+        return "the detector found no face"
 
-    def close(self):
-        """Write the events that were still going on, and finish the files. Raises UserError."""
+    def close(self) -> None:
+        """Write the events that have not ended and complete the files.
+
+        Raises:
+            UserError: where a file cannot be written.
+        """
         try:
             if self.event_file and self.people:
                 self.event_file.write(self.people.finish())
@@ -105,42 +174,51 @@ class Pipeline:
                 if file:
                     file.close()
 
-    def _tell(self, states, events, seconds):
-        if not self.rare and any(drowsiness.rare for drowsiness in states.values()):
-            self.rare = True
-            print("frames come more than two seconds apart: too rarely to see whether eyes are "
-                  "shut; nobody counts as visible", file=sys.stderr)
+    def _driver(self, number):
+        """Return (track id, readings) of the driver, or None where none is watched."""
+        return (number, outputs.eye_readings(drowsiness=self.people.drowsiness)) \
+            if self.options.driver else None
+
+    def _report(self, states, events, seconds):
+        """Write events and ring the alarm; warn once about a low frame rate."""
+        if not self.frame_rate_too_low and any(
+                drowsiness.frame_rate_too_low for drowsiness in states.values()):
+            self.frame_rate_too_low = True
+            print("note: frames are more than 2 s apart, too far to tell whether eyes are closed; "
+                  "nobody counts as visible", file=sys.stderr)
         if self.event_file:
             self.event_file.write(events)
-        if not self.alarm:
-            return
-        for person, drowsiness in self.people.watched.items():
-            self.alarm.update(person, drowsiness.state, seconds)
+        if self.alarm:
+            for person, drowsiness in self.people.watched.items():
+                self.alarm.update(person, drowsiness.state, seconds)
 
-    def _draw(self, image, tracks, told, driver):
+    def _draw(self, image, tracks, readings, driver):
         drawn = image
-        for track, one in zip(tracks, told):
-            colour = COLOURS.get(one["state"], (255, 255, 255))
+        for track, one in zip(tracks, readings):
+            state = one["state"]
+            colour = STATES[state].colour if state else (255, 255, 255)
             drawn = draw.landmarks(drawn, track.points_px, self.predictor.scheme, track.confidence,
                                    track.box, str(track.id), colour=colour)
-            if one["state"] and driver is None:
+            if state and driver is None:
                 x_min, _, x_max, y_max = track.box
-                drawn = draw.headline(drawn, one["state"], (x_min, y_max),
-                                      max((x_max - x_min) / 9, 9), colour)
+                drawn = draw.banner(drawn, state, (x_min, y_max), max((x_max - x_min) / 9, 9),
+                                    colour)
         if driver is not None:
-            state, high = driver[1]["state"], drawn.shape[0]
-            drawn = draw.headline(drawn, state, (0, high), high / 10, COLOURS[state])
+            state, height = driver[1]["state"], drawn.shape[0]
+            drawn = draw.banner(drawn, state, (0, height), height / 10, STATES[state].colour)
         return drawn
 
 
-def _text(told):
-    """Readings of a face's eyes in a line; what is not known yet is -."""
-    openness = (told["openness_right"], told["openness_left"])
+def _describe(readings):
+    """Return the eye readings of a face in one line; - stands for what is not known."""
+    openness = (readings["openness_right"], readings["openness_left"])
     parts = ["eyes " + " ".join("-" if value is None else f"{value:.0%}" for value in openness)]
-    if told["state"] is None:
-        shut = {True: "shut", False: "open", None: "cannot be judged"}[told["closed"]]
-        return f"{parts[0]}, {shut}"
-    blinks, perclos = told["blinks_per_minute"], told["perclos"]
+    if readings["state"] is None:
+        closed = {True: "shut", False: "open", None: "cannot be judged"}[readings["closed"]]
+        return f"{parts[0]}, {closed}"
+    blinks, perclos = readings["blinks_per_minute"], readings["perclos"]
     parts += ["- blinks/min" if blinks is None else f"{blinks:.0f} blinks/min",
               "PERCLOS -" if perclos is None else f"PERCLOS {perclos:.0%}"]
-    return ", ".join(parts + ([f"unseen {told['unseen']:.0f} s"] if told["unseen"] >= 1 else []))
+    if readings["unseen"] >= 1:
+        parts.append(f"unseen {readings['unseen']:.0f} s")
+    return ", ".join(parts)

@@ -1,4 +1,12 @@
-"""A .pt or .onnx file as one function: crops in, landmarks and confidence out."""
+"""One interface to trained models: a .pt or .onnx file as a function of crops.
+
+`Predictor` runs checkpoints with PyTorch and exported files with ONNX Runtime. Demo, evaluation and
+self-training use it, so that they behave the same with either file. Finding faces and cutting crops
+is left to utils/detection; `Predictor.crop` holds the rule. torch and onnxruntime are imported only
+when a file needs them.
+"""
+from __future__ import annotations
+
 import json
 import pathlib
 
@@ -10,30 +18,51 @@ from utils.landmarks.schemes import Scheme
 
 
 class Predictor:
-    """Landmarks of crops, from a checkpoint or an ONNX file of this repository.
+    """Predicts landmarks of face crops with a checkpoint or an ONNX file of this repository.
 
-    device: auto, cpu or cuda. threads: of the CPU, else all. lids: False leaves out what the lid
-    head of a .pt says of shut eyes. flip_test: it must average with the mirrored face; a .pt does
-    so then, an .onnx was exported so or not. `input_size`, `scheme` (a Scheme), `crop` ({"rule",
-    "scale"}) and `eyes` (eyelids.EyeThresholds) come from the file; `scored`: whether confidence means
-    anything, as a regression's is 1 of all it sees; `model` is the LandmarkNet of a .pt, else None.
-    Raises UserError for a file that is neither.
+    Args:
+        path: a .pt or .onnx file.
+        device: auto, cpu or cuda.
+        threads: CPU threads; None for all.
+        lids: use the lid head of a .pt, if it has one.
+        flip_test: average with the prediction of the mirrored crop. An .onnx must have been
+            exported with --flip-test.
+
+    Attributes:
+        input_size: S, side of the crops in pixels.
+        scheme: landmark scheme of the K points.
+        crop: {"rule", "scale"}, how crops are cut; see utils.landmarks.crop.face_box.
+        eyes: thresholds of open and closed eyes.
+        has_confidence: False for a regression head, whose confidence is always 1.
+        flip_test: whether predictions are averaged with those of the mirrored crop.
+        model: the LandmarkNet of a .pt, else None.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind, or the device cannot be used.
     """
 
-    def __init__(self, path, device="cpu", threads=None, lids=True, flip_test=False):
+    def __init__(self, path: str | pathlib.Path, device: str = "cpu", threads: int | None = None,
+                 lids: bool = True, flip_test: bool = False):
         self.path, self.model = pathlib.Path(path), None
         if not self.path.is_file():
             raise UserError(f"{path}: no such file" if not self.path.exists() else
-                            f"{path}: is no file")
+                            f"{path}: not a file")
         if self.path.suffix == ".onnx":
             self._load_onnx(device, threads, flip_test)
         else:
             self._load_torch(device, threads, lids, flip_test)
 
-    def __call__(self, images):
-        """uint8 RGB (N, S, S, 3) to landmarks (N, K, 2) in crop units and confidence (N, K).
+    def __call__(self, images: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Predict landmarks and confidence.
 
-        Raises ValueError for other images: a network of torch would take them, and see nothing.
+        Args:
+            images: uint8 RGB crops (N, S, S, 3); N may be 0.
+
+        Returns:
+            Landmarks (N, K, 2) in crop units, and confidence (N, K) in 0..1, both float32.
+
+        Raises:
+            ValueError: images of another type or shape, which would give meaningless landmarks.
         """
         images, size = numpy.asarray(images), self.input_size
         if not len(images):
@@ -48,39 +77,37 @@ class Predictor:
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Threads that wait at full speed make a prediction a quarter faster, but between two of
-        # them they only take a core from whatever else runs.
+        # Spinning threads make a prediction a quarter faster. Between predictions they would only
+        # take a core from other work.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
+        providers = _providers(device)
         try:
-            session = onnxruntime.InferenceSession(str(self.path), options,
-                                                   providers=_providers(device))
-        except UserError:
-            raise
+            session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:
-            # ONNX Runtime raises its own kinds, which are not exported by name.
+            # ONNX Runtime raises exception types that it does not export.
             raise UserError(f"{self.path}: cannot be used as an ONNX model: "
                             f"{' '.join(str(error).split())[:160]}") from None
         if device.startswith("cuda") and "CUDAExecutionProvider" not in session.get_providers():
             raise UserError(f"{self.path}: ONNX Runtime {onnxruntime.__version__} cannot use the "
                             f"GPU here; its package onnxruntime-gpu must fit the CUDA and cuDNN "
                             f"that are installed, or give --device cpu")
-        described = session.get_modelmeta().custom_metadata_map
+        metadata = session.get_modelmeta().custom_metadata_map
         try:
-            self.input_size = int(described["input_size"])
-            self.scheme = Scheme.from_state(json.loads(described["scheme"]))
-            crop = json.loads(described["crop"])
+            self.input_size = int(metadata["input_size"])
+            self.scheme = Scheme.from_state(json.loads(metadata["scheme"]))
+            crop = json.loads(metadata["crop"])
             self.crop = {"rule": str(crop["rule"]), "scale": float(crop["scale"])}
-            self.eyes = EyeThresholds.from_state(json.loads(described.get("eyes", "null")))
+            self.eyes = EyeThresholds.from_state(json.loads(metadata.get("eyes", "null")))
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{self.path}: an ONNX model, but not of this repository (metadata: "
                             f"{error!r}); export it with main.py --export") from None
-        self.flip_test = described.get("flip_test") == "true"
+        self.flip_test = metadata.get("flip_test") == "true"
         if flip_test and not self.flip_test:
-            raise UserError(f"{self.path}: does not average with the mirrored face; export it so: "
+            raise UserError(f"{self.path}: was exported without --flip-test; export it again with "
                             f"main.py --export --flip-test")
         images, outputs = session.get_inputs()[0], [o.name for o in session.get_outputs()]
         if images.type != "tensor(uint8)" or outputs != ["landmarks", "confidence"]:
@@ -92,13 +119,13 @@ class Predictor:
         try:
             found = self._run(numpy.zeros((1, 3, size, size), numpy.uint8))
         except Exception:
-            # ONNX Runtime's own kinds again.
+            # Exception types of ONNX Runtime, as above.
             found = []
         if [o.shape for o in found] != [(1, points, 2), (1, points)]:
             raise UserError(f"{self.path}: does not give {points} landmarks of a {size} px crop, "
                             f"as its metadata says; export it again with main.py --export")
-        # Of a black image: files do not name their head.
-        self.scored = bool((found[1] < 1).any())
+        # Tested on a black image, because files do not name their head.
+        self.has_confidence = bool((found[1] < 1).any())
 
     def _load_torch(self, device, threads, lids, flip_test):
         import torch
@@ -110,7 +137,7 @@ class Predictor:
         device = choose_device(device)
         self.model = model = load_model(self.path, device, lids, flip_test=flip_test)
         self.input_size, self.scheme, self.crop = model.input_size, model.scheme, model.crop
-        self.eyes, self.scored = model.eyes, model.args.head == "pip"
+        self.eyes, self.has_confidence = model.eyes, model.args.head == "pip"
         self.flip_test = model.flip_test
 
         def predict(images):
@@ -122,7 +149,7 @@ class Predictor:
 
 
 def _providers(device):
-    """ONNX Runtime's providers; CUDA is listed by its package even where there is no GPU."""
+    """Choose ONNX Runtime's providers; onnxruntime-gpu lists CUDA even without a GPU."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
     from utils.machine import choose_device

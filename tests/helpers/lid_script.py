@@ -1,15 +1,16 @@
-"""A driver's lids by a script, and what is true of them: events, PERCLOS, states."""
+"""A script of a driver's eyelids, with its true events and PERCLOS."""
 import dataclasses
 
 import numpy
 
-FINE = 0.001  # Seconds between the moments at which the truth is counted.
+FINE = 0.001  # Seconds between the samples from which the true PERCLOS is computed.
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Lids that close from `start` on, stay at `level` and are open again after `seconds`; each way
-    takes `ramp` seconds.
+    """A closure: lids close from `start`, stay at `level` and are open after `seconds`.
+
+    Closing and opening take `ramp` seconds each.
     """
     start: float
     seconds: float
@@ -17,12 +18,12 @@ class Part:
     level: float = 0.0
 
     def openness(self, time):
-        """Openness 0..1 at time (n,) in seconds."""
+        """Return the openness 0..1 at time (n,) in seconds."""
         inside = numpy.minimum(time - self.start, self.start + self.seconds - time) / self.ramp
         return 1 - (1 - self.level) * numpy.clip(inside, 0, 1)
 
     def half(self):
-        """When the lids pass half open, down and up again."""
+        """Return when the lids pass half open, closing and opening."""
         return self.start + self.ramp / 2, self.start + self.seconds - self.ramp / 2
 
 
@@ -35,31 +36,31 @@ HAND, SECONDS = (16.0, 19.0), 86.0
 
 
 def openness(time):
-    """Openness of both eyes at time (n,)."""
+    """Return the openness of both eyes at time (n,)."""
     time = numpy.asarray(time, float)
     parts = [*BLINKS, *MICROSLEEPS, DROOP, SLEEP]
     return numpy.min([part.openness(time) for part in parts], axis=0)
 
 
 def seen(time):
-    """Whether no hand is before the eyes at time (n,)."""
+    """Return whether the eyes are not covered by a hand at time (n,)."""
     return (numpy.asarray(time) < HAND[0]) | (numpy.asarray(time) >= HAND[1])
 
 
 def events():
-    """[(kind, start, end)] by their end; lids are shut from half open to half open."""
-    told = [("blink", *part.half()) for part in BLINKS]
-    told += [("microsleep", *part.half()) for part in MICROSLEEPS]
-    told += [("sleep", *SLEEP.half()), ("not visible", *HAND)]
-    return sorted(told, key=lambda event: event[2])
+    """Return [(kind, start, end)] by end; a closure lasts from half open to half open."""
+    found = [("blink", *part.half()) for part in BLINKS]
+    found += [("microsleep", *part.half()) for part in MICROSLEEPS]
+    found += [("sleep", *SLEEP.half()), ("not visible", *HAND)]
+    return sorted(found, key=lambda event: event[2])
 
 
-_MOMENTS = numpy.arange(0, SECONDS, FINE)
-_SEEN = seen(_MOMENTS).cumsum() * FINE
-_CLOSED = (seen(_MOMENTS) & (openness(_MOMENTS) <= 0.2)).cumsum() * FINE
+_SAMPLES = numpy.arange(0, SECONDS, FINE)
+_SEEN = seen(_SAMPLES).cumsum() * FINE
+_CLOSED = (seen(_SAMPLES) & (openness(_SAMPLES) <= 0.2)).cumsum() * FINE
 
 
 def perclos(time):
-    """Share of the seen time of the minute before `time` with lids shut by 80 % or more."""
-    start, end = numpy.searchsorted(_MOMENTS, [max(time - 60, 0), time]).clip(0, len(_SEEN) - 1)
+    """Return PERCLOS: share of the seen time of the last minute with lids closed by 80 %."""
+    start, end = numpy.searchsorted(_SAMPLES, [max(time - 60, 0), time]).clip(0, len(_SEEN) - 1)
     return float((_CLOSED[end] - _CLOSED[start]) / (_SEEN[end] - _SEEN[start]))

@@ -1,11 +1,11 @@
-"""MP4 files changed after they were written: times of frames, and the tag of a turned camera."""
+"""Edits of MP4 files: the times of frames, and the rotation tag of a phone."""
 import struct
 
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
 
 
 def _rebuild(content, edit):
-    """The boxes of content, each body passed through edit(kind, body)."""
+    """Return content with the body of each box replaced by edit(kind, body)."""
     made, at = b"", 0
     while at < len(content):
         size, kind = struct.unpack(">I4s", content[at:at + 8])
@@ -17,7 +17,7 @@ def _rebuild(content, edit):
 
 
 def turn(content, degrees):
-    """The file of a camera that was turned clockwise by 90, 180 or 270 degrees from upright."""
+    """Return the file with the tag of a camera rotated clockwise by 90, 180 or 270 degrees."""
     sin, cos = {90: (1, 0), 180: (0, -1), 270: (-1, 0)}[degrees]
     one = 1 << 16
     matrix = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
@@ -26,7 +26,7 @@ def turn(content, degrees):
 
 
 def retime(content, seconds):
-    """The file with frames that last `seconds` each, one number a frame."""
+    """Return the file with frames that last `seconds`, one number per frame."""
     scale = {}
 
     def note(kind, body):

@@ -1,4 +1,4 @@
-"""Small sets of one's own data: photos of noise, a CSV file of points and a scheme in YAML."""
+"""Write small sets of own data: photos of noise, a CSV file of points and a YAML scheme."""
 import cv2
 import numpy
 
@@ -10,16 +10,19 @@ flip: [[right eye, left eye], [right mouth, left mouth]]
 divisor: [right eye, left eye]
 """
 FACE = numpy.array([(20, 20), (60, 20), (40, 40), (28, 60), (52, 60)], float)
-# Settings of a training that takes a second.
+# Settings of a training of about one second.
 QUICK = {"backbone": "test_resnet", "input_size": 64, "epochs": 1, "batch_size": 4,
          "effective_batch": 4, "workers": 0, "stride": 16}
 
 
 def write(folder, scheme, faces, photos=None):
-    """Write faces, (split, points (K, 2)) pairs, into folder: (CSV file, YAML file).
+    """Write a CSV file, a scheme file and photos; return the paths of the two files.
 
-    photos: the image each is in, one of 0.png, 1.png ... or a file that is there already; None: one
-    a face. NaN is an empty field.
+    Args:
+        folder: where to write them.
+        scheme: text of the YAML file.
+        faces: (split, points (K, 2)) of each face; NaN becomes an empty field.
+        photos: image name of each face: 0.png, 1.png, ... or an existing file; None: one per face.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scheme.yaml").write_text(scheme)
@@ -35,7 +38,7 @@ def write(folder, scheme, faces, photos=None):
 
 
 def prepare(folder, scheme, faces, photos=None, **options):
-    """The folder of a prepared set of such faces, 64 px."""
+    """Write such files and return the folder of their prepared set, 64 px by default."""
     table, yaml_file = write(folder, scheme, faces, photos)
     options = {"target_size": 64, "workers": 1} | options
     return DataGenerator(table, output_dir=folder / "set", scheme=str(yaml_file), **options).run()

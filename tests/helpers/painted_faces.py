@@ -1,4 +1,4 @@
-"""Frames with painted squares for faces, and a network and a detector that know them exactly."""
+"""Frames with painted squares as faces, and a model and a detector that find them exactly."""
 import cv2
 import numpy
 
@@ -9,13 +9,13 @@ SIZE = 64
 
 
 def background(seed=0, height=240, width=320):
-    """A textured frame without a face, RGB uint8; green is never dark, as in a face."""
+    """Return a textured RGB uint8 frame without a face; its green is bright, that of faces dark."""
     rough = numpy.random.default_rng(seed).integers(90, 200, (9, 12, 3), numpy.uint8)
     return cv2.resize(rough, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def paint(image, *faces):
-    """A copy of image with faces (number 1..20, centre x, centre y, side), later ones in front."""
+    """Return image with faces (number 1..20, centre x, centre y, side), later ones in front."""
     image = image.copy()
     for number, x, y, side in faces:
         x_min, y_min, x_max, y_max = (int(v + half) for half in (-side / 2, side / 2)
@@ -25,7 +25,7 @@ def paint(image, *faces):
 
 
 def _faces(image):
-    """{number: (mask of its pixels)} of an image."""
+    """Return {number: mask of its pixels} of the faces in an image."""
     # Wide limits: JPEG and video codecs change colours and blur them at edges.
     is_face = (image[..., 2] > 200) & (image[..., 1] < 60)
     number = numpy.where(is_face, (image[..., 0].astype(int) - 35) // 10, 0)
@@ -43,7 +43,7 @@ def _extent(mask):
 
 
 def find(image):
-    """Painted faces as (n, 5) boxes; a face that is mostly covered is not found."""
+    """Return painted faces as (n, 5) boxes; a face that is mostly covered is not found."""
     boxes = []
     for mask in _faces(image).values():
         box = _extent(mask)
@@ -54,9 +54,9 @@ def find(image):
 
 
 class Painted:
-    """A stand-in for Predictor: the face nearest to the crop's middle, its landmarks filling it.
+    """Stands in for Predictor: the landmarks of the face nearest to the centre of the crop.
 
-    batches: the size of each call. confidence: of a face; off a face it is `blind`.
+    batches: the size of each call. confidence: of a face; without a face it is `blind`.
     """
     input_size = SIZE
 
@@ -87,5 +87,5 @@ class Painted:
 
 
 def detector():
-    """A Detector of painted faces, whose boxes are the landmarks' boxes."""
+    """Return a Detector of painted faces, whose boxes are those of the landmarks."""
     return Detector("painted", find, (0.0, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Files of the published layouts, good and damaged, as the tests of the readers write them."""
+"""Write valid and damaged files of the published layouts, for the tests of the readers."""
 import pathlib
 
 import cv2
@@ -8,7 +8,7 @@ from utils.landmarks.schemes import SCHEMES
 
 
 def image(path):
-    """A small image file; readers do not open it."""
+    """Write a small image file; readers do not open it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), numpy.zeros((8, 8, 3), numpy.uint8))
     return path
@@ -21,19 +21,19 @@ def write(path, content):
 
 
 def face_of(name, seed=0):
-    """Points (K, 2) in pixels like those of a face of that scheme, 0-based."""
+    """Return the mean face of a scheme in pixels, 0-based, at a random position: (K, 2)."""
     shift = numpy.random.default_rng(seed).uniform(5, 50, 2)
     return numpy.round(SCHEMES[name].mean_face * 100 + shift, 3)
 
 
 def pts(points, count=None):
-    """The text of a .pts file of 0-based points."""
+    """Return the text of a .pts file with 0-based points (K, 2)."""
     rows = "\n".join(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points)
     return f"version: 1\nn_points: {count or len(points)}\n{{\n{rows}\n}}\n"
 
 
 def reasons(problems):
-    """File name to reason, notes left out."""
+    """Return {file name: reason} of problems without notes."""
     return {pathlib.Path(path).name: reason for path, reason in problems
             if not reason.startswith("note:")}
 

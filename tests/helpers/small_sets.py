@@ -1,4 +1,4 @@
-"""Small sets of drawn faces in the layouts that people have, written in a moment."""
+"""Write small sets of drawn faces in published layouts."""
 import sys
 
 import cv2
@@ -9,7 +9,7 @@ from utils.landmarks.schemes import SCHEMES
 
 
 def face(number, size=96):
-    """A drawn face: RGB uint8 (size, size, 3) and its 68 landmarks in pixels."""
+    """Return a drawn face, RGB uint8 (size, size, 3), and its landmarks (68, 2) in pixels."""
     return render.render((7, number), size)
 
 
@@ -26,14 +26,14 @@ def write_pts(path, points):
 
 
 def write_300w(folder, counts=None):
-    """The layout of 300W; returns the folder."""
+    """Write the layout of 300W with `counts` faces per subset; return the folder."""
     counts = {"afw": 6, "helen/trainset": 4, "lfpw/trainset": 3, "helen/testset": 2,
               "lfpw/testset": 2, "ibug": 2} if counts is None else counts
     number = 0
     for subset, count in counts.items():
         for i in range(count):
             image, points = face(number)
-            # Two faces a photo, as AFW names them.
+            # AFW has several faces per photo.
             stem = f"photo{i // 2}_{i % 2 + 1}" if subset == "afw" else f"image_{i:04d}"
             write_image(folder / subset / f"{stem}.png", image)
             write_pts(folder / subset / f"{stem}.pts", points)
@@ -42,9 +42,9 @@ def write_300w(folder, counts=None):
 
 
 def write_wflw(folder, train=4, test=3):
-    """The layout of WFLW with two of the six subset lists; returns the folder.
+    """Write the layout of WFLW without subset lists; return the folder.
 
-    A drawn face has 68 points: the 98 are the mean face of WFLW laid into the box of the 68.
+    The 98 points are the mean face of WFLW, fitted into the box of the drawn face's 68 points.
     """
     mean = SCHEMES["WFLW"].mean_face
     unit = (mean - mean.min(0)) / (mean.max(0) - mean.min(0))
@@ -68,7 +68,7 @@ def write_wflw(folder, train=4, test=3):
 
 
 def write_lmk(folder, train=12, test=4):
-    """A prepared set as LMK.zip: tight, not always square crops, three lists, foreign paths."""
+    """Write a set like LMK.zip: tight crops that are not square, and paths of another machine."""
     every = []
     for split, count, first in (("train", train, 300), ("test", test, 400)):
         lines = []
@@ -92,7 +92,7 @@ def write_lmk(folder, train=12, test=4):
 
 
 def run_main(*argv):
-    """`python main.py argv`, for a process that has imported all already (see warm.py)."""
+    """Run main.py with argv in a process that has imported everything (see warm.py)."""
     import main
     from utils import errors
     sys.argv = ["main.py", *argv]
@@ -100,14 +100,14 @@ def run_main(*argv):
 
 
 def run_main_without_export(*argv):
-    """The same, without the export after training: it takes longer than the training."""
+    """Run main.py without the export after training, which takes longer than the training."""
     from utils.deploy import export
     export.export_weights = lambda path, flip_test=False: path
     run_main(*argv)
 
 
 def run_generator(*argv):
-    """`python -m utils.data.generator argv`, likewise."""
+    """Run utils.data.generator with argv in such a process."""
     from utils import errors
     from utils.data import generator
     errors.run(lambda: generator.main(argv))

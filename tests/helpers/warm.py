@@ -1,7 +1,8 @@
-"""Runs the real command line many times in a copy of the repository, paying for imports once.
+"""Run the real command line many times in a copy of the repository, with the imports done once.
 
-A warm process has imported all that main.py uses, and forks a child for each run; the child can be
-killed like any other. `hook` makes it signal itself at an exact moment: see _install.
+A server process has imported everything that main.py uses and forks a child for each run. The child
+can be killed like any process. `hook` makes it send itself a signal at an exact point, see
+_install().
 """
 import atexit
 import functools
@@ -20,11 +21,12 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FACES = {"train": 48, "test": 8}
 # 46 faces remain after validation: five steps of eight faces.
-FLAGS = ["--backbone", "mobilenetv3_small_050", "--input-size", "64", "--batch-size", "4", "--effective-batch", "8", "--epochs", "3", "--device", "cpu", "--workers", "1"]
+FLAGS = ["--backbone", "mobilenetv3_small_050", "--input-size", "64", "--batch-size", "4",
+         "--effective-batch", "8", "--epochs", "3", "--device", "cpu", "--workers", "1"]
 
 
 class Warm:
-    """A copy of the repository in `tree`, a prepared set of drawn faces in `faces`, and runs."""
+    """Runs in a copy of the repository (`tree`) with a prepared set of drawn faces (`faces`)."""
 
     def __init__(self):
         self.tree = pathlib.Path(tempfile.mkdtemp(prefix="pipnet-")) / "tree"
@@ -39,7 +41,7 @@ class Warm:
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "",
                     "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
         self._server = subprocess.Popen(
-            [sys.executable, self.tree / "tests" / "helpers" / "warm.py"], cwd=self.tree, env=self.env,
+            [sys.executable, self.tree / "tests/helpers/warm.py"], cwd=self.tree, env=self.env,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         atexit.register(self._server.kill)
         assert self.run(call="warm:draw", argv=[str(self.faces)]).code == 0
@@ -51,17 +53,18 @@ class Warm:
         return json.loads(self._server.stdout.readline())
 
     def start(self, *argv, call=None, hook=None, env=None):
-        """Begin `main.py argv`, or "module:function" `call` with argv; returns a Child."""
-        log = tempfile.NamedTemporaryFile(dir=self.tree.parent, suffix=".log", delete=False).name
+        """Start `main.py argv`, or the "module:function" `call` with argv; return a Child."""
+        handle, log = tempfile.mkstemp(".log", dir=self.tree.parent)
+        os.close(handle)
         argv = [str(a) for a in argv]
         return Child(self, self._ask(argv=argv, call=call, hook=hook, env=env or {}, log=log), log)
 
     def run(self, *argv, **options):
-        """Start and wait; a Child whose `code` and `text` are there."""
+        """Start a run and wait for it; return a Child with `code` and `text`."""
         return self.start(*(options.pop("argv", argv)), **options).wait()
 
     def ranks(self, world, *argv, **options):
-        """The same run in `world` ranks of one group; a list of Children that have ended."""
+        """Run the same command in `world` ranks of one process group; return the Children."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -73,11 +76,11 @@ class Warm:
         return [child.wait() for child in group]
 
     def folder(self, exp):
-        """The folder of an experiment."""
+        """Return the folder of an experiment."""
         return self.tree / "weights" / exp
 
     def bash(self, *argv, **env):
-        """Begin `bash main.sh argv` for real; a Popen whose output is text."""
+        """Start `bash main.sh argv` as a new process; return a Popen with text output."""
         return subprocess.Popen(["bash", self.tree / "main.sh", *map(str, argv)], text=True,
                                 env={**self.env, **env}, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, start_new_session=True)
@@ -90,7 +93,7 @@ class Child:
         self._warm, self.pid, self._log = warm, pid, pathlib.Path(log)
 
     def wait(self):
-        """Wait for its end; returns itself."""
+        """Wait until the run has ended; return self."""
         self.code = self._warm._ask(wait=self.pid)
         self.text = self._log.read_text(encoding="utf-8", errors="replace")
         return self
@@ -98,15 +101,15 @@ class Child:
 
 @functools.cache
 def warm():
-    """The one Warm of a test session."""
+    """Return the Warm that the test session shares."""
     return Warm()
 
 
 def wait_for(condition, seconds=300):
-    """Wait until condition() is true; fails after a while."""
+    """Wait until condition() is true; fail after a time limit in seconds."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, f"not reached within {seconds} s"
         time.sleep(0.01)
 
 
@@ -119,11 +122,13 @@ def draw(folder):
 
 
 def _install(hook):
-    """Send a signal to this process at the n-th moment of a kind; hook: "KIND:N[:SIGNAL]".
+    """Make this process send itself a signal at the n-th event of a kind.
 
-    step: before an optimiser step; update: after the optimiser, before the average; half, fsync,
-    replace, renamed: in a save of a .pt, with half of the temporary file written, all of it
-    written, synced, and renamed.
+    Args:
+        hook: "KIND:N[:SIGNAL]", or None for no signal. The kinds are "step" (before an optimiser
+            step) and "update" (after it, before the average of weights); in a save of a .pt file
+            "half" (half of the temporary file is written), "fsync" (all of it is written),
+            "replace" (it is synced) and "renamed".
     """
     import torch
 
@@ -131,45 +136,45 @@ def _install(hook):
     from utils.deploy import export
     from utils.training.trainer import Trainer
 
-    # The export takes longer than the whole training, and is tested elsewhere.
+    # The export takes longer than the training and has its own tests.
     export.export_weights = lambda path, flip_test=False: path
     kind, number, name = f"{hook or 'none:0'}:KILL".split(":")[:3]
     calls = iter(range(1, 10 ** 6))
 
-    def moment(place, before=lambda: None):
-        if place == kind and next(calls) == int(number):
+    def event(name_of_kind, before=lambda: None):
+        if name_of_kind == kind and next(calls) == int(number):
             before()
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
     class Watched:
-        """The os module with moments."""
+        """The os module, with events in fsync() and replace()."""
 
         def __getattr__(self, attribute):
             return getattr(os, attribute)
 
         def fsync(self, file):
             if os.readlink(f"/proc/self/fd/{file}").endswith(".pt.tmp"):
-                moment("half", lambda: os.truncate(file, os.fstat(file).st_size // 2))
-                moment("fsync")
+                event("half", lambda: os.truncate(file, os.fstat(file).st_size // 2))
+                event("fsync")
             os.fsync(file)
 
         def replace(self, old, new):
             if new.suffix == ".pt":
-                moment("replace")
+                event("replace")
             os.replace(old, new)
             if new.suffix == ".pt":
-                moment("renamed")
+                event("renamed")
 
     files.os = Watched()
     optimise, update = Trainer.train_step, torch.optim.AdamW.step
 
     def optimise_watched(*arguments):
-        moment("step")
+        event("step")
         return optimise(*arguments)
 
     def update_watched(*arguments, **options):
         result = update(*arguments, **options)
-        moment("update")
+        event("update")
         return result
 
     Trainer.train_step, torch.optim.AdamW.step = optimise_watched, update_watched
@@ -193,7 +198,7 @@ def _child(job):
             errors.run(main.main)
         code = 0
     except SystemExit as end:
-        # As at a real end, all that the error's frames hold is still there at exit.
+        # At a real exit the objects in the frames of the error are still alive.
         code, kept = end.code or 0, end
     except BaseException as error:
         traceback.print_exc()
@@ -207,7 +212,7 @@ def _child(job):
 
 
 def serve():
-    """The warm process: JSON requests on stdin, JSON answers on stdout."""
+    """Serve JSON requests from stdin with JSON answers on stdout."""
     sys.path[:0] = [os.getcwd(), str(pathlib.Path(__file__).parent.parent)]
     import helpers
     sys.modules["helpers.warm"] = helpers.warm = sys.modules["__main__"]
@@ -224,9 +229,9 @@ def serve():
     from utils.evaluation import score  # noqa: F401
     from utils.training import trainer  # noqa: F401
     torch.set_num_threads(1)
-    # A closed terminal is heard also where pytest itself was started by nohup.
+    # nohup, if it has started pytest, makes processes ignore SIGHUP.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    args.LEAST["save_minutes"] = 0
+    args.SETTINGS["save_minutes"] = args.Setting(machine=True)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)

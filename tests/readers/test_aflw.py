@@ -1,4 +1,4 @@
-"""AFLW's .mat file."""
+"""The reader of AFLW."""
 import numpy
 import pytest
 import scipy.io

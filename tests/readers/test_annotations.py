@@ -1,4 +1,4 @@
-"""Files of labelling tools."""
+"""The reader of annotation tools."""
 import dataclasses
 import json
 import re
@@ -49,7 +49,7 @@ def test_each_tool(tmp_path, name, one_based):
 
 @pytest.mark.parametrize(("name", "old", "new", "reason"), [
     ("coco.json", "[1, 2, 2, ", "[", "2 points found, 3 expected"),
-    ("coco.json", '"image_id": 7', '"image_id": 8', "of one that is unknown"),
+    ("coco.json", '"image_id": 7', '"image_id": 8', "one that the file does not list"),
     ("coco.json", '"keypoints"', '"points"', "it has no 'keypoints'"),
     ("labelme.json", '"label": "2"', '"label": "nose"', "point 'nose' is no number from 0 to 2"),
     ("labelme.json", '"label": "2"', '"label": "0"', "point 0 is there twice"),
@@ -96,7 +96,7 @@ def test_lists_of_each_tool(tmp_path, name):
     write(tmp_path / "test" / name, GOOD[name])
     image(tmp_path / "a.jpg")
     write(tmp_path / name.replace(".", "_test."), GOOD[name])
-    # A file of labelme has the name of its photo.
+    # A labelme file is named after its photo, so its name gives no list.
     splits = ["train" if name == "labelme.json" else "test", "test"]
     assert [face.subset for face in annotations.read(tmp_path, [], THREE)] == splits
 
@@ -146,10 +146,10 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
     assert points[2] == [1, 2]
     assert not problems
     assert numpy.isnan(points[1]).all()
-    # A person has more keypoints than a face.
+    # Other keypoints of a person are ignored.
     numpy.testing.assert_equal(read(["nose", "left eye", "elbow"], six),
                                read(["nose", "left eye"], six[:6]))
-    # Names of another tongue say nothing of the order.
+    # If no name is known, the keypoints are in the order of the scheme.
     assert read(["a", "b", "c"], six) == ([[[1, 2], [3, 4], [5, 6]]], [])
     for names, keypoints, reason in (
             (["nose", "left eye"], six, "3 points found, its category names 2"),
@@ -162,7 +162,7 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
 @pytest.mark.parametrize(("file", "photo"), [
     ("annotations/train.json", "images/a.jpg"), ("annotations/val.json", "images/val/a.jpg"),
     ("coco.json", "images/a.jpg")])
-def test_coco_images_in_a_folder_of_their_own(tmp_path, file, photo):
+def test_coco_images_in_a_separate_folder(tmp_path, file, photo):
     image(tmp_path / photo)
     write(tmp_path / file, GOOD["coco.json"])
     problems = []
@@ -173,20 +173,20 @@ def test_coco_images_in_a_folder_of_their_own(tmp_path, file, photo):
 
 
 @pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
-def test_labels_from_one(tmp_path, name):
+def test_labels_that_count_from_1(tmp_path, name):
     image(tmp_path / "a.jpg")
     path, problems = write(tmp_path / name, labelled(name, "123")), []
     face, = annotations.read(path, problems, THREE)
     assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]
     assert numpy.isnan(face.points[1]).all()
     assert [text for _, text in problems] == ["note: labels count from 1, as there is a 3 and no 0"]
-    # Where neither 0 nor 3 is anywhere, 1 and 2 may be either.
+    # Without 0 and 3, the labels 1 and 2 are ambiguous.
     write(path, labelled(name, "122"))
     with pytest.raises(UserError, match="from 1 to 2: without 0 and without 3 they may count"):
         annotations.read(tmp_path, [], THREE)
 
 
-def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
+def test_the_label_of_a_point_outside_counts(tmp_path):
     image(tmp_path / "a.jpg")
     parts = ('<points label="1" outside="0" points="1,2"/>'
              '<points label="2" outside="0" points="3,4"/>'
@@ -197,7 +197,7 @@ def test_the_last_point_of_a_skeleton_is_outside(tmp_path):
     face, = annotations.read(path, [], THREE)
     assert face.points[:2].tolist() == [[1, 2], [3, 4]]
     assert numpy.isnan(face.points[2]).all()
-    # Beside labels from 0 they are wrong, and not one off.
+    # Beside labels from 0, the label 3 is an error.
     write(tmp_path / "b.xml", GOOD["cvat.xml"])
     problems = []
     assert len(annotations.read(tmp_path, problems, THREE)) == 1
@@ -212,7 +212,7 @@ def test_damaged_files_are_named(tmp_path):
         write(tmp_path / "cut" / name, text[:len(text) // 2])
     write(tmp_path / "cut" / "empty.json", "")
     write(tmp_path / "cut" / "latin.json", b'{"shapes": ["\xff"]}')
-    write(tmp_path / "cut" / "._labels.json", b"\0\5\26\7")  # Of macOS beside a labels.json.
+    write(tmp_path / "cut" / "._labels.json", b"\0\5\26\7")  # Metadata file of macOS.
     write(tmp_path / "other.json", '{"names": []}')
     write(tmp_path / "labels.xml", GOOD["dlib.xml"])
     problems = []
@@ -221,12 +221,12 @@ def test_damaged_files_are_named(tmp_path):
     assert all("damaged or cut off: " in reason for reason in reasons(problems).values())
     assert [path.name for path, text in problems if text.startswith("note: not read")] == [
         "other.json"]
-    # Alone, they are not a folder of no known layout, nor "no such folder".
+    # Damaged files are recognised, so that reading them gives the reason.
     for source in (tmp_path / "cut", tmp_path / "cut" / "coco.json", tmp_path / "other.json"):
         assert readers.recognise(source) is annotations
 
 
-def test_photos_that_labelme_has_no_file_for_are_named(tmp_path):
+def test_photos_without_a_labelme_file_are_reported(tmp_path):
     for name in ("a.jpg", "b.jpg", "c.png", "d.jpg", "other/e.jpg", ".f.jpg"):
         image(tmp_path / name)
     path = write(tmp_path / "a.json", GOOD["labelme.json"])
@@ -236,7 +236,7 @@ def test_photos_that_labelme_has_no_file_for_are_named(tmp_path):
     assert len(annotations.read(tmp_path, problems, THREE)) == 2
     assert reasons(problems).keys() == {"c.png", "d.json"}
     assert reasons(problems)["c.png"] == "image without c.json"
-    # One file is asked for by its name, and the others not.
+    # If one file is read, photos without a file are not reported.
     problems = []
     assert len(annotations.read(path, problems, THREE)) == 1
     assert not problems

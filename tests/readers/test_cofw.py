@@ -1,4 +1,4 @@
-"""COFW's .mat files, new and old, and files that are none."""
+"""The reader of COFW: .mat files of both formats, and damaged ones."""
 import json
 
 import cv2
@@ -22,7 +22,7 @@ def cofw_rows(faces):
 
 
 def write_cofw(folder, split, images, phis, boxes, leave_out=None):
-    """A MATLAB 7.3 file: HDF5 behind a header of 512 bytes, every array back to front."""
+    """Write a MATLAB 7.3 file: HDF5 after a 512-byte header, all arrays with reversed axes."""
     tail = {"train": "Tr", "test": "T"}[split]
     path = folder / f"COFW_{split}_color.mat"
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -79,21 +79,21 @@ def test_cofw_points_boxes_and_images(tmp_path, old):
         assert decoded.shape == (*picture.shape[:2], 3)
 
 
-def test_faces_of_one_file_are_of_as_many_photos(tmp_path, capsys):
+def test_each_face_of_a_file_counts_as_a_photo(tmp_path, capsys):
     phis, boxes = cofw_rows([face_of("COFW", 0)] * 3)
     write_cofw(tmp_path, "train", [numpy.zeros((256, 256, 3), numpy.uint8)] * 3, phis, boxes)
     DataGenerator(tmp_path, 64, output_dir=tmp_path / "prepared", workers=1).run()
     out = capsys.readouterr().out
-    assert "lie on each other" not in out
+    assert "overlap" not in out
     assert "3 faces of 3 photos" in out
 
 
-def test_cofw_marks_what_is_covered(tmp_path):
+def test_cofw_marks_hidden_points(tmp_path):
     phis, boxes = cofw_rows([face_of("COFW", seed) for seed in range(2)])
-    phis[:, 58:] = covered = numpy.random.default_rng(0).integers(0, 2, (2, 29))
+    phis[:, 58:] = hidden = numpy.random.default_rng(0).integers(0, 2, (2, 29))
     write_cofw(tmp_path, "train", pictures(2), phis, boxes)
     found = [face.hidden.tolist() for face in cofw.read(tmp_path, [])]
-    assert found == covered.astype(bool).tolist()
+    assert found == hidden.astype(bool).tolist()
 
 
 def test_cofw_of_shared(shared, tmp_path):
@@ -160,7 +160,7 @@ def test_cofw_of_another_shape(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"\x00" * 9000, b"no such thing" * 300])
 @pytest.mark.parametrize(("reader", "file"), [(cofw, "COFW_test_color.mat"),
                                           (aflw, "AFLWinfo_release.mat")])
-def test_no_mat_file(tmp_path, reader, file, content):
+def test_files_that_are_not_mat_files(tmp_path, reader, file, content):
     write(tmp_path / file, content)
     (tmp_path / "flickr").mkdir()
     with pytest.raises(UserError, match=f"{file}: no"):
@@ -168,7 +168,7 @@ def test_no_mat_file(tmp_path, reader, file, content):
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.3, 0.6, 0.9])
-def test_cut_off_mat_files_are_no_traceback(tmp_path, keep):
+def test_cut_off_mat_files_raise_a_user_error(tmp_path, keep):
     rows = cofw_rows([face_of("COFW")] * 3)
     path = write_cofw(tmp_path, "train", pictures(), *rows)
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
@@ -176,6 +176,6 @@ def test_cut_off_mat_files_are_no_traceback(tmp_path, keep):
         [cofw.image_of(face) for face in cofw.read(tmp_path, [])]
     write_old_cofw(tmp_path, pictures(), *rows)
     path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
-    cofw._old_images.cache_clear()
+    cofw._images_before_73.cache_clear()
     with pytest.raises(UserError, match="COFW_train_color.mat"):
         [cofw.image_of(face) for face in cofw.read(tmp_path, [])]

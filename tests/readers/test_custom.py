@@ -1,4 +1,4 @@
-"""Own photos with .pts or .csv."""
+"""The reader of own data: .pts files and CSV files."""
 import numpy
 import pytest
 from helpers.reader_files import image, pts, reasons, write
@@ -74,7 +74,7 @@ def test_custom_csv_names_the_bad_line(tmp_path, line, reason):
     assert reason in text
 
 
-def test_custom_csv_folders_say_the_list_where_no_column_does(tmp_path):
+def test_custom_csv_folders_give_the_list_without_a_split_column(tmp_path):
     names = ["train/a.jpg", "test/a.jpg", "b.jpg", "val/c.jpg"]
     for name in names:
         image(tmp_path / name)
@@ -82,7 +82,7 @@ def test_custom_csv_folders_say_the_list_where_no_column_does(tmp_path):
     path = write(tmp_path / "faces.csv", "\n".join([HEADER, *lines]))
     assert [face.lists for face in custom.read(path, [], THREE)] == [
         ("train",), ("test",), ("train",), ("val",)]
-    path = write(tmp_path / "said.csv", f"{HEADER},split\ntest/a.jpg,1,2,3,4,5,6,train")
+    path = write(tmp_path / "split.csv", f"{HEADER},split\ntest/a.jpg,1,2,3,4,5,6,train")
     assert [face.lists for face in custom.read(path, [], THREE)] == [("train",)]
 
 
@@ -109,14 +109,14 @@ def test_custom_csv_bad_split_and_box(tmp_path):
     (HEADER.encode() + b"\n\xff\xfe\n", "UTF-8"),
     (bytes(range(256)), "UTF-8"),
     ('"open' + HEADER, "CSV")])
-def test_custom_csv_of_another_form(tmp_path, content, reason):
+def test_custom_csv_with_a_wrong_header(tmp_path, content, reason):
     path = write(tmp_path / "faces.csv", content)
     with pytest.raises(UserError, match=f"faces.csv: .*{reason}") as caught:
         custom.read(path, [], THREE)
     assert "\n" not in str(caught.value)
 
 
-def test_custom_says_what_it_needs(tmp_path):
+def test_custom_errors_name_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="needs a landmark scheme"):
         custom.read(tmp_path, [])
     with pytest.raises(UserError, match="no .pts and no .csv"):
@@ -132,7 +132,7 @@ def test_custom_says_what_it_needs(tmp_path):
 
 
 @pytest.mark.parametrize("left_out", ["-1,-1", "0,0", "nan,NaN", ",", "nan,5"])
-def test_points_that_were_not_labelled_are_missing(tmp_path, left_out):
+def test_unlabelled_points_are_nan(tmp_path, left_out):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / "faces.csv", f"image,x1,y1,x2,y2,x3,y3\na.jpg,1,2,{left_out},5,6\n")
     problems = []
@@ -144,7 +144,7 @@ def test_points_that_were_not_labelled_are_missing(tmp_path, left_out):
 
 def test_missing_points_of_a_pts_file(tmp_path):
     image(tmp_path / "a.jpg")
-    # As the file counts: 10 20, 0 0, 30 40.
+    # In the file: 10 20, 0 0, 30 40.
     write(tmp_path / "a.pts", pts([[9, 19], [-1, -1], [29, 39]]))
     problems = []
     face, = custom.read(tmp_path, problems, THREE)
@@ -156,7 +156,7 @@ def test_missing_points_of_a_pts_file(tmp_path):
     HEADER.replace(",", ";") + "\na.jpg;1,5;2;3;4;5;6\n",
     HEADER.replace(",", "\t") + "\r\na.jpg\t1,5\t2\t3\t4\t5\t6\r\n",
     "\ufeffa.jpg;1.5;2;3;4;5;6", "a.jpg,1.5,2,3,4,5,6\n"])
-def test_csv_as_people_save_it(tmp_path, content):
+def test_csv_variants_of_spreadsheets(tmp_path, content):
     image(tmp_path / "a.jpg")
     path = write(tmp_path / "faces.csv", content)
     for one_based in (False, True):

@@ -1,4 +1,4 @@
-"""LaPa's text files."""
+"""The reader of LaPa."""
 import numpy
 from helpers.reader_files import face_of, image, reasons, write
 

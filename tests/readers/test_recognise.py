@@ -1,21 +1,47 @@
-"""Which reader a folder is for."""
+"""The readers' protocol, and which reader a folder gets."""
+import pathlib
+
 import pytest
 from helpers.reader_files import write
 
 from utils.data import readers
-from utils.data.readers import aflw, cofw, custom, lapa, w300, wflw
+from utils.data.readers import aflw, annotations, cofw, custom, lapa, w300, wflw
 from utils.errors import UserError
+from utils.landmarks import crop
 from utils.landmarks.schemes import SCHEMES
 
+HELPERS = {"__init__", "face", "pts"}
 
-def test_every_reader_has_the_interface():
-    assert list(readers.READERS) == ["300W", "WFLW", "COFW", "AFLW", "LaPa", "custom",
-                                      "annotations", "samples"]
-    for name, reader in readers.READERS.items():
-        assert readers.get(name) is readers.get(name.lower()) is reader
-        assert reader.SCHEME is None or reader.SCHEME in SCHEMES
-        assert reader.LAYOUT
-        assert isinstance(reader.EXPECTED, dict)
+
+def test_every_module_is_registered():
+    modules = {path.stem for path in pathlib.Path(readers.__file__).parent.glob("*.py")}
+    registered = [reader.__name__.rpartition(".")[2] for reader in readers.READERS.values()]
+    assert sorted(registered) == sorted(modules - HELPERS)
+    assert list(readers.READERS)[:5] == ["300W", "WFLW", "COFW", "AFLW", "LaPa"]
+    assert {"custom", "annotations", "samples"} <= readers.READERS.keys()
+
+
+@pytest.mark.parametrize("name", readers.READERS)
+def test_every_reader_follows_the_protocol(tmp_path, name):
+    reader = readers.READERS[name]
+    assert readers.get(name) is readers.get(name.lower()) is reader
+    assert reader.SCHEME is None or reader.SCHEME in SCHEMES
+    assert reader.LAYOUT
+    assert isinstance(reader.EXPECTED, dict)
+    assert reader.matches(tmp_path) is False
+    assert callable(reader.read)
+    if hasattr(reader, "CROP"):
+        assert reader.CROP.keys() == crop.PUBLISHED_CROP.keys()
+        assert reader.CROP["rule"] in crop.RULES
+
+
+def test_published_sets_own_data_and_crops_of_published_nmes():
+    assert readers.PUBLISHED[:5] == (w300, wflw, cofw, aflw, lapa)
+    assert readers.OWN_DATA[:2] == (custom, annotations)
+    assert wflw.CROP == {"rule": "box", "scale": 1.2}
+    assert cofw.CROP == aflw.CROP == {"rule": "box", "scale": 1.0}
+    assert not hasattr(w300, "CROP")
+    assert not hasattr(lapa, "CROP")
 
 
 def test_get_offers_the_nearest():
@@ -43,7 +69,7 @@ def test_recognise_lapa_and_a_csv_file(tmp_path):
     assert readers.recognise(write(tmp_path / "a.csv", "")) is custom
 
 
-def test_recognise_says_what_it_looked_for(tmp_path):
+def test_recognise_lists_the_known_layouts(tmp_path):
     write(tmp_path / "photos.zip", "")
     with pytest.raises(UserError) as caught:
         readers.recognise(tmp_path)

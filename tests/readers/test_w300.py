@@ -1,4 +1,4 @@
-"""300W's folders."""
+"""The reader of 300W."""
 import cv2
 from helpers.reader_files import DAMAGED, GOOD, face_of, image, pts, reasons, write
 
@@ -22,7 +22,7 @@ def test_w300_lists_groups_and_order(tmp_path):
         ("ibug", "image_003_1.jpg", ("test", "test_challenge"))]
     assert len({f.name for f in faces}) == 7
     assert all(f.box is None for f in faces)
-    # Two faces of one photo stay together; photos of LFPW do not.
+    # Faces of one photo share a group; the numbers of LFPW are photos.
     assert faces[0].group == faces[1].group == "afw/7"
     assert faces[3].group == "lfpw/trainset/image_0001"
     assert set(w300.EXPECTED) == {f.subset for f in faces}
@@ -39,7 +39,7 @@ def test_w300_names_every_bad_item_and_reads_the_rest(tmp_path):
     image(folder / "good.png")
     image(folder / "alone.jpg")
     write(folder / "lonely.pts", GOOD)
-    # None of these is a face or a mistake.
+    # These are ignored without a problem.
     image(folder / "good_mirror.jpg")
     write(folder / "good_mirror.pts", "")
     write(folder / "._good.jpg", "")

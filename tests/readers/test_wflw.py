@@ -1,4 +1,4 @@
-"""WFLW's lists."""
+"""The reader of WFLW."""
 import shutil
 
 import numpy
@@ -102,7 +102,7 @@ def test_wflw_of_shared_and_as_68_points(shared):
     assert len({f.group for f in faces}) == 2
     assert len({f.name for f in faces}) == 4
     mean = SCHEMES["300W"].mean_face
-    # Which points of WFLW each of the 68 comes from, written down apart from the map.
+    # The WFLW points of each of the 68, listed independently of wflw_to_300w.
     sources = {i: [2 * i] for i in range(17)}
     sources |= {17: [33], 18: [34, 41], 19: [35, 40], 20: [36, 39], 21: [37, 38], 22: [42, 50],
                 23: [43, 49], 24: [44, 48], 25: [45, 47], 26: [46]}
@@ -119,7 +119,7 @@ def test_wflw_of_shared_and_as_68_points(shared):
             near = face.points[source]
             assert (mapped[i] >= near.min(0) - 1e-9).all(), i
             assert (mapped[i] <= near.max(0) + 1e-9).all(), i
-        # Order and side: along each stroke of the drawing the face goes the way the mean face does.
+        # Order and side: the points of each contour run in the direction of the mean face.
         matrix, *_ = numpy.linalg.lstsq(numpy.c_[mapped, numpy.ones(68)], mean, rcond=None)
         upright = numpy.c_[mapped, numpy.ones(68)] @ matrix
         for stroke in ([0, 4, 8, 12, 16], [17, 21, 22, 26], [27, 30, 33], [36, 39, 42, 45],

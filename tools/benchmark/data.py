@@ -1,4 +1,4 @@
-"""Samples per second and core: ours against the published way, written from FACTS.md."""
+"""Data loading: samples per second and core, against the published pipeline of PIPNet."""
 import contextlib
 import random
 import sys
@@ -19,21 +19,28 @@ from utils.args import load_args
 from utils.data import augment, cache, dataset
 from utils.training import ddp, loss
 
-# What the authors do to a training face, in our settings: 30 px of 256 are 0.117.
-AUTHORS = {"rotation": 30, "scaling": 0, "aspect": 0, "shift": 0.117, "flip": 0.5, "colour": 0,
+# The augmentation of the published code as settings of args.yaml; 30 px of 256 are 0.117.
+PUBLISHED = {"rotation": 30, "scaling": 0, "aspect": 0, "shift": 0.117, "flip": 0.5, "colour": 0,
            "grey": 0.2, "blur": 0.3, "occlusion": 0.5, "occlusion_size": 0.4}
 
-class PublishedDataset(torch.utils.data.Dataset):
-    """The published way to a sample, written from FACTS.md: Pillow, one resampling after another,
-    a normalised float image and dense target maps filled landmark by landmark.
 
-    paths: of size x size crops. points (N, K, 2) in crop units. Pillow's own default resampling
-    (nearest) is used, as published; a better one would take longer.
+class PublishedDataset(torch.utils.data.Dataset):
+    """The published data pipeline of PIPNet, written anew.
+
+    Pillow resamples once per augmentation, with its default (nearest), as published. A sample is a
+    normalised float image and dense target maps, filled landmark by landmark.
+
+    Args:
+        paths: image files of square crops.
+        points: their landmarks (N, K, 2) in crop units.
+        scheme: landmark scheme.
+        num_nb: neighbours per landmark.
+        grid: cells along a side of the maps.
     """
 
     def __init__(self, paths, points, scheme, num_nb=10, grid=8):
         self.paths, self.points, self.flip = paths, points, scheme.flip
-        self.neighbours, self.grid = head.neighbours(scheme.mean_face, num_nb), grid
+        self.neighbours, self.grid = head.nearest_neighbours(scheme.mean_face, num_nb), grid
         self.finish = torchvision.transforms.Compose([
             torchvision.transforms.ToTensor(),
             torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
@@ -45,7 +52,7 @@ class PublishedDataset(torch.utils.data.Dataset):
         with PIL.Image.open(self.paths[index]) as file:
             image = file.convert("RGB")
         image, points = self._geometry(image, self.points[index].copy())
-        image = self._look(image)
+        image = self._photometric(image)
         return self.finish(image), *self._targets(points)
 
     def _geometry(self, image, points):
@@ -65,7 +72,7 @@ class PublishedDataset(torch.utils.data.Dataset):
             points = (points - 0.5) @ numpy.array([[cos, -sin], [sin, cos]]) + 0.5
         return image, points
 
-    def _look(self, image):
+    def _photometric(self, image):
         size = image.size[0]
         if random.random() < 0.5:
             pixels = numpy.array(image)
@@ -99,25 +106,25 @@ class PublishedDataset(torch.utils.data.Dataset):
 
 
 def data(prepared, options):
-    """Samples per second and core: the published way, ours, and ours with `cache: ram`."""
+    """Measure samples per second and core: published pipeline, this one, and `cache: ram`."""
     size, batch, count = prepared.size or 256, 16, 128
-    every = prepared.lists["train"]
-    faces = every.take(random.Random(0).sample(range(len(every)), min(count, len(every))))
+    train = prepared.lists["train"]
+    faces = train.select(random.Random(0).sample(range(len(train)), min(count, len(train))))
     scheme = prepared.scheme
-    neighbours = torch.from_numpy(head.neighbours(scheme.mean_face, 10))
+    neighbours = torch.from_numpy(head.nearest_neighbours(scheme.mean_face, 10))
     normalise = LandmarkNet(scheme)
     normalise.backbone = normalise.head = torch.nn.Identity()
 
     def ours(settings, cached=False):
-        found = dataset.FaceDataset(faces, prepared.margin, size, scheme.indices,
-                                    augment.Augment(load_args(settings), scheme.flip))
+        samples = dataset.FaceDataset(faces, prepared.margin, size, scheme.indices,
+                                      augment.Augment(load_args(settings), scheme.flip))
         if cached:
             with contextlib.redirect_stdout(sys.stderr):
-                found.cache = cache.CropCache(found, ddp.Ranks())
-        return found
+                samples.cache = cache.CropCache(samples, ddp.Ranks())
+        return samples
 
-    def drain(found):
-        loader = torch.utils.data.DataLoader(found, batch)
+    def read_all(samples):
+        loader = torch.utils.data.DataLoader(samples, batch)
 
         def run():
             for _ in loader:
@@ -136,28 +143,29 @@ def data(prepared, options):
         for i, path in enumerate(paths):
             cv2.imwrite(path, plain[i][0].numpy()[..., ::-1])
         published = PublishedDataset(paths, faces.points, scheme, grid=size // 32)
-        stored = ours(AUTHORS)
+        stored = ours(PUBLISHED)
         batches = list(torch.utils.data.DataLoader(stored, batch))
-        # One core is what is paid for; processor time is what others on the machine do not change.
+        # One core, and processor time, which other processes hardly change.
         threads = torch.get_num_threads(), cv2.getNumThreads()
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-        ways = {
-            "published way": drain(published), "ours": drain(stored),
-            "ours, `cache: ram`": drain(ours(AUTHORS, True)),
-            "ours, default augmentation": drain(ours({})),
-            "ours, default, `cache: ram`": drain(ours({}, True)),
-            "of it: published sample alone": lambda: [published[i] for i in range(len(faces))],
-            "of it: our decoding alone": lambda: [stored.read(i) for i in range(len(faces))],
-            "left to the step: normalisation and targets": step_part}
-        found = measure(ways, options.rounds, time.process_time)
+        functions = {
+            "published": read_all(published), "this repository": read_all(stored),
+            "with `cache: ram`": read_all(ours(PUBLISHED, True)),
+            "default augmentation": read_all(ours({})),
+            "default augmentation, `cache: ram`": read_all(ours({}, True)),
+            "published, samples alone": lambda: [published[i] for i in range(len(faces))],
+            "decoding alone": lambda: [stored.read(i) for i in range(len(faces))],
+            "normalisation and targets, in the training step": step_part}
+        found = measure(functions, options.rounds, time.process_time)
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
-    base = numpy.median(found["published way"])
+    base = numpy.median(found["published"])
     rows = [[name, ms(seconds / len(faces)), f"{len(faces) / numpy.median(seconds):.0f}",
              f"{base / numpy.median(seconds):.2f}"] for name, seconds in found.items()]
     return [f"{len(faces)} faces a round, batches of {batch}, input {size}, stored at margin "
-            f"{prepared.margin:g}; processor time. The published loader gives normalised images "
-            f"and dense targets; ours gives bytes and landmarks, and the step does the rest, on "
-            f"its device and for a whole batch (last line, on this core).", "",
-            *table(["way", "ms a sample", "samples/s and core", "times as fast"], rows)]
+            f"{prepared.margin:g}; processor time. The published loader returns normalised images "
+            f"and dense targets. This repository's loader returns uint8 images and landmarks; the "
+            f"training step does the rest for a whole batch on its device (last row, on this "
+            f"core).", "",
+            *table(["loader", "ms a sample", "samples/s and core", "times as fast"], rows)]

@@ -1,4 +1,4 @@
-"""Models as they are deployed: PyTorch, ONNX Runtime, int8; IRNet's graph."""
+"""Deployment: inference with PyTorch, ONNX Runtime fp32 and int8; IRNet's exported graph."""
 import contextlib
 import copy
 import os
@@ -17,11 +17,12 @@ from utils.deploy import export, quantize
 from utils.evaluation import predict
 from utils.predictor import Predictor
 
-# Batch norms of untrained nets are brought to life by images, see common.build().
+# Measured untrained, with random batch norms: see common.build().
 BACKBONES = ("resnet18", "mobilenetv2_100", "mobileone_s1", "mobilenetv3_large_100", "irnet18")
 
+
 def deployment(prepared, options):
-    """Backbones as eager PyTorch, channels_last, ONNX Runtime fp32 and int8, 1 and 2 threads."""
+    """Measure backbones in eager PyTorch, channels_last and ONNX Runtime, 1 and 2 threads."""
     rows = []
     faces = prepared.lists["train"]
     models = [(name, None) for name in BACKBONES]
@@ -30,21 +31,21 @@ def deployment(prepared, options):
     for name, path in models:
         say(f"deployment: {name}")
         size = prepared.size or 256
-        model = (build(name, prepared.scheme, size, faces, prepared) if path is None
+        model = (build(name, size, faces, prepared) if path is None
                  else checkpoint.load_model(path))
         with tempfile.TemporaryDirectory() as folder:
             rows += _deploy(name, path, model, prepared, options, pathlib.Path(folder))
     head = ["model", "input", "variant", "threads", "median ms", "p90 ms", "faces/s, batch 1",
             "faces/s, batch 8", "int8 against fp32", "file MB", "NME %"]
-    return ["The first ones are untrained, which does not change their speed; NME in photo pixels "
-            "on the first test list, for trained ones.", "", *table(head, rows)]
+    return ["Models without an NME are untrained, which does not change their speed. The NME of "
+            "trained models is in photo pixels, on the first test list.", "", *table(head, rows)]
 
 
 def _deploy(name, path, model, prepared, options, folder):
     size = model.input_size
     crops = quantize.calibration_crops(prepared, size)
     with contextlib.redirect_stdout(sys.stderr):
-        float_file = export.export(model, folder / "model.onnx")
+        float_file = export.export_onnx(model, folder / "model.onnx")
         int8_file = quantize.quantize(float_file, crops)
     if path is None:
         torch.save(model.state_dict(), folder / "model.pt")
@@ -73,7 +74,7 @@ def _deploy(name, path, model, prepared, options, folder):
 
 
 def _runners(model, float_file, int8_file, threads):
-    """Variant to a function of crops (N, S, S, 3) uint8 that gives landmarks (N, K, 2)."""
+    """Return {variant: function of crops (N, S, S, 3) uint8 that returns landmarks (N, K, 2)}."""
     plain = model.to(memory_format=torch.contiguous_format)
     sessions = {"ONNX Runtime fp32": Predictor(float_file, threads=threads),
                 "ONNX Runtime int8": Predictor(int8_file, threads=threads)}
@@ -90,36 +91,36 @@ def _runners(model, float_file, int8_file, threads):
 
 
 def _nme(run, model, prepared):
-    """NME in % on the first test list, in photo pixels."""
-    faces = next(iter(prepared.tests.values()))
+    """Return the NME in % on the first test list, in photo pixels."""
+    faces = next(iter(prepared.test_lists.values()))
     found = predict.predict_list(lambda images: run(images.permute(0, 2, 3, 1).numpy()), faces,
                                     prepared.margin, model.input_size)
-    return 100 * predict.errors(found, faces, model.scheme, prepared.scheme)[0].mean()
+    return 100 * predict.list_nme(found, faces, model.scheme, prepared.scheme)[0].mean()
 
 
 def irnet(prepared, options):
-    """IRNet18 with and without PRelu nodes, and ResNet18 for comparison, in ONNX Runtime."""
+    """Measure IRNet18 with and without PRelu nodes, and ResNet18, in ONNX Runtime."""
     size, faces = prepared.size or 256, prepared.lists["train"]
     crops = quantize.calibration_crops(prepared, size)[:1]
-    rows, outputs = [], {}
+    rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         files = {}
-        net = build("irnet18", prepared.scheme, size, faces, prepared)
+        net = build("irnet18", size, faces, prepared)
         with unittest.mock.patch.object(export, "_SplitPReLU", lambda prelu: prelu):
-            files["IRNet18, PRelu nodes"] = export.export(net, f"{folder}/plain.onnx")
-        files["IRNet18, as exported"] = export.export(net, f"{folder}/split.onnx")
+            files["IRNet18, PRelu nodes"] = export.export_onnx(net, f"{folder}/plain.onnx")
+        files["IRNet18, as exported"] = export.export_onnx(net, f"{folder}/split.onnx")
         for label, name in (("IRNet18, relu", "irnet18"), ("ResNet18", "resnet18")):
-            other = build(name, prepared.scheme, size, faces, prepared, "relu")
-            files[label] = export.export(other, f"{folder}/{label}.onnx")
+            other = build(name, size, faces, prepared, "relu")
+            files[label] = export.export_onnx(other, f"{folder}/{label}.onnx")
         runs = {name: Predictor(file, threads=1) for name, file in files.items()}
         found = measure({k: lambda run=run: run(crops) for k, run in runs.items()},
                         options.rounds, time.process_time)
         outputs = {name: run(crops) for name, run in runs.items()}
     base = numpy.median(found["ResNet18"])
     for name, seconds in found.items():
-        same = "IRNet18, " in name and "relu" not in name
+        same_weights = "IRNet18, " in name and "relu" not in name
         difference = max(float(numpy.abs(a - b).max()) for a, b in zip(
-            outputs[name], outputs["IRNet18, PRelu nodes"])) if same else None
+            outputs[name], outputs["IRNet18, PRelu nodes"])) if same_weights else None
         rows.append([name, ms(seconds), f"{numpy.median(seconds) / base:.2f}",
                      "-" if difference is None else f"{difference:.0e}"])
     return ["One thread, batch 1, processor time. IRNet18 has 1.44 times the multiply-adds of "

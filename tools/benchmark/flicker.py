@@ -1,12 +1,16 @@
-"""How still the points stand, and how far they lag: python -m tools.benchmark.flicker.
+"""Measure the jitter and the lag of tracked landmarks.
 
-The portrait that comes with matplotlib is filmed twice for `--seconds`: held still, and carried
-about on a known path (it sways, turns and comes nearer), each frame with noise of its own and
-compressed as a camera would. Where a point must be in a frame follows from where it is at rest, so
-no label is needed. Jitter is the change of a point from frame to frame beside that of the path,
-root of the mean square, in % of the distance of the outer eye corners; lag is how many frames the
-face's centre is late. MediaPipe's face mesh in video mode stands beside them where it is installed
-(mediapipe before 0.10.30, which brings its model).
+    python -m tools.benchmark.flicker [--weights FILE ...] [--seconds 6]
+
+Two videos are made of the portrait that comes with matplotlib: one at rest, and one that moves
+along a known path (translation, rotation, scale). Every frame has new noise and JPEG compression.
+The true position of a landmark is its mean position at rest moved along the path, so no annotation
+is needed.
+
+Jitter is the root mean square of the change of a landmark's error from frame to frame, in % of the
+distance of the outer eye corners. Lag is the delay of the mean landmark in frames. MediaPipe's face
+mesh in video mode is measured too if it is installed (mediapipe<0.10.30 contains the model). Takes
+a minute a model on two cores.
 """
 import math
 
@@ -24,13 +28,13 @@ from utils.tracking.tracker import Tracker
 
 RATE = 30
 WIDTH, HEIGHT = 640, 480
-WARM = 15  # Frames in which detectors find the face and filters come to rest.
-NOISE, QUALITY = 3.0, 85  # Standard deviation in grey values; of JPEG.
-MESH_EYES = 33, 263  # Outer eye corners in MediaPipe's mesh.
+WARM = 15  # Frames that are not measured: the detector finds the face and the filter settles.
+NOISE, QUALITY = 3.0, 85  # Standard deviation in grey values; JPEG quality.
+MESH_EYES = 33, 263  # Outer eye corners of MediaPipe's mesh.
 
 
 def path(frame):
-    """The 2 x 3 affine of a frame of the moving film, against the film at rest."""
+    """Return the affine matrix (2, 3) from the video at rest to a frame of the moving one."""
     seconds = frame / RATE
     angle = math.radians(6) * math.sin(1.1 * seconds)
     scale = 0.9 + 0.1 * math.cos(0.7 * seconds)
@@ -41,13 +45,13 @@ def path(frame):
     return numpy.column_stack([turn, middle + shift - turn @ middle])
 
 
-def carried(points, matrix):
-    """Points (..., 2) through a 2 x 3 affine."""
+def transform(points, matrix):
+    """Apply an affine matrix (2, 3) to points (..., 2)."""
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
-def film(portrait, matrices):
-    """Frames, RGB uint8 (480, 640, 3), of the portrait under each of the matrices."""
+def make_video(portrait, matrices):
+    """Yield a frame, RGB uint8 (480, 640, 3), of the portrait under each affine matrix (2, 3)."""
     scale = 1.4 * HEIGHT / portrait.shape[0]
     place = numpy.array([[scale, 0, WIDTH / 2 - 0.5 * scale * portrait.shape[1]], [0, scale, 0]])
     random = numpy.random.default_rng(0)
@@ -60,28 +64,37 @@ def film(portrait, matrices):
         yield cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1].copy()
 
 
-def figures(points, rest, matrices, side):
-    """(jitter in %, lag in frames) of points (N, K, 2) in N frames.
+def jitter_and_lag(points, rest, matrices, eye_distance):
+    """Return the jitter in % and the lag in frames; the lag is NaN without movement.
 
-    rest: (K, 2), where the points are at rest. side: distance of the eye corners there, in pixels.
-    lag is NaN where nothing moves.
+    Args:
+        points: tracked landmarks (N, K, 2) of N frames in pixels.
+        rest: true landmarks (K, 2) at rest in pixels.
+        matrices: N affine matrices (2, 3) from rest to each frame.
+        eye_distance: distance of the outer eye corners at rest in pixels.
     """
-    true = numpy.stack([carried(rest, matrix) for matrix in matrices])
+    true = numpy.stack([transform(rest, matrix) for matrix in matrices])
     error = points - true
     jitter = math.sqrt((numpy.diff(error, axis=0) ** 2).sum(-1).mean())
     speed = numpy.gradient(true.mean(1), axis=0)
-    moved = (speed ** 2).sum()
-    # What is late by t frames is off by -t times the speed.
-    lag = -(error.mean(1) * speed).sum() / moved if moved > 1e-9 else math.nan
-    return 100 * jitter / side, lag
+    squared_speed = (speed ** 2).sum()
+    # A delay of t frames is an error of -t times the speed.
+    lag = -(error.mean(1) * speed).sum() / squared_speed if squared_speed > 1e-9 else math.nan
+    return 100 * jitter / eye_distance, lag
 
 
-def ours(weights, detector, **settings):
-    """A function: frame and seconds to points (K, 2); and the indices of its eye corners."""
+def model_tracker(weights, detector, **settings):
+    """Return a function (frame, seconds) to landmarks (K, 2) or None, and its eye corner indices.
+
+    Args:
+        weights: file of the model.
+        detector: "haar", or the .onnx file of a face detector.
+        settings: of the Tracker.
+    """
     predictor = Predictor(weights)
     if not isinstance(predictor.scheme.divisor, tuple):
-        raise UserError(f"{weights}: jitter is told beside the distance of the two points that "
-                        f"divide NME; scheme {predictor.scheme.name} has none")
+        raise UserError(f"{weights}: jitter is measured relative to the distance of two landmarks "
+                        f"that normalises NME; scheme {predictor.scheme.name} has none")
     tracker = Tracker(predictor, get_detector(detector), **settings)
 
     def follow(frame, seconds):
@@ -91,8 +104,8 @@ def ours(weights, detector, **settings):
     return follow, predictor.scheme.divisor
 
 
-def mesh():
-    """The same for MediaPipe's face mesh, or None where it is not installed."""
+def mesh_tracker():
+    """Return the same for MediaPipe's face mesh, or None if it is not installed."""
     net = face_mesh()
     if net is None:
         return None
@@ -105,48 +118,48 @@ def mesh():
     return follow, MESH_EYES
 
 
-def watch(make, portrait, frames):
-    """[jitter still, jitter moving, lag] of the follower that make() gives."""
+def measure(make, portrait, frames):
+    """Return [jitter at rest, jitter moving, lag] of the tracker that make() returns."""
     still, moving = [numpy.eye(2, 3)] * frames, [path(frame) for frame in range(frames)]
-    rest, side, found = None, None, []
+    rest, eye_distance, results = None, None, []
     for matrices in (still, moving):
         follow, (right, left) = make()
         points = [follow(frame, number / RATE)
-                  for number, frame in enumerate(film(portrait, matrices))][WARM:]
-        seen = [number for number, one in enumerate(points) if one is not None]
-        if len(seen) < len(points):
-            say(f"lost in {len(points) - len(seen)} of {len(points)} frames")
+                  for number, frame in enumerate(make_video(portrait, matrices))][WARM:]
+        lost = sum(found is None for found in points)
+        if lost:
+            say(f"no face in {lost} of {len(points)} frames")
             return [math.nan] * 3
         points = numpy.stack(points)
         if rest is None:
             rest = points.mean(0)
-            side = numpy.linalg.norm(rest[left] - rest[right])
-        found.append(figures(points, rest, matrices[WARM:], side))
-    return [found[0][0], *found[1]]
+            eye_distance = numpy.linalg.norm(rest[left] - rest[right])
+        results.append(jitter_and_lag(points, rest, matrices[WARM:], eye_distance))
+    return [results[0][0], *results[1]]
 
 
 def parse(argv=None):
-    """The command line as a namespace."""
-    parser = model_parser("tools.benchmark.flicker", __doc__, "to film")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each film [6]")
+    """Parse the command line."""
+    parser = model_parser("tools.benchmark.flicker", __doc__, "to measure")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of each video [6]")
     return parser.parse_args(argv)
 
 
 def run():
-    """Film, follow, and print the Markdown table."""
+    """Track both videos with every model and print a Markdown table."""
     options = parse()
     portrait = read_photo(sources.find_source("sample")[1], upright=True)
-    ways = {}
+    trackers = {}
     for name in options.weights:
-        ways[f"{name}, no filter"] = lambda name=name: ours(name, options.detector,
-                                                            filter_min_cutoff=0)
-        ways[f"{name}, as the demo"] = lambda name=name: ours(name, options.detector)
-    if mesh():
-        ways["MediaPipe face mesh"] = mesh
+        trackers[f"{name}, no filter"] = lambda name=name: model_tracker(
+            name, options.detector, filter_min_cutoff=0)
+        trackers[f"{name}, filtered"] = lambda name=name: model_tracker(name, options.detector)
+    if mesh_tracker():
+        trackers["MediaPipe face mesh"] = mesh_tracker
     rows = []
-    for name, make in ways.items():
+    for name, make in trackers.items():
         say(name)
-        still, moving, lag = watch(make, portrait, round(options.seconds * RATE))
+        still, moving, lag = measure(make, portrait, round(options.seconds * RATE))
         rows.append([name, f"{still:.3f}", f"{moving:.3f}", f"{lag:.2f}"])
     print("\n".join(table(["", "jitter at rest, %", "jitter moving, %", "lag, frames"], rows)))
 

@@ -1,11 +1,18 @@
-"""A training on GPUs, measured and tried: python -m tools.benchmark.gpu, below eight minutes.
+"""Check and measure training on GPUs; prints Markdown.
 
-tests: those that need a GPU. speed: images per second of one batch that lies on the device, over
-and over, and of a training; what share of the time the device computes nothing; peak memory.
-resume: a training that is killed and goes on has the weights of one that is left alone. ranks:
-images per second of main.sh on one and on all GPUs, each with as many faces. `--device cpu --quick`
-does all that a CPU can with tiny nets, in a minute or two, to see that it works. Prints Markdown;
-a part that fails does not keep the others from running, and ends it with 1.
+    python -m tools.benchmark.gpu [--only PART ...] [--output FILE]
+
+The parts are:
+
+* tests: runs the tests that need a GPU.
+* speed: images per second of a training and of one repeated batch on the device, the share of time
+  in which the device is idle, and peak memory.
+* resume: compares the weights of a training that is killed and resumed with an uninterrupted one.
+* ranks: images per second of main.sh on one and on all GPUs, with equal numbers of faces a GPU.
+
+Takes less than eight minutes. `--device cpu --quick` runs all parts with small networks on a CPU in
+one to two minutes, as a test of this program. If a part fails, the others still run and the exit
+code is 1.
 """
 import argparse
 import contextlib
@@ -31,16 +38,16 @@ from utils.data import dataset
 from utils.data.generator import DataGenerator
 from utils.data.readers import drawn
 from utils.errors import run as guarded
-from utils.training import engine, trainer
+from utils.training import loader, trainer
 
-# Where the training's crops come from; the first of them is profiled.
+# Caches of the measured trainings; the first is profiled.
 CACHES = ("device", "ram")
-# Steps of an epoch, so that none ends in a measurement.
+# Steps of an epoch; more than fit into a measurement.
 STEPS = 5000
 
 
 class Size:
-    """How much is done: numbers of an earnest run, or of one that shows that all works."""
+    """The amount of work of each part, for a measurement or for a quick test of this program."""
 
     def __init__(self, quick):
         self.input = 64 if quick else 256
@@ -49,44 +56,47 @@ class Size:
             ["irnet18", "mobilenetv3_large_100", "tf_efficientnet_lite0"]
         self.batches = [8] if quick else [32, 64, 128]
         self.warm, self.seconds, self.profiled = (0.2, 0.5, 0.2) if quick else (2, 3, 1)
-        # Of resume and ranks.
+        # For the parts resume and ranks.
         self.backbone = "mobilenetv3_small_050" if quick else "irnet18"
         self.repeats = 1 if quick else 20
 
 
 class Meter:
-    """Stands for launch.Stop: times the steps between readings, profiles some, and asks to stop.
+    """Replace control.Stop: measure the rate of training steps and the idle time of the device.
 
-    It is looked at when the device has done all steps so far. After `warm` seconds it measures for
-    `seconds`: `rate` in steps a second; then, unless `profiled` is 0, it takes a profile for so
-    long: `idle`, the share of that time in which the device computed nothing.
+    The trainer reads `requested` after the device has finished all steps so far. After `size.warm`
+    seconds the steps of `size.seconds` seconds are counted, then `profiled` seconds are profiled.
+
+    Attributes:
+        rate: steps per second.
+        idle: share of the profiled time in which the device computed nothing; None without profile.
     """
 
     def __init__(self, size, device, profiled=0):
         self.size, self.device, self.profiled = size, device, profiled
-        self.steps, self.marks, self.rate, self.idle = 0, [], None, None
+        self.steps, self.readings, self.rate, self.idle = 0, [], None, None
         self.profiler = None
 
     def count(self, step):
-        """A Trainer.train_step that is counted."""
+        """Wrap Trainer.train_step to count its calls."""
         def counted(*arguments):
             step(*arguments)
             self.steps += 1
         return counted
 
     @property
-    def asked(self):
+    def requested(self):
         """Whether to stop."""
-        self.marks.append((time.perf_counter(), self.steps))
-        now, first = self.marks[-1], self.marks[0]
+        self.readings.append((time.perf_counter(), self.steps))
+        now, first = self.readings[-1], self.readings[0]
         if self.profiler is not None:
-            if now[0] - self.begun < self.profiled:
+            if now[0] - self.profile_start < self.profiled:
                 return False
             self.profiler.stop()
-            self.idle = 1 - self._busy() / (now[0] - self.begun)
+            self.idle = 1 - self._busy() / (now[0] - self.profile_start)
             return True
-        # Two readings at least, however long a step takes.
-        warm = [mark for mark in self.marks[1:] if mark[0] - first[0] >= self.size.warm]
+        # At least two readings, however long a step takes.
+        warm = [reading for reading in self.readings[1:] if reading[0] - first[0] >= self.size.warm]
         if len(warm) < 2 or now[0] - warm[0][0] < self.size.seconds:
             return False
         self.rate = (now[1] - warm[0][1]) / (now[0] - warm[0][0])
@@ -96,11 +106,11 @@ class Meter:
         self.profiler = torch.profiler.profile(
             activities=[kinds.CUDA if self.device == "cuda" else kinds.CPU])
         self.profiler.start()
-        self.begun = time.perf_counter()
+        self.profile_start = time.perf_counter()
         return False
 
     def _busy(self):
-        """Seconds in which at least one kernel (on a CPU: one operator) ran."""
+        """Return the seconds in which at least one kernel (on a CPU: one operator) ran."""
         kind = torch.autograd.DeviceType.CUDA if self.device == "cuda" else \
             torch.autograd.DeviceType.CPU
         spans = sorted((event.time_range.start, event.time_range.end)
@@ -113,17 +123,17 @@ class Meter:
 
 
 def tests(size, device, _):
-    """Runs the tests that need a GPU."""
+    """Run the tests that need a GPU; return pytest's summary."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT,
                           capture_output=True, text=True)
-    # 5: there are none.
+    # 5: no test was selected.
     if done.returncode not in (0, 5):
         raise RuntimeError(done.stdout[-4000:] + done.stderr[-1000:])
     return [done.stdout.strip().splitlines()[-1], ""]
 
 
 def speed(size, device, tree):
-    """Images per second of trainings; see the table's head."""
+    """Measure images per second, idle time and peak memory of trainings."""
     rows = []
     for backbone, batch in itertools.product(size.backbones, size.batches):
         say(f"speed: {backbone}, batch {batch}")
@@ -137,8 +147,9 @@ def speed(size, device, tree):
                 notes = [f"{1000 * batch / rate:.1f}", f"{100 * idle:.0f} %", peak]
         rows.append(row + notes)
     caches = [text for cache in CACHES for text in (f"cache: {cache}, images/s", "share")]
-    return [f"Input {size.input}, default augmentation, {_workers()} loader processes; the last "
-            f"three columns are of cache: {CACHES[0]}. On a CPU what is not idle is any operator.",
+    return [f"Input {size.input}, default augmentation, {_workers()} loader processes. The last "
+            f"three columns are measured with cache: {CACHES[0]}. A CPU is idle when no operator "
+            f"runs.",
             "", *table(["backbone", "batch", "fixed batch, images/s", *caches, "ms a step",
                         "device idle", "peak memory, MB"], rows)]
 
@@ -148,26 +159,28 @@ def _workers():
 
 
 def _trained(size, device, tree, backbone, batch, cache=None):
-    """(images a second, share of idle time, peak memory in MB as text) of a training, or of one
-    batch that lies on the device where no cache is named.
+    """Measure a training, or without a cache the steps over one batch on the device.
+
+    Returns:
+        Images per second, share of idle time, and peak memory in MB as text.
     """
     args = load_args({"data_dir": str(tree / f"samples-{size.input}"), "backbone": backbone,
                       "batch_size": batch, "effective_batch": batch, "input_size": size.input,
                       "workers": _workers() if cache else 0, "cache": cache or "none",
                       "device": device})
     meter = Meter(size, device, size.profiled if cache else 0)
-    make_loader = engine.make_loader
+    make_loader = loader.make_loader
 
     def long(*arguments):
-        loader, sampler = make_loader(*arguments)
+        batches, sampler = make_loader(*arguments)
         if cache is None:
-            images, landmarks, *others = next(iter(loader))
-            loader = itertools.repeat((images.to(device), landmarks.to(device), *others))
+            images, landmarks, *others = next(iter(batches))
+            batches = itertools.repeat((images.to(device), landmarks.to(device), *others))
         sampler.steps = STEPS
-        return loader, sampler
+        return batches, sampler
 
     if device == "cuda":
-        # The training before is still held by its own circles.
+        # Reference cycles still hold the model of the previous training.
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -175,11 +188,11 @@ def _trained(size, device, tree, backbone, batch, cache=None):
         out = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(out))
-        for place, name, value in (
+        for owner, name, value in (
                 (experiment, "new_experiment", lambda *_: pathlib.Path(folder)),
-                (engine, "make_loader", long),
+                (loader, "make_loader", long),
                 (trainer.Trainer, "train_step", meter.count(trainer.Trainer.train_step))):
-            stack.enter_context(unittest.mock.patch.object(place, name, value))
+            stack.enter_context(unittest.mock.patch.object(owner, name, value))
         trainer.train(args, stop=meter)
     peak = f"{torch.cuda.max_memory_allocated() / 1e6:.0f}" if device == "cuda" else "-"
     return batch * meter.rate, meter.idle, peak
@@ -199,9 +212,9 @@ def _run(tree, *argv):
 
 
 def resume(size, device, tree):
-    """Two epochs on drawn faces: left alone, and killed and resumed; with --deterministic."""
+    """Compare the weights after two epochs, uninterrupted and killed and resumed."""
     main = [sys.executable, "main.py"]
-    whole, killed = (_flags(size, device, exp) + ["--data", "samples", "--deterministic",
+    whole, killed = (_flags(size, device, exp) + ["--data-dir", "samples", "--deterministic",
                                                   "--save-minutes", 0.01]
                      for exp in ("whole", "killed"))
     _run(tree, *main, *whole)
@@ -211,24 +224,22 @@ def resume(size, device, tree):
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         if child.wait() != -signal.SIGKILL:
-            raise RuntimeError(f"it ended by itself: {(tree / 'log').read_text()[-3000:]}")
+            raise RuntimeError(f"ended before the signal: {(tree / 'log').read_text()[-3000:]}")
     at = checkpoint.read(tree / "weights" / "killed" / "last.pt")
     _run(tree, *main, "--resume", "--exp", "killed")
     one, two = (checkpoint.read(tree / "weights" / exp / "last.pt")["model"]
                 for exp in ("whole", "killed"))
     largest = max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
-    said = "the same to the bit" if largest == 0 else f"DIFFERENT, by up to {largest:.1e}"
+    result = "the same to the bit" if largest == 0 else f"DIFFERENT, by up to {largest:.1e}"
     return [f"{size.backbone}, killed, resumed at epoch {at['epoch'] + 1}, step {at['step'] + 1}, "
-            f"--deterministic: the weights are {said}.", ""]
+            f"--deterministic: the weights are {result}.", ""]
 
 
 def ranks(size, device, tree):
-    """Images per second of main.sh on one and all GPUs (two CPU processes), each with as many
-    faces.
-    """
+    """Measure main.sh on one and on all GPUs (or two CPU processes), with equal faces for each."""
     count = torch.cuda.device_count() if device == "cuda" else 2
     if count < 2:
-        return ["There is one GPU.", ""]
+        return ["Not measured: this machine has one GPU.", ""]
     prepared, rates = tree / f"samples-{size.input}", {}
     for world in (1, count):
         say(f"ranks: {world}")
@@ -244,7 +255,7 @@ def ranks(size, device, tree):
             tree / "weights" / f"ranks-{world}"))
         steps = size.repeats * world * lines.count("\n") // (world * batch)
         rates[world] = steps * world * batch / (second - first)
-    return table(["processes", "images/s", "of as many alone"],
+    return table(["processes", "images/s", "efficiency"],
                  [[world, f"{rate:.1f}", f"{100 * rate / world / rates[1]:.0f} %"]
                   for world, rate in rates.items()])
 
@@ -253,19 +264,20 @@ PARTS = {"tests": tests, "speed": speed, "resume": resume, "ranks": ranks}
 
 
 def parse(argv=None):
-    """The command line as a namespace."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help="parts to run [all]")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="tiny nets and faces")
-    parser.add_argument("--output", metavar="FILE", help="also write the Markdown here")
+    parser.add_argument("--quick", action="store_true",
+                        help="small networks and sets, to test this program")
+    parser.add_argument("--output", metavar="FILE", help="also write the Markdown to this file")
     return parser.parse_args(argv)
 
 
 def copy(folder):
-    """A copy of the repository's commands, whose trainings leave nothing in this one."""
+    """Copy the programs to a folder, so that trainings write no experiments here; return it."""
     tree = pathlib.Path(folder) / "tree"
     for name in ("nets", "utils"):
         shutil.copytree(ROOT / name, tree / name)
@@ -276,7 +288,7 @@ def copy(folder):
 
 
 def run(argv=None):
-    """Measure and print; ends with 1 where a part failed."""
+    """Run the parts and print their Markdown; exit with an error if one failed."""
     options = parse(argv)
     size, failed = Size(options.quick), []
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
@@ -288,14 +300,14 @@ def run(argv=None):
         lines = [*facts(dataset.PreparedSet(tree / f"samples-{size.input}")), ""]
         for name in options.only:
             say(f"== {name}")
-            begun = time.perf_counter()
+            start = time.perf_counter()
             try:
                 found = PARTS[name](size, options.device, tree)
-            except Exception:  # The time on a GPU is short: the other parts are still wanted.
+            except Exception:  # GPU time is expensive, so the other parts still run.
                 failed.append(name)
                 found = ["```", traceback.format_exc().strip(), "```", ""]
             lines += [f"## {name}", "", *found]
-            say("\n".join(found), f"== {name}: {time.perf_counter() - begun:.0f} s")
+            say("\n".join(found), f"== {name}: {time.perf_counter() - start:.0f} s")
             if options.output:
                 pathlib.Path(options.output).write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

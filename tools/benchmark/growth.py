@@ -1,4 +1,4 @@
-"""Time and memory against batch, set size, landmarks and neighbours."""
+"""Growth: time and memory against batch size, set size, landmarks and neighbours."""
 import ctypes
 import pathlib
 import re
@@ -15,9 +15,9 @@ from utils.landmarks import schemes as landmarks
 
 
 def growth(prepared, options):
-    """Time and memory against batch, set size, landmarks and neighbours; draws a plot."""
+    """Measure time and memory against batch, set size, landmarks and neighbours; plot them."""
     size = prepared.size or 256
-    model = build("mobilenetv3_large_100", prepared.scheme, size, prepared.lists["train"], prepared)
+    model = build("mobilenetv3_large_100", size, prepared.lists["train"], prepared)
     batches, sizes = (1, 2, 4, 8, 16, 32, 64), (100, 1000, 10000)
     batch_times, batch_memory = _grow_batch(model, batches, size)
     set_times, set_memory = _grow_set(prepared, sizes)
@@ -34,13 +34,13 @@ def growth(prepared, options):
 
 
 def _grow_batch(model, batches, size):
-    """Median seconds and bytes (peak above rest) of predictions of so many faces."""
+    """Return median seconds and peak bytes above the start, for predictions of each batch size."""
     times, memory = [], []
-    # Freed memory goes back, so that what is in use can be measured.
+    # Return freed memory to the system, so that the process's memory is what is in use.
     ctypes.CDLL(None).malloc_trim(0)
     before = _reset_peak()
     with torch.inference_mode():
-        # From few to many: the peak so far is then that of the present count.
+        # In ascending order, so that the peak so far belongs to the current batch size.
         for count in batches:
             say(f"growth: batch {count}")
             images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
@@ -51,7 +51,7 @@ def _grow_batch(model, batches, size):
 
 
 def _reset_peak():
-    """Starts the count of the process's peak memory anew; bytes in use now."""
+    """Reset the process's peak memory and return the bytes in use."""
     pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _peak()
 
@@ -62,7 +62,7 @@ def _peak():
 
 
 def _grow_set(prepared, sizes):
-    """Median seconds and bytes of reading a set of so many faces, its lines repeated."""
+    """Return median seconds and bytes of reading sets of these sizes, made of repeated lines."""
     lines = (prepared.folder / "train.txt").read_text(encoding="utf-8").splitlines()
     times, memory = [], []
     for count in sizes:

@@ -1,8 +1,11 @@
-"""python -m tools.benchmark.runtimes weights/fast.raw.onnx --data-dir 300W
+"""Measure the NME and the speed of an exported model in every installed inference runtime.
 
-The maps-only file in every runtime that is installed here (pip install openvino ncnn pnnx, best in
-an environment of their own), decoded by examples/decode_maps.py: NME, largest difference, speed. The
-.int8.onnx beside it, where there is one, too, which decodes by itself.
+    python -m tools.benchmark.runtimes weights/fast.raw.onnx --data-dir 300W
+
+The .raw.onnx file returns maps, which examples/decode_maps.py decodes. It runs in ONNX Runtime and
+OpenCV, and in OpenVINO and ncnn where they are installed (pip install openvino ncnn pnnx, in a
+separate environment). The .int8.onnx file in the same folder, which returns landmarks, is measured
+too if it exists. Differences are from the .onnx file in ONNX Runtime. Takes minutes.
 """
 import argparse
 import functools
@@ -28,7 +31,7 @@ from utils.predictor import Predictor
 
 
 def opencv(path):
-    """OpenCV DNN: (1, 3, S, S) float32 to the list of maps."""
+    """Return a runner of OpenCV DNN: (1, 3, S, S) float32 to the list of maps."""
     import cv2
     cv2.setNumThreads(1)
     net = cv2.dnn.readNetFromONNX(str(path))
@@ -42,7 +45,7 @@ def opencv(path):
 
 
 def openvino(path, precision):
-    """OpenVINO on one thread, its INFERENCE_PRECISION_HINT bf16 or f32."""
+    """Return a runner of OpenVINO, one thread; precision is "bf16" or "f32"."""
     import openvino
     model = openvino.Core().compile_model(str(path), "CPU", {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1})
@@ -51,12 +54,12 @@ def openvino(path, precision):
 
 
 def ncnn(path, folder, half):
-    """Ncnn on one thread, converted by pnnx; half: its default, fp16 where the CPU has it."""
+    """Return a runner of ncnn, one thread, converted by pnnx; half allows fp16, ncnn's default."""
     import ncnn
     shape = "[1,3,{0},{0}]f32".format(_about(path)["input_size"])
     copy = pathlib.Path(folder, "net.onnx")
     copy.write_bytes(path.read_bytes())
-    # The console script of the package beside this interpreter.
+    # The package installs its program next to the Python interpreter.
     subprocess.run([pathlib.Path(sys.executable).with_name("pnnx"), copy, f"inputshape={shape}",
                     f"fp16={int(half)}"], check=True, stdout=sys.stderr, cwd=folder)
     net = ncnn.Net()
@@ -77,7 +80,7 @@ def ncnn(path, folder, half):
 
 
 def onnxruntime(path):
-    """ONNX Runtime on one thread."""
+    """Return a runner of ONNX Runtime, one thread."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -86,8 +89,10 @@ def onnxruntime(path):
 
 
 def in_order(maps):
-    """A dict of maps by name as decode_maps wants them, or the landmarks alone of a file that
-    decodes by itself.
+    """Return the maps in the order of decode_maps.decode, or only the landmarks if there are some.
+
+    Args:
+        maps: {output name: array}.
     """
     return [maps[name] for name in ("landmarks", "score", "offset_x", "offset_y", "neighbour_x",
                                     "neighbour_y") if name in maps]
@@ -97,70 +102,74 @@ def _about(path):
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def whole(make):
-    """A runner of a file that decodes by itself as one of landmarks (K, 2)."""
+def landmarks_runner(make):
+    """Return a function (1, 3, S, S) uint8 to landmarks (K, 2) for a file that returns those."""
     run = make()
     return lambda images: run(images)[0][0]
 
 
-def decoded(make, about):
-    """A runner of maps as one of landmarks: (1, 3, S, S) uint8 to (K, 2)."""
+def maps_runner(make, about):
+    """Return a function (1, 3, S, S) uint8 to landmarks (K, 2) for a file that returns maps."""
     run = make()
     return lambda images: decode_maps.decode(run(images.astype(numpy.float32)), about)[0]
 
 
-def ways(path, folder):
-    """Name to a function that makes a runner of landmarks, of what is installed."""
-    there = {name: importlib.util.find_spec(name) for name in ("cv2", "openvino", "ncnn", "pnnx")}
+def runtimes(path, folder):
+    """Return {runtime: function that makes a landmark function} of the installed runtimes."""
+    installed = {name: importlib.util.find_spec(name) for name in ("openvino", "ncnn", "pnnx")}
     found = {"ONNX Runtime": functools.partial(onnxruntime, path),
              "OpenCV DNN": functools.partial(opencv, path)}
-    if there["openvino"]:
+    if installed["openvino"]:
         found |= {f"OpenVINO, {p}": functools.partial(openvino, path, p) for p in ("f32", "bf16")}
-    if there["ncnn"] and there["pnnx"]:
+    if installed["ncnn"] and installed["pnnx"]:
         found |= {"ncnn, fp32": functools.partial(ncnn, path, folder, False),
-                  "ncnn, its default": functools.partial(ncnn, path, folder, True)}
-    found = {name: functools.partial(decoded, make, _about(path)) for name, make in found.items()}
+                  "ncnn, default": functools.partial(ncnn, path, folder, True)}
+    found = {name: functools.partial(maps_runner, make, _about(path))
+             for name, make in found.items()}
     int8 = path.with_name(path.name.replace(".raw.", ".int8."))
     if int8.is_file():
-        found["ONNX Runtime, int8"] = functools.partial(whole, functools.partial(onnxruntime, int8))
-        if there["openvino"]:
-            found["OpenVINO, int8"] = functools.partial(whole, functools.partial(openvino, int8,
-                                                                                 "f32"))
+        found["ONNX Runtime, int8"] = functools.partial(
+            landmarks_runner, functools.partial(onnxruntime, int8))
+        if installed["openvino"]:
+            found["OpenVINO, int8"] = functools.partial(
+                landmarks_runner, functools.partial(openvino, int8, "f32"))
     return found
 
 
 def main():
-    """Score the first test list in each runtime; print a Markdown table."""
+    """Parse the command line, score the first test list in each runtime, print a table."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.runtimes", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=pathlib.Path, help="a .raw.onnx, its .json and .onnx there")
+    parser.add_argument("weights", type=pathlib.Path,
+                        help="a .raw.onnx file; its .json and .onnx in the same folder")
     parser.add_argument("--data-dir", required=True, help="a prepared set")
-    given = parser.parse_args()
-    prepared = dataset.PreparedSet(set_folder(load_args({"data_dir": given.data_dir})))
-    faces = next(iter(prepared.tests.values()))
-    ours = Predictor(given.weights.with_name(given.weights.name.replace(".raw.", ".")), threads=1)
-    crops = dataset.FaceDataset(faces, prepared.margin, ours.input_size)
+    options = parser.parse_args()
+    prepared = dataset.PreparedSet(set_folder(load_args({"data_dir": options.data_dir})))
+    faces = next(iter(prepared.test_lists.values()))
+    onnx_file = options.weights.with_name(options.weights.name.replace(".raw.", "."))
+    reference = Predictor(onnx_file, threads=1)
+    crops = dataset.FaceDataset(faces, prepared.margin, reference.input_size)
     images = [numpy.ascontiguousarray(crops[i][0].numpy().transpose(2, 0, 1)[None])
               for i in range(len(faces))]
-    expected = numpy.concatenate([ours(image.transpose(0, 2, 3, 1))[0] for image in images])
+    expected = numpy.concatenate([reference(image.transpose(0, 2, 3, 1))[0] for image in images])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in ways(given.weights, folder).items():
+        for name, make in runtimes(options.weights, folder).items():
             say(name)
             run = make()
             run(images[0])
-            begun, found = time.process_time(), []
+            start, found = time.process_time(), []
             for image in images:
                 found.append(run(image))
-            each = (time.process_time() - begun) / len(images)
+            seconds = (time.process_time() - start) / len(images)
             found = numpy.stack(found)
-            nme, _ = predict.errors(found, faces, ours.scheme, prepared.scheme)
-            off = numpy.abs(crop.to_photo(found, faces.boxes)
-                            - crop.to_photo(expected, faces.boxes))
-            rows.append([name, f"{100 * nme.mean():.3f}", f"{off.mean():.4f}", f"{off.max():.3f}",
-                         f"{1000 * each:.0f}"])
+            nme, _ = predict.list_nme(found, faces, reference.scheme, prepared.scheme)
+            difference = numpy.abs(crop.to_photo(found, faces.boxes)
+                                   - crop.to_photo(expected, faces.boxes))
+            rows.append([name, f"{100 * nme.mean():.3f}", f"{difference.mean():.4f}",
+                         f"{difference.max():.3f}", f"{1000 * seconds:.0f}"])
     print("\n".join(table(["runtime", f"NME % of {len(faces)} faces", "mean difference, px",
-                           "largest, px", "ms a face, one thread"], rows)))
+                           "largest difference, px", "ms a face, one thread"], rows)))
 
 
 if __name__ == "__main__":

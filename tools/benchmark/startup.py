@@ -1,4 +1,4 @@
-"""Seconds until a command answers."""
+"""Start-up: seconds until a command has ended."""
 import contextlib
 import pathlib
 import subprocess
@@ -13,12 +13,12 @@ from utils.deploy import export
 
 
 def startup(prepared, options):
-    """Seconds of the command lines a person tries first, in fresh processes."""
+    """Measure the first command lines that a user tries, each in a new process."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         weights = pathlib.Path(folder, "model.onnx")
-        model = build("mobilenetv3_large_100", prepared.scheme, prepared.size or 256,
-                      prepared.lists["train"], prepared)
-        export.export(model, weights)
+        model = build("mobilenetv3_large_100", prepared.size or 256, prepared.lists["train"],
+                      prepared)
+        export.export_onnx(model, weights)
         commands = {
             "python -c pass": ["-c", "pass"], "main.py --help": ["main.py", "--help"],
             "demo.py --help": ["demo.py", "--help"],
@@ -29,7 +29,7 @@ def startup(prepared, options):
         def start(command):
             done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True,
                                   text=True)
-            # An untrained net may find no face; that is no failure of the command.
+            # Exit code 1 is no failure here: the untrained network may lose the face.
             if done.returncode not in (0, 1):
                 raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
 

@@ -1,15 +1,17 @@
-"""What a whole tracked frame costs: python -m tools.benchmark.tracking.
+"""Measure the time of a tracked frame, with and without the face detector.
 
-One face in a video of 640x360 and of 1280x720: a pan over a photo, forth and back, or a film of
-your own. Each network alone (the same ONNX session, one prepared crop), the tracker without looks
-of its detector, and the tracker as the demo has it take turns in shuffled order, a block of frames
-each, in one process. MediaPipe's face mesh in video mode takes turns with them where it is
-installed (mediapipe before 0.10.30, which brings its model).
+    python -m tools.benchmark.tracking [--weights FILE.onnx ...] [--source VIDEO]
 
-The mean is of a block, its median over the rounds; median and 95th percentile are of single frames.
-The detector's share is the mean with its looks less the mean without them. Ratios are of means of
-the same round, medians again. Frames follow each other without a pause, as those of a file do:
-beside a camera, what the detector does in the background waits for no frame.
+The video has one face, at 640x360 and at 1280x720: a pan over a photo, or a video file. Three
+variants run alternately in random order in one process, a block of frames each: the network alone
+(one ONNX session on one prepared crop), the tracker without its detector, and the tracker with the
+settings of the demo. MediaPipe's face mesh in video mode is a fourth one if it is installed
+(mediapipe<0.10.30 contains the model).
+
+"mean ms" is the median over the rounds of the mean of a block; "median" and "95 %" are of single
+frames. "detector" is the difference of the means with and without detector. Ratios are medians of
+the ratios of the means of one round. The frames follow each other without a pause, as in a file.
+With a camera the detector also works between frames. Takes minutes a model.
 """
 import itertools
 import math
@@ -33,30 +35,37 @@ from utils.tracking.tracker import Tracker
 
 RATE = 30
 SIZES = (640, 360), (1280, 720)
-NEVER = 10 ** 9  # Frames between two looks.
-PAUSE = 0.03  # Seconds between two turns, in which the threads of the last way come to rest.
-WARM = 3  # Frames at the start of a block, after which caches hold what this way needs.
+NO_DETECTOR = "tracked, no detector"
+NEVER = 10 ** 9  # Frames between two detections: more than a video has.
+PAUSE = 0.03  # Seconds between two blocks, in which the threads of the last variant stop spinning.
+WARM = 3  # Frames at the start of a block that fill the processor's caches and are not measured.
 
 
 def pan(photo, size, frames):
-    """A film of frames, RGB uint8 of size (width, height), that sways over a photo and ends where
-    it begins.
-    """
+    """Return frames, RGB uint8 of size (width, height), of a closed pan over a photo."""
     width, height = size
     scale = 1.4 * height / photo.shape[0]
-    film = []
+    video = []
     for frame in range(frames):
-        turn = 2 * math.pi * frame / frames
-        x = width / 2 - scale * photo.shape[1] / 2 + 0.1 * height * math.sin(turn)
-        y = 0.03 * height * math.sin(2 * turn)
-        film.append(cv2.warpAffine(photo, numpy.array([[scale, 0, x], [0, scale, y]]), size,
-                                   flags=cv2.INTER_AREA))
-    return film
+        phase = 2 * math.pi * frame / frames
+        x = width / 2 - scale * photo.shape[1] / 2 + 0.1 * height * math.sin(phase)
+        y = 0.03 * height * math.sin(2 * phase)
+        video.append(cv2.warpAffine(photo, numpy.array([[scale, 0, x], [0, scale, y]]), size,
+                                    flags=cv2.INTER_AREA))
+    return video
 
 
-def film_of(source, size, frames, skip):
-    """A film of at most so many frames of size, of a photo or of a video without its first skip
-    frames. Raises UserError.
+def load_video(source, size, frames, skip):
+    """Return frames, RGB uint8, of a pan over a photo, or of a video forwards and backwards.
+
+    Args:
+        source: a photo, a video file or "sample".
+        size: width and height of the frames.
+        frames: largest number of frames that are read.
+        skip: number of frames at the start of a video file that are left out.
+
+    Raises:
+        UserError: if the source cannot be read or has too few frames.
     """
     kind, what = sources.find_source(source)
     if kind == "image":
@@ -68,123 +77,131 @@ def film_of(source, size, frames, skip):
         raise UserError(f"source {source}: expected a photo, a video or sample")
     recording = sources.open_source(kind, what)
     found = iter(recording.read, None)
-    film = [cv2.cvtColor(cv2.resize(frame, size), cv2.COLOR_BGR2RGB)
-            for frame, _ in itertools.islice(found, skip, skip + frames)]
+    video = [cv2.cvtColor(cv2.resize(frame, size), cv2.COLOR_BGR2RGB)
+             for frame, _ in itertools.islice(found, skip, skip + frames)]
     recording.release()
-    if not film:
+    if not video:
         raise UserError(f"{what}: has no frame after its first {skip}")
-    # Forth and back: a jump to its beginning would be a shot cut.
-    return film + film[-2:0:-1]
+    # Repeated from its start it would have a shot cut.
+    return video + video[-2:0:-1]
 
 
-def bare(predictor, film, detector):
-    """The network alone: a function that runs it on the crop of the first frame's face."""
-    tracks = Tracker(predictor, detector).update(film[0], 0.0)
+def network_alone(predictor, video, detector):
+    """Return a function that runs only the network, on the crop of the first frame's face."""
+    tracks = Tracker(predictor, detector).update(video[0], 0.0)
     if not tracks:
-        raise UserError("no face is found in the first frame of the film")
-    face = crop.cut(film[0], tracks[0].box, predictor.input_size)
+        raise UserError("no face is found in the first frame of the video")
+    face = crop.cut(video[0], tracks[0].box, predictor.input_size)
     feed = {predictor.session.get_inputs()[0].name:
             numpy.ascontiguousarray(face.transpose(2, 0, 1)[None])}
     return lambda frame: len(predictor.session.run(None, feed)[0])
 
 
 def tracked(predictor, detector, **settings):
-    """The tracker: a function of a frame that says how many faces there are."""
+    """Return a function that tracks a frame and returns the number of faces."""
     tracker, seconds = Tracker(predictor, detector, **settings), itertools.count()
     return lambda frame: len(tracker.update(frame, next(seconds) / RATE))
 
 
-def meshed(net):
-    """MediaPipe: a function of a frame that says how many faces there are."""
+def face_mesh_runner(net):
+    """Return a function that runs MediaPipe on a frame and returns the number of faces."""
     return lambda frame: len(net.process(frame).multi_face_landmarks or ())
 
 
-def ways_of(options, film, mesh):
-    """Name to a function of a frame that gives the number of faces seen, of all that take turns;
-    mesh: of MediaPipe, or None.
+def make_variants(options, video, mesh):
+    """Return {(model, variant): function of a frame that returns the number of faces}.
+
+    Args:
+        options: the parsed command line.
+        video: frames, RGB uint8.
+        mesh: MediaPipe's face mesh, or None.
     """
-    ways = {}
+    variants = {}
     for path in options.weights:
         predictor, name = Predictor(path), pathlib.Path(path).name
         if predictor.model is not None:
-            raise UserError(f"{path}: the bare network is timed as an .onnx file")
-        ways[name, "network alone"] = bare(predictor, film, get_detector(options.detector))
-        ways[name, "tracked, no looks"] = tracked(predictor, get_detector(options.detector),
-                                                  every=NEVER)
-        ways[name, "tracked"] = tracked(predictor, get_detector(options.detector))
+            raise UserError(f"{path}: expected an .onnx file")
+        variants[name, "network alone"] = network_alone(predictor, video,
+                                                        get_detector(options.detector))
+        variants[name, NO_DETECTOR] = tracked(predictor, get_detector(options.detector),
+                                              detect_every=NEVER)
+        variants[name, "tracked"] = tracked(predictor, get_detector(options.detector))
     if mesh:
-        ways["MediaPipe", "face mesh"] = meshed(mesh)
-    return ways
+        variants["MediaPipe", "face mesh"] = face_mesh_runner(mesh)
+    return variants
 
 
-def watch(ways, film, block, rounds):
-    """Name to (seconds (rounds, block) of its frames, share of frames with one face)."""
-    shuffler, order = random.Random(0), list(ways)
-    films = {name: itertools.cycle(film) for name in ways}
-    seconds = {name: numpy.zeros((rounds, block)) for name in ways}
-    alone, frame = dict.fromkeys(ways, 0), numpy.empty_like(film[0])
+def measure(variants, video, block, rounds):
+    """Time the variants alternately, a block of frames each.
+
+    Returns:
+        {(model, variant): (seconds (rounds, block) of the frames, share of frames with one face)}.
+    """
+    shuffler, order = random.Random(0), list(variants)
+    frames = {name: itertools.cycle(video) for name in variants}
+    seconds = {name: numpy.zeros((rounds, block)) for name in variants}
+    single, frame = dict.fromkeys(variants, 0), numpy.empty_like(video[0])
     for number in range(-1, rounds):
         shuffler.shuffle(order)
         for name in order:
             time.sleep(PAUSE)
-            for place in range(-WARM, block):
-                # As it lies in the cache just after it was decoded.
-                numpy.copyto(frame, next(films[name]))
-                begun = time.perf_counter()
-                faces = ways[name](frame)
-                passed = time.perf_counter() - begun
-                if number >= 0 and place >= 0:
-                    seconds[name][number, place] = passed
-                    alone[name] += faces == 1
-    return {name: (seconds[name], alone[name] / (rounds * block)) for name in ways}
+            for index in range(-WARM, block):
+                # The copy puts the frame into the processor's cache, as decoding does.
+                numpy.copyto(frame, next(frames[name]))
+                start = time.perf_counter()
+                faces = variants[name](frame)
+                duration = time.perf_counter() - start
+                if number >= 0 and index >= 0:
+                    seconds[name][number, index] = duration
+                    single[name] += faces == 1
+    return {name: (seconds[name], single[name] / (rounds * block)) for name in variants}
 
 
-def rows_of(size, found):
-    """Rows of the table of what `watch` found in a film of size."""
+def make_rows(size, found):
+    """Return the table rows of the results of measure() at a frame size."""
     means = {name: seconds.mean(1) for name, (seconds, _) in found.items()}
     mesh = means.get(("MediaPipe", "face mesh"))
     rows = []
-    for (model, what), (seconds, alone) in found.items():
-        mean, network = means[model, what], means.get((model, "network alone"))
-        share = mean - means[model, "tracked, no looks"] if what == "tracked" else None
+    for (model, variant), (seconds, single) in found.items():
+        mean, network = means[model, variant], means.get((model, "network alone"))
+        detector = mean - means[model, NO_DETECTOR] if variant == "tracked" else None
         rows.append([
-            "{}x{}".format(*size), model, what, ms(mean), ms(seconds), ms(seconds, 95),
-            "-" if share is None else ms(share),
+            "{}x{}".format(*size), model, variant, ms(mean), ms(seconds), ms(seconds, 95),
+            "-" if detector is None else ms(detector),
             "-" if network is None else f"{numpy.median(mean / network):.2f}",
-            "-" if mesh is None else f"{numpy.median(mean / mesh):.2f}", f"{alone:.0%}"])
+            "-" if mesh is None else f"{numpy.median(mean / mesh):.2f}", f"{single:.0%}"])
     return rows
 
 
 def parse(argv=None):
-    """The command line as a namespace."""
-    parser = model_parser("tools.benchmark.tracking", __doc__, "to time", "FILE.onnx")
+    """Parse the command line."""
+    parser = model_parser("tools.benchmark.tracking", __doc__, "to measure", "FILE.onnx")
     parser.add_argument("--source", default="sample", metavar="PHOTO|VIDEO|sample",
-                        help="where the face is from [the portrait that comes with matplotlib]")
+                        help="photo or video of a face [the portrait that comes with matplotlib]")
     parser.add_argument("--skip", type=int, default=0, metavar="FRAMES",
-                        help="leave out so many frames at the start of a video [0]")
-    parser.add_argument("--frames", type=int, default=120, help="of the film [120]")
-    # Four quick looks and a thorough one are 28 frames.
+                        help="frames to leave out at the start of a video [0]")
+    parser.add_argument("--frames", type=int, default=120, help="length of the video [120]")
+    # 28 frames are one cycle of the tracker's detections: four at low and one at full resolution.
     parser.add_argument("--block", type=int, default=56, metavar="FRAMES",
-                        help="that a way has before the next one's turn [56]")
-    parser.add_argument("--rounds", type=int, default=15, help="of turns [15]")
+                        help="frames in a block [56]")
+    parser.add_argument("--rounds", type=int, default=15, help="blocks of each variant [15]")
     return parser.parse_args(argv)
 
 
 def run():
-    """Film, follow, and print the Markdown table."""
+    """Measure at both frame sizes and print a Markdown table."""
     options = parse()
     rows, mesh = [], face_mesh()
     for size in SIZES:
         say("{}x{}".format(*size))
-        film = film_of(options.source, size, options.frames, options.skip)
-        ways = ways_of(options, film, mesh)
-        rows += rows_of(size, watch(ways, film, options.block, options.rounds))
+        video = load_video(options.source, size, options.frames, options.skip)
+        variants = make_variants(options, video, mesh)
+        rows += make_rows(size, measure(variants, video, options.block, options.rounds))
     name = pathlib.Path(options.detector).stem
-    print(f"Detector: {name}. {len(os.sched_getaffinity(0))} cores, load of the machine at the end "
+    print(f"Detector: {name}. {len(os.sched_getaffinity(0))} cores, system load at the end "
           f"{os.getloadavg()[0]:.1f}.\n")
-    print("\n".join(table(["video", "model", "what", "mean ms", "median", "95 %",
-                           "detector's share", "of the network", "of MediaPipe", "one face seen"],
-                          rows)))
+    print("\n".join(table(["video", "model", "variant", "mean ms", "median", "95 %", "detector",
+                           "/ network", "/ MediaPipe", "frames with one face"], rows)))
 
 
 if __name__ == "__main__":

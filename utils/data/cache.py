@@ -1,4 +1,11 @@
-"""The decoded stored crops of a list: once in memory for all processes, or on a device."""
+"""Caches of decoded stored crops, so that training decodes each JPEG once.
+
+A CropCache keeps the crops of a FaceDataset in memory that all processes of a machine share; a
+DeviceCache keeps them in the memory of each rank's device, where BatchAugment augments them.
+make_cache chooses by the setting `cache` and by the memory that is free.
+"""
+from __future__ import annotations
+
 import concurrent.futures
 import mmap
 import os
@@ -11,60 +18,72 @@ import numpy
 import PIL.Image
 import torch
 
+from utils.data.dataset import FaceDataset
 from utils.errors import UserError
 
-# Left for everything else that a training needs; with less the machine would start to swap.
+# Bytes that stay free for the rest of a training, so that the machine does not swap.
 RESERVE = 1 << 30
-# What `auto` takes at most of what is free: of a GPU's memory, which activations need too, and of
-# the machine's, which is not this training's alone.
+# Largest share of the free memory that `auto` takes: of a GPU's, which activations need too, and of
+# the machine's, which other programs use too.
 SHARE_DEVICE, SHARE_RAM = 0.25, 0.5
 SHARED_MEMORY = "/dev/shm"
 
 
-def make_cache(name, dataset, ranks):
-    """A DeviceCache, a CropCache or None of a FaceDataset, as args.cache says; all ranks call this.
+def make_cache(name: str, dataset: FaceDataset, ranks) -> DeviceCache | CropCache | None:
+    """Make the cache that the setting `cache` asks for; all ranks must call this.
 
-    auto: on GPUs the first where it takes at most a quarter of each GPU's free memory; else the
-    second where it takes at most half of the machine's; else none. Says which, and why not the one
-    before. Raises UserError where the one asked for does not fit.
+    Args:
+        name: `device`, `ram`, `none`, or `auto`: on GPUs a DeviceCache where it takes at most a
+            quarter of each GPU's free memory, else a CropCache where it takes at most half of the
+            machine's, else none. Caches that do not fit are printed with the reason.
+        dataset: the faces to cache.
+        ranks: the Ranks of the run (utils/training/ddp.py).
+
+    Returns:
+        The cache, or None.
+
+    Raises:
+        UserError: `device` or `ram` does not fit.
     """
+    caches = []
     if name == "device" or name == "auto" and ranks.device.type == "cuda":
-        try:
-            return DeviceCache(dataset, ranks, 1 if name == "device" else SHARE_DEVICE)
-        except UserError as error:
-            _or_raise(error, name, ranks)
+        caches.append((DeviceCache, 1 if name == "device" else SHARE_DEVICE))
     if name in ("ram", "auto"):
+        caches.append((CropCache, SHARE_RAM if name == "auto" else None))
+    for cache, share in caches:
         try:
-            return CropCache(dataset, ranks, SHARE_RAM if name == "auto" else None)
+            return cache(dataset, ranks, share)
         except UserError as error:
-            _or_raise(error, name, ranks)
+            if name != "auto":
+                raise
+            if ranks.is_main:
+                print(f"{str(error).partition('; use --cache')[0]}; not used", flush=True)
     return None
 
 
-def _or_raise(error, name, ranks):
-    if name != "auto":
-        raise error
-    if ranks.first:
-        print(f"{str(error).partition('; use --cache')[0]}; not cached so", flush=True)
-
-
 class DeviceCache:
-    """Stored crops in the memory of each rank's device: `crops` (N, T, T, 3) uint8 RGB.
+    """Stored crops in the memory of each rank's device.
 
-    A crop of a smaller side than T lies in the upper left corner, and it is black beyond; `sides`
-    has each one's, 0 where it cannot be read.
+    Args:
+        dataset: the faces to cache.
+        ranks: the Ranks of the run; all of them must construct the cache.
+        share: largest share of the free memory that it may take.
+
+    Attributes:
+        crops: (N, T, T, 3) uint8 RGB on the device. A crop smaller than T is in the upper left
+            corner, on black.
+        sides: side of each crop in pixels; 0 for one that cannot be read.
+
+    Raises:
+        UserError: it does not fit (on every rank).
     """
 
-    def __init__(self, dataset, ranks, share=1):
-        """dataset: a FaceDataset. ranks: all processes of the run; everyone must call this. share:
-        of the free memory that it may take. Raises UserError, on every rank, where it does not
-        fit.
-        """
-        self.sides = ranks.share(lambda: _sides(dataset))
-        most = max(self.sides, default=0)
-        shape = len(self.sides), most, most, 3
-        self.crops = ranks.together(_allocate, shape, ranks.device, share)
-        if ranks.first:
+    def __init__(self, dataset: FaceDataset, ranks, share: float = 1):
+        self.sides = ranks.broadcast_result(lambda: _sides(dataset))
+        side = max(self.sides, default=0)
+        shape = len(self.sides), side, side, 3
+        self.crops = ranks.run_on_all(_allocate, shape, ranks.device, share)
+        if ranks.is_main:
             print(f"cache: {shape[0]} crops take {self.crops.numel() / 1e6:.0f} MB on "
                   f"{ranks.device.type}", flush=True)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -76,32 +95,39 @@ class DeviceCache:
 
 
 def _allocate(shape, device, share):
-    """Black crops on a device. Raises UserError."""
+    """Allocate black crops on a device."""
     size = int(numpy.prod(shape))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
         free = _available() - RESERVE
     if size > share * free:
-        part = "" if share == 1 else f" and {share:.0%} of them may be taken"
+        part = "" if share == 1 else f", of which {share:.0%} may be used"
         raise UserError(f"cache: device: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB of "
                         f"{device.type}'s memory are free{part}; use --cache ram")
     return torch.zeros(shape, dtype=torch.uint8, device=device)
 
 
 class CropCache:
-    """Stored crops as FaceDataset.read gives them: cache[i] is RGB (T, T, 3) uint8, or None.
+    """Stored crops in memory that all processes of a machine share.
 
-    One memory-mapped file a machine, filled by its first process while the others wait. The file
-    has lost its name before training starts, so nothing is left behind however the run ends;
-    loader workers inherit the memory and must be forked. Raises UserError where it does not fit.
+    cache[i] is the RGB crop (T, T, 3) uint8 that FaceDataset.read returns, or None. The memory is
+    one mapped file per machine, which the first process fills while the others wait. The file is
+    unlinked before training starts, so nothing is left behind however the run ends. Loader workers
+    inherit the mapping, so they must be forked.
+
+    Args:
+        dataset: the faces to cache.
+        ranks: the Ranks of the run; all of them must construct the cache.
+        share: largest share of the free memory that it may take; the file is then in /dev/shm
+            only. None: all but RESERVE, and the file may be in the temporary folder.
+
+    Raises:
+        UserError: it does not fit (on every rank).
     """
 
-    def __init__(self, dataset, ranks, share=None):
-        """dataset: a FaceDataset. ranks: all processes of the run; everyone must call this. share:
-        of the free memory that it may take, none of it on a disk; None: all but a gigabyte.
-        """
-        sides = numpy.array(ranks.share(lambda: _sides(dataset)), numpy.int64)
+    def __init__(self, dataset: FaceDataset, ranks, share: float | None = None):
+        sides = numpy.array(ranks.broadcast_result(lambda: _sides(dataset)), numpy.int64)
         self._sides, self._starts = sides, numpy.cumsum(3 * sides**2) - 3 * sides**2
         size = int((3 * sides**2).sum())
         machine = os.environ.get("GROUP_RANK", "0")
@@ -112,36 +138,36 @@ class CropCache:
                 path = _reserve(size, share)
             except UserError as error:
                 problem = str(error)
-        found = ranks.collect((machine, path, problem))
+        found = ranks.all_gather((machine, path, problem))
         problems = [text for *_, text in found if text]
         try:
             if problems:
                 raise UserError(problems[0])
-            if ranks.first:
+            if ranks.is_main:
                 print(f"cache: {len(sides)} crops take {size / 1e6:.0f} MB of memory", flush=True)
             if not mine:
-                path = next(p for place, p, _ in found if place == machine and p)
+                path = next(p for where, p, _ in found if where == machine and p)
             with open(path, "r+b") as file:
                 self._memory = mmap.mmap(file.fileno(), max(size, 1))
             bad = self._fill(dataset) if mine else []
-            for indices in ranks.collect(bad):
+            for indices in ranks.all_gather(bad):
                 sides[indices] = 0
         finally:
             if mine and path:
                 pathlib.Path(path).unlink()
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> numpy.ndarray | None:
         side = self._sides[index]
         if not side:
             return None
         crop = numpy.frombuffer(self._memory, numpy.uint8, 3 * side**2, self._starts[index])
         crop = crop.reshape(side, side, 3)
-        # All processes see the same bytes; nobody may paint into them.
+        # All processes share these bytes.
         crop.flags.writeable = False
         return crop
 
     def _fill(self, dataset):
-        """Decode every crop into the memory; returns the indices of those that are damaged."""
+        """Decode every crop into the memory and return the indices of unreadable ones."""
         bad = []
         for index, crop in _decoded(dataset, numpy.flatnonzero(self._sides)):
             if crop is None:
@@ -153,14 +179,14 @@ class CropCache:
 
 
 def _decoded(dataset, indices, processes=1):
-    """(index, crop or None) of each, decoded on all cores that `processes` alike leave this one."""
+    """Yield (index, crop or None), decoded on this one of `processes` processes' share of cores."""
     threads = cv2.getNumThreads()
-    # OpenCV lets go of Python's lock while it decodes: one image a thread, not one for all.
+    # OpenCV releases the GIL while it decodes, so one image per thread is fastest.
     cv2.setNumThreads(1)
     workers = max(1, os.cpu_count() // processes)
     try:
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            # Not all at once: what is decoded waits in memory until it is taken.
+            # In parts, because decoded crops stay in memory until they are consumed.
             for start in range(0, len(indices), 16 * workers):
                 part = indices[start:start + 16 * workers]
                 yield from zip(part, pool.map(dataset.read, part))
@@ -169,7 +195,7 @@ def _decoded(dataset, indices, processes=1):
 
 
 def _sides(dataset):
-    """Side in pixels of every crop of a FaceDataset; 0 where it cannot be read. Reads headers."""
+    """Read the side in pixels of every crop from its header; 0 where it cannot be read."""
     sides = []
     for index, path in enumerate(dataset.faces.images):
         try:
@@ -182,38 +208,38 @@ def _sides(dataset):
 
 
 def _reserve(size, share=None):
-    """The path of a new file of `size` bytes of memory. Raises UserError."""
+    """Make a file of `size` bytes in memory and return its path."""
     if not hasattr(os, "posix_fallocate"):
         raise UserError("cache: ram: works on Linux only; use --cache none")
     available = _available()
     if size > (available - RESERVE if share is None else share * available):
-        part = f"{RESERVE / 1e9:.0f} GB of them must stay so" if share is None else \
-            f"{share:.0%} of them may be taken"
+        part = f"{RESERVE / 1e9:.0f} GB must stay free" if share is None else \
+            f"{share:.0%} may be used"
         raise UserError(f"cache: ram: needs {size / 1e9:.2f} GB, {available / 1e9:.2f} GB of "
-                        f"memory are free and {part}; use --cache none")
-    room = {}
-    # The second may be a disk, which reads and writes such a file without end.
+                        f"memory are free, of which {part}; use --cache none")
+    free = {}
+    # The temporary folder may be on a disk, which would be read and written all the time.
     for folder in (SHARED_MEMORY, tempfile.gettempdir())[:2 if share is None else 1]:
         if not os.path.isdir(folder):
             continue
-        room[folder] = shutil.disk_usage(folder).free
-        if size > room[folder]:
+        free[folder] = shutil.disk_usage(folder).free
+        if size > free[folder]:
             continue
         handle, path = tempfile.mkstemp(prefix="pipnet-cache-", dir=folder)
         try:
-            # A file with holes would end the run with a bus error when the disk is full.
+            # A sparse file would end the run with a bus error once the disk is full.
             os.posix_fallocate(handle, 0, max(size, 1))
             return path
         except OSError:
             os.unlink(path)
         finally:
             os.close(handle)
-    rooms = ", ".join(f"{folder} has {free / 1e9:.2f}" for folder, free in room.items())
-    raise UserError(f"cache: ram: needs {size / 1e9:.2f} GB; {rooms}. Enlarge /dev/shm (docker run "
+    found = ", ".join(f"{folder} has {count / 1e9:.2f}" for folder, count in free.items())
+    raise UserError(f"cache: ram: needs {size / 1e9:.2f} GB; {found}. Enlarge /dev/shm (docker run "
                     f"--shm-size) or use --cache none")
 
 
 def _available():
-    """Bytes of memory that can be taken without swapping."""
+    """Return the bytes of memory that can be allocated without swapping."""
     with open("/proc/meminfo", encoding="ascii") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))

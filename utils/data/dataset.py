@@ -1,77 +1,62 @@
-"""A prepared set to samples: reading its lists, the Dataset, and the order of an epoch."""
+"""From a prepared set to training samples.
+
+PreparedSet reads a folder that DataGenerator has written: its scheme, its crop and its lists of
+faces. FaceDataset turns one list into samples, an image and its landmarks each, augmented for
+training; EpochSampler gives the order of the faces in an epoch.
+
+A sample's augmentation is a function of (seed, epoch, index) alone, and the faces of an optimiser
+step do not depend on the number of ranks.
+"""
+from __future__ import annotations
+
 import csv
 import dataclasses
-import hashlib
 import itertools
 import pathlib
 import random
+import typing
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy
 import torch
 import yaml
 
-from utils.data import augment
+from utils.data.augment import Augment, nominal_crop
+from utils.data.face_list import FaceList, read_list
 from utils.data.photo import read_photo
 from utils.errors import UserError
 from utils.landmarks.crop import PUBLISHED_CROP
 from utils.landmarks.schemes import SCHEMES, Scheme
 
+# Share of the training list that validates where a set has no validation list.
 HELD_OUT = 0.05
-# Columns of sources.csv: the nominal crop and that of published NMEs, in photo pixels.
+# Columns of sources.csv: the nominal and the published crop (see FaceList) in photo pixels.
 _BOXES = [f"{kind}{side}" for kind in ("", "published_")
           for side in ("x_min", "y_min", "x_max", "y_max")]
 
 
-@dataclasses.dataclass
-class FaceList:
-    """One list of a prepared set.
-
-    images: file paths. points (N, K, 2): all landmarks of the set's scheme, in units of the nominal
-    crop, NaN where one is missing. boxes, published (N, 4): nominal and published crop in photo
-    pixels; unit boxes where the set does not say. photos: source photos or None. hidden (N, K):
-    which points are covered, None where the set does not say.
-    """
-    images: list
-    points: numpy.ndarray
-    boxes: numpy.ndarray
-    published: numpy.ndarray
-    photos: list | None
-    hidden: numpy.ndarray | None = None
-
-    def __len__(self):
-        return len(self.images)
-
-    def take(self, indices):
-        """The faces at these indices, as a FaceList."""
-        photos = self.photos and [self.photos[i] for i in indices]
-        return FaceList([self.images[i] for i in indices], self.points[indices],
-                        self.boxes[indices], self.published[indices], photos,
-                        None if self.hidden is None else self.hidden[indices])
-
-    def visible(self):
-        """The FaceList whose hidden points are missing, without faces that have no other."""
-        if self.hidden is None:
-            return self
-        points = numpy.where(self.hidden[..., None], numpy.nan, self.points)
-        return dataclasses.replace(self, points=points).take(
-            numpy.flatnonzero(numpy.isfinite(points).all(-1).any(-1)))
-
-    def digest(self):
-        """What tells these faces' names and landmarks from others, wherever their folder lies."""
-        made = hashlib.sha256(numpy.ascontiguousarray(self.points).tobytes())
-        made.update("\n".join(path.name for path in self.images).encode("utf-8", "replace"))
-        return made.hexdigest()[:16]
-
-
 class PreparedSet:
-    """A prepared set: `scheme`, `margin`, `size`, `crop` and its lists by name.
+    """A prepared set.
 
-    Where there is a list "train" there is a "val", which is empty where nothing is held out. Raises
-    UserError where the folder is no prepared set, with the command that makes one.
+    Args:
+        folder: the set; its lists are train.txt, val.txt, test.txt and test_*.txt.
+
+    Attributes:
+        scheme: the Scheme of its landmarks.
+        size: side of the nominal crop in pixels; None without a set.yaml.
+        margin: side of the stored crops over that of the nominal crop.
+        crop: crop rule and scale, as model files keep them.
+        lists: FaceList by name: train, val, test and test_*. A set with "train" has "val", which is
+            empty where nothing is held out.
+        drawn: whether its faces are drawn, not photographed.
+        upright: whether photos are rotated as their EXIF orientation says.
+
+    Raises:
+        UserError: it is not a prepared set; the message has the command that makes one.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: pathlib.Path | str):
         self.folder = pathlib.Path(folder)
         lists = sorted(p for p in self.folder.glob("*.txt")
                        if p.stem in ("train", "val") or p.stem.split("_")[0] == "test")
@@ -85,9 +70,9 @@ class PreparedSet:
                 f"target_size=256).run()'")
         self._sources = self._read_sources()
         description = self._read_description()
-        # Who holds nothing out may say so with an empty list.
+        # An empty val.txt means that nothing is held out.
         none_held = any(p.stem == "val" and not p.read_bytes().strip() for p in lists)
-        points = {p.stem: _read_list(p) for p in lists if not (none_held and p.stem == "val")}
+        points = {p.stem: read_list(p) for p in lists if not (none_held and p.stem == "val")}
         self.scheme = self._scheme(description, points)
         self.size, self.margin = description.get("size"), description.get("margin", 1.0)
         self.crop = description.get("crop", PUBLISHED_CROP)
@@ -100,33 +85,33 @@ class PreparedSet:
             self._split_validation(held_out)
 
     @property
-    def has_photos(self):
-        """Whether it is known where in its photo a crop lies; lists alone (LMK.zip) do not tell."""
+    def has_photos(self) -> bool:
+        """Whether the place of each crop in its photo is known; without sources.csv it is not."""
         return self._sources is not None
 
     @property
-    def tests(self):
-        """The test lists by their short names: `test`, then `common` for test_common and so on."""
+    def test_lists(self) -> dict[str, FaceList]:
+        """The test lists by short name: `test`, then `common` for test_common and so on."""
         return {name.removeprefix("test_"): faces for name, faces in self.lists.items()
                 if name.startswith("test")}
 
-    def tell_crop(self, crop, whose="the model", log=print):
-        """Say where these crops are other ones than those that a model was trained on."""
+    def warn_crop(self, crop: dict, owner: str = "the model", log: Callable = print) -> None:
+        """Print a note if a model (`owner`) was trained on another crop than this set's."""
         if crop != self.crop:
-            log(f"note: {whose} was trained on crops {crop}, the set has {self.crop}")
+            log(f"note: {owner} was trained on crops {crop}, the set has {self.crop}")
 
-    def tell_incomplete(self, log=print):
-        """Say where these are not the faces that published figures rest on."""
+    def warn_incomplete(self) -> None:
+        """Print a note if faces of a published set are missing."""
         if self._incomplete:
-            log("note: other faces than published: " + ", ".join(
+            print("note: other faces than published: " + ", ".join(
                 f"{subset} {prepared} of {count}"
                 for subset, (prepared, count) in self._incomplete.items()))
 
-    def tell_size(self, size, log=print):
-        """Say where these crops are smaller than a network's input of size pixels."""
+    def warn_size(self, size: int, log: Callable = print) -> None:
+        """Print a note if the crops are smaller than a network's input of `size` pixels."""
         if self.size and self.size < size:
-            log(f"note: {self.folder} has crops of {self.size} px, blown up to the input's {size}; "
-                f"the generator's --target-size {size} prepares larger ones")
+            log(f"note: {self.folder} has crops of {self.size} px, which are enlarged to the "
+                f"input's {size}; the generator's --target-size {size} prepares larger ones")
 
     def _read_description(self):
         path = self.folder / "set.yaml"
@@ -144,24 +129,24 @@ class PreparedSet:
                             f"set again") from None
 
     def _scheme(self, description, lists):
-        mean = self.folder / "indices.txt"
+        mean_face = self.folder / "indices.txt"
         if "scheme" in description:
             scheme = Scheme.from_state(description["scheme"])
         else:
             count = next(iter(lists.values()))[1].shape[1]
-            named = [s for s in SCHEMES.values() if s.points == count]
-            if not named:
+            matching = [s for s in SCHEMES.values() if s.points == count]
+            if not matching:
                 raise UserError(f"{self.folder}: {count} points a face, which is none of the known "
                                 f"schemes; a set.yaml with the scheme is needed")
-            scheme = named[0]
+            scheme = matching[0]
         for name, (_, points) in lists.items():
             if points.shape[1] != scheme.points:
                 raise UserError(f"{self.folder / name}.txt: {points.shape[1]} points a face, "
                                 f"scheme {scheme.name} has {scheme.points}")
-        if mean.is_file():
-            scheme = scheme.with_mean_face(read_mean_face(mean))
-        # A set has all of its scheme's points: where they are a part of another's (own photos with
-        # eyes alone), it holds no others that `indices` could mean.
+        if mean_face.is_file():
+            scheme = scheme.with_mean_face(read_mean_face(mean_face))
+        # The set has the points of this scheme only. If it is a subset of another scheme, there
+        # are no other points that `indices` could refer to.
         return dataclasses.replace(scheme, base=None, indices=None)
 
     def _read_sources(self):
@@ -193,7 +178,7 @@ class PreparedSet:
                         hidden)
 
     def _hidden(self, rows):
-        """Strings of K digits 0 and 1, or None or empty, to (N, K) bool; None where all are."""
+        """Parse strings of K digits 0 and 1 to (N, K) bool; a row may be empty, or None for all."""
         if not any(rows):
             return None
         count = self.scheme.points
@@ -204,9 +189,9 @@ class PreparedSet:
         return numpy.array([[digit == "1" for digit in row or "0" * count] for row in rows])
 
     def _locate(self, image):
-        """The file of a list's path: under the set, as it stands, or by its tail under the set.
+        """Find the file of a list's path: as it is, or by the last parts of the path.
 
-        Published lists hold absolute paths of their makers' machines.
+        Published lists hold absolute paths of the authors' machines.
         """
         path = self.folder / image
         if self._sources is not None or path.is_file():
@@ -219,20 +204,28 @@ class PreparedSet:
         return path
 
     def _split_validation(self, share):
-        """Take a share of the training list for "val"; it may be empty, and train never is."""
+        """Move a share of the training list to "val", which may stay empty; train never does."""
         faces = self.lists["train"]
         order = list(range(len(faces)))
         random.Random(0).shuffle(order)
         count = min(max(1, round(share * len(order))), len(order) - 1) if share else 0
-        self.lists["val"] = faces.take(sorted(order[:count]))
-        self.lists["train"] = faces.take(sorted(order[count:]))
+        self.lists["val"] = faces.select(sorted(order[:count]))
+        self.lists["train"] = faces.select(sorted(order[count:]))
 
 
-def neighbour_face(source, scheme):
-    """The mean face (K, 2) that decides the neighbours: args.mean_face, for a model's scheme.
+def load_neighbour_face(source: str, scheme: Scheme) -> numpy.ndarray | None:
+    """Load the mean face that defines the neighbours of each landmark (setting `mean_face`).
 
-    source: `data` gives None, the scheme's own; `published` the authors' of the scheme or of the
-    one it is part of; else a file, of the scheme's points or of all of that one. Raises UserError.
+    Args:
+        source: `data` for the scheme's own; `published` for the authors'; else a file, with the
+            points of `scheme` or of the scheme that it is a subset of.
+        scheme: the model's Scheme.
+
+    Returns:
+        (K, 2) in crop units, or None for the scheme's own.
+
+    Raises:
+        UserError: there is none, or it has another number of points.
     """
     if source == "data":
         return None
@@ -252,8 +245,8 @@ def neighbour_face(source, scheme):
     return known.mean_face[indices]
 
 
-def read_mean_face(path):
-    """A mean face (K, 2) from a file of x y x y ... Raises UserError."""
+def read_mean_face(path: pathlib.Path | str) -> numpy.ndarray:
+    """Read a mean face (K, 2) from a file of numbers x y x y ..."""
     try:
         values = [float(v) for v in pathlib.Path(path).read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:
@@ -263,101 +256,80 @@ def read_mean_face(path):
     return numpy.array(values).reshape(-1, 2)
 
 
-def _read_list(path):
-    """A list file to (image names, points (N, K, 2)). Raises UserError naming the line.
-
-    A line is an image path, which may hold blanks, and as many numbers as the first line has.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    lines = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not lines:
-        raise UserError(f"{path}: the list is empty")
-    count = next((i for i, field in enumerate(reversed(lines[0][1])) if not _is_number(field)), 0)
-    images, rows = [], numpy.empty((len(lines), count))
-    for row, (number, fields) in enumerate(lines):
-        try:
-            rows[row] = fields[len(fields) - count:]
-            good = (len(fields) > count > 0 and count % 2 == 0 and _are_points(rows[row])
-                    and not _is_number(fields[-count - 1]))
-        except ValueError:
-            good = False
-        if not good:
-            expected = f"{count} numbers" if row else "x y pairs"
-            raise UserError(f"{path}:{number}: expected an image path and {expected}, found "
-                            f"{' '.join(fields)[:60]!r}")
-        images.append(" ".join(fields[:-count]))
-    return images, rows.reshape(len(lines), -1, 2)
-
-
-def _are_points(values):
-    """Whether x y x y ... are finite or, where a point is missing, nan nan; one at least is not."""
-    missing = numpy.isnan(values.reshape(-1, 2))
-    return bool((missing.all(1) == missing.any(1)).all() and not missing.all()
-                and not numpy.isinf(values).any())
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 class FaceDataset(torch.utils.data.Dataset):
-    """Samples of a FaceList: (image (S, S, 3) uint8, landmarks (K, 2) float32, index, bad).
+    """Samples of a FaceList.
 
-    indices: which of the set's points (a subset scheme), or None. augmentation: an Augment, or
-    None for the plain nominal crop. Keys are indices, or (epoch, turn) for training, where turn is
-    an index, plus the number of faces each time that it comes again. An image that
-    cannot be read is replaced by the next one; `bad` is then its index, else -1. cache: None, or a
-    cache.CropCache to be set later.
+    A key is an index or, for training, (epoch, sample). `sample` is the index plus, for each
+    repetition of the face within the epoch, the number of faces.
+
+    Args:
+        faces: N faces.
+        margin: side of the stored crops over that of the nominal crop.
+        size: side of the images in pixels.
+        indices: which of the faces' points are returned, for a subset scheme; None: all.
+        augmentation: an Augment or a callable like it; None: the nominal crop.
+        seed: seed of the augmentation.
+
+    Attributes:
+        cache: a CropCache, or None; set after construction.
     """
 
-    def __init__(self, faces, margin, size, indices=None, augmentation=None, seed=0):
+    def __init__(self, faces: FaceList, margin: float, size: int,
+                 indices: Sequence[int] | None = None, augmentation: Augment | None = None,
+                 seed: int = 0):
         self.faces, self.margin, self.size, self.seed = faces, margin, size, seed
         self.points = faces.points if indices is None else faces.points[:, list(indices)]
         self.augmentation = augmentation
         self.cache = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.faces)
 
-    def __getitem__(self, key):
-        epoch, turn = key if isinstance(key, tuple) else (0, key)
-        wanted = turn % len(self)
-        index, stored = self.readable(wanted, self._stored)
-        bad = -1 if index == wanted else wanted
+    def __getitem__(self, key: int | tuple[int, int]
+                    ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Load a sample; an image that cannot be read is replaced by the next one.
+
+        Returns:
+            Image (size, size, 3) uint8 RGB, landmarks (K, 2) float32 in its crop units, index of
+            the face, and index of the unreadable image that it replaces, else -1.
+        """
+        epoch, sample = key if isinstance(key, tuple) else (0, key)
+        requested = sample % len(self)
+        index, stored = self.first_readable(requested, self._stored)
+        unreadable = -1 if index == requested else requested
         if self.augmentation is None:
-            image = augment.plain(stored, self.margin, self.size)
+            image = nominal_crop(stored, self.margin, self.size)
             landmarks = self.points[index].astype(numpy.float32)
         else:
             image, landmarks = self.augmentation(stored, self.points[index], self.margin, self.size,
-                                                 self.generator(epoch, turn - wanted + index))
-        return torch.from_numpy(image), torch.from_numpy(landmarks), index, bad
+                                                 self.generator(epoch, sample - requested + index))
+        return torch.from_numpy(image), torch.from_numpy(landmarks), index, unreadable
 
-    def readable(self, index, look):
-        """(index, look(index)) of this index, or of the next one where look gives None. Raises
-        UserError where it does so for all.
+    def first_readable(self, index: int, read: Callable[[int], typing.Any]
+                       ) -> tuple[int, typing.Any]:
+        """Find the first face from `index` on, cyclically, for which read(i) is not None.
+
+        Returns:
+            Its index i, and read(i).
+
+        Raises:
+            UserError: there is none.
         """
         for other in itertools.chain((index,), range(index + 1, len(self.faces)), range(index)):
-            found = look(other)
+            found = read(other)
             if found is not None:
                 return other, found
         raise UserError(f"{self.faces.images[index]} and all others cannot be read")
 
-    def generator(self, epoch, turn):
-        """The random generator of a face's turn in an epoch."""
-        return numpy.random.default_rng((self.seed, epoch, turn))
+    def generator(self, epoch: int, sample: int) -> numpy.random.Generator:
+        """Make the random generator of a sample, on which its augmentation depends alone."""
+        return numpy.random.default_rng((self.seed, epoch, sample))
 
     def _stored(self, index):
         return self.read(index) if self.cache is None else self.cache[index]
 
-    def read(self, index):
-        """The stored crop as RGB (T, T, 3), or None. Large ones are reduced while decoding."""
+    def read(self, index: int) -> numpy.ndarray | None:
+        """Decode a stored crop to RGB (T, T, 3) uint8, reduced if large; None if unreadable."""
         image = read_photo(self.faces.images[index], upright=True)
         if image is None:
             return None
@@ -369,36 +341,45 @@ class FaceDataset(torch.utils.data.Dataset):
             image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         return image
 
-    def stored_side(self, height, width):
-        """The side T in which `read` gives an image of this size."""
-        side, wanted = max(height, width), round(self.size * self.margin)
-        # Bilinear warping looks at four pixels; beyond a factor of 1.5 it would alias.
-        return wanted if side > 1.5 * wanted else side
+    def stored_side(self, height: int, width: int) -> int:
+        """Return the side T in pixels to which `read` reduces an image of this size."""
+        side, target = max(height, width), round(self.size * self.margin)
+        # The warp interpolates between four pixels; beyond a factor of 1.5 it would alias.
+        return target if side > 1.5 * target else side
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Batches of (epoch, turn) keys (see FaceDataset) for one rank, the same faces a step for any
-    number of ranks.
+    """Batches of (epoch, sample) keys (see FaceDataset) for one rank.
 
-    The epoch's order follows from (seed, epoch). Optimiser step s takes the next
-    batch * accumulate * world faces; micro-batch a of rank r is its slice a * world + r. Faces that
-    do not fill a last step wait for another epoch's order; a set smaller than one step is repeated.
+    The order of an epoch is a function of (seed, epoch). Optimiser step s takes the next
+    batch * accumulate * world faces of it; micro-batch a of rank r is slice a * world + r of these.
+    So a step has the same faces for any number of ranks. Faces that do not fill a last step are
+    left out of the epoch; a set smaller than one step is repeated.
+
+    Args:
+        faces: number of faces.
+        batch: faces per micro-batch.
+        accumulate: micro-batches per rank and optimiser step.
+        rank: this rank.
+        world: number of ranks.
+        seed: seed of the order.
     """
 
-    def __init__(self, faces, batch, accumulate=1, rank=0, world=1, seed=0):
+    def __init__(self, faces: int, batch: int, accumulate: int = 1, rank: int = 0, world: int = 1,
+                 seed: int = 0):
         self.faces, self.batch, self.accumulate = faces, batch, accumulate
         self.rank, self.world, self.seed = rank, world, seed
         self.steps = max(1, faces // (batch * accumulate * world))
         self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch, start=0):
-        """Choose the epoch, and the optimiser step to start at (after a resume)."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Set the epoch, and the optimiser step to start at after a resume."""
         self.epoch, self.start = epoch, start
 
-    def __len__(self):
+    def __len__(self) -> int:
         return (self.steps - self.start) * self.accumulate
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = numpy.random.default_rng((self.seed, self.epoch)).permutation(self.faces)
         per_step = self.batch * self.accumulate * self.world
         order = numpy.resize(order, self.steps * per_step)

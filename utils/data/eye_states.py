@@ -1,4 +1,10 @@
-"""Photos of faces whose eyes are known to be shut, in closed/, or open, in open/."""
+"""Folders of photos whose eyes are known to be closed or open.
+
+Photos with closed eyes are in closed/, with open eyes in open/. Eye thresholds are fitted and
+scored on such a folder, and pseudo_labels.prepare adds its faces to a prepared set.
+"""
+from __future__ import annotations
+
 import pathlib
 
 from utils.data.photo import IMAGE_SUFFIXES
@@ -7,17 +13,26 @@ from utils.errors import UserError
 STATES = ("closed", "open")
 
 
-def list_photos(folder, names="none"):
-    """[(path, closed)] of the photos in folder/closed and folder/open.
+def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
+                ) -> list[tuple[pathlib.Path, bool]]:
+    """List the photos in folder/closed and folder/open.
 
-    names: none for all, or LIST or LIST:PART or LIST:PART,PART: a file with lines `closed/0001.jpg`
-    or `closed/0001.jpg part`, of which those of the parts are taken. Raises UserError.
+    Args:
+        folder: has the folders closed/ and open/.
+        names: `none` for all photos; else LIST, LIST:PART or LIST:PART,PART, where LIST is a file
+            with lines `closed/0001.jpg` or `closed/0001.jpg PART`.
+
+    Returns:
+        The path of each photo and whether its eyes are closed.
+
+    Raises:
+        UserError: a folder, a photo, the list or a part is missing.
     """
     folder = pathlib.Path(folder)
     missing = [state for state in STATES if not (folder / state).is_dir()]
     if missing:
-        raise UserError(f"{folder}: has no folder {missing[0]}; photos of faces with shut eyes are "
-                        f"expected in closed/, with open eyes in open/")
+        raise UserError(f"{folder}: has no folder {missing[0]}; photos of faces with closed eyes "
+                        f"are expected in closed/, with open eyes in open/")
     if names == "none":
         found = [path for state in STATES for path in sorted((folder / state).iterdir())
                  if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -34,8 +49,8 @@ def list_photos(folder, names="none"):
 
 
 def _read_names(names):
-    path, _, wanted = str(names).partition(":")
-    wanted = [part for part in wanted.split(",") if part]
+    path, _, parts = str(names).partition(":")
+    parts = [part for part in parts.split(",") if part]
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -46,9 +61,9 @@ def _read_names(names):
         if len(row) > 2 or len(place) != 2 or place[0] not in STATES:
             raise UserError(f"{path}:{number}: expected closed/NAME or open/NAME and perhaps a "
                             f"part, found {' '.join(row)[:60]!r}")
-    parts = {row[1] for _, row in rows if len(row) == 2}
-    for part in wanted:
-        if part not in parts:
+    known = {row[1] for _, row in rows if len(row) == 2}
+    for part in parts:
+        if part not in known:
             raise UserError(f"names {path}: has no part {part}; there is "
-                            f"{', '.join(sorted(parts)) or 'none'}")
-    return [row[0] for _, row in rows if not wanted or row[1:] and row[1] in wanted]
+                            f"{', '.join(sorted(known)) or 'none'}")
+    return [row[0] for _, row in rows if not parts or row[1:] and row[1] in parts]

@@ -1,21 +1,28 @@
-"""Photos and annotations to a prepared set: crops with margin, lists, mean face, set.yaml.
+"""Turn photos and annotations into a prepared set: cropped faces and lists for training and test.
 
-A prepared set is a folder with images/, one list a split (`train.txt`, `val.txt`, `test.txt`,
-`test_<name>.txt`; a line is an image path and K times x y in units of the nominal crop),
-`indices.txt` (the mean face), `sources.csv` (photo and boxes in photo pixels, and K digits, 1 for
-each point that is hidden) and `set.yaml`.
-An image shows the nominal crop grown by `margin` about its centre.
+A reader (utils.data.readers) reads the annotations, each face is cropped (utils.data.cropping), and
+a prepared set is written, a folder with:
+
+  images/          the crops; each shows the nominal crop, enlarged by `margin` about its centre
+  train.txt        one face a line: image path, then x and y of its K landmarks in units of the
+                   nominal crop; likewise val.txt, test.txt and test_<name>.txt
+  indices.txt      the mean face of the training faces
+  sources.csv      photo, nominal and published crop in photo pixels, and hidden points of each face
+  set.yaml         size, margin, crop rule and landmark scheme
 """
+from __future__ import annotations
+
 import argparse
 import collections
 import concurrent.futures.process
 import csv
 import dataclasses
+import functools
 import hashlib
-import itertools
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 import numpy
 import tqdm
@@ -23,45 +30,48 @@ import yaml
 
 from utils.args import Parser
 from utils.data import cropping, readers, sheet, table
+from utils.data.cropping import CroppedFace
+from utils.data.readers.face import Face, Source
 from utils.data.readers.pts import unique_name
 from utils.errors import UserError
 from utils.landmarks import crop as crops
 from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
 
+# Columns of sources.csv.
 SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
            "published_y_min", "published_x_max", "published_y_max")
-# The options that photos without landmarks have, to be trained with or to be labelled by a teacher.
-UNLABELLED = {"labelled", "boxes", "detector"}
-LABELLED_BY_TEACHER = {"labelled", "teacher", "detector", "names"}
-
-
-@dataclasses.dataclass
-class Source:
-    """What was read of one folder; problems are (path, reason), expected the published counts."""
-    folder: pathlib.Path
-    layout: str
-    expected: dict
-    scheme: Scheme
-    faces: list
-    problems: list
-    prefix: str
+# Options for photos without landmarks: as an unlabelled set, and with pseudo-labels of a teacher.
+UNLABELLED_OPTIONS = {"labelled", "boxes", "detector"}
+TEACHER_OPTIONS = {"labelled", "teacher", "detector", "names"}
 
 
 @dataclasses.dataclass
 class Options:
-    """How a set is prepared; keyword arguments of DataGenerator. Raises UserError.
+    """How a set is prepared; the keyword arguments of DataGenerator.
 
-    layout: the reader's name, else recognised. scheme: of the set, to map to (98 to 68 points) or,
-    for a custom set, a YAML file. crop, scale: see crop.face_box. margin: how much larger than the
-    nominal crop the images are. val: share of the training photos held out; 0: none, and the last
-    epoch of a training is its best. workers: processes,
-    else one a core. labelled: the prepared set that photos without landmarks are to be trained with
-    (see unlabelled.prepare); boxes, detector: of such photos. teacher: weights, or a list of them,
-    that lay the landmarks of such photos, which then join the labelled ones (see
-    pseudo_labels.prepare); names: which of those in closed/ and open/. exif: "obey"
-    where labels were made on photos as a person sees them, "ignore" where on the pixels as stored,
-    None: ignore in the published sets, whose annotators did, else obey. one_based: whether the
-    pixels of a CSV file count from 1.
+    Attributes:
+        layout: name of the reader; None: recognised from the files.
+        scheme: landmark scheme to map to (WFLW to 300W), or that of the user's own data: a name or
+            a YAML file.
+        crop: crop rule, see landmarks.crop.face_box.
+        scale: side of the nominal crop relative to the face's box.
+        margin: side of the stored image relative to the nominal crop.
+        val: share of the training photos held out for validation. With 0 there is no validation
+            list, and training keeps the last epoch as the best.
+        workers: number of processes; None: one per core.
+        labelled: prepared set with which photos without landmarks are trained, see
+            unlabelled.prepare.
+        boxes: CSV file of face boxes of photos without landmarks.
+        detector: detector for photos without landmarks: "haar" or an .onnx file.
+        exif: "obey" if labels refer to photos with their EXIF orientation applied, "ignore" if they
+            refer to the pixels as stored; None: "ignore" for published sets, else "obey".
+        one_based: True if pixels of the user's own data count from 1 (.pts files always do).
+        teacher: weights, or a list of weights, that label photos without landmarks, which are then
+            added to a copy of `labelled`, see pseudo_labels.prepare.
+        names: which photos of closed/ and open/ the teacher labels, see eye_states.list_photos.
+
+    Raises:
+        UserError: a value is out of range or unknown.
     """
     layout: str | None = None
     scheme: str | None = None
@@ -83,11 +93,11 @@ class Options:
         try:
             self.scale, self.margin, self.val = (
                 float(self.scale), float(self.margin), float(self.val))
-            fine = (1 <= self.margin < numpy.inf and 0 < self.scale < numpy.inf
-                    and 0 <= self.val < 1)
+            in_range = (1 <= self.margin < numpy.inf and 0 < self.scale < numpy.inf
+                        and 0 <= self.val < 1)
         except (TypeError, ValueError):
-            fine = False
-        if not fine:
+            in_range = False
+        if not in_range:
             raise UserError(f"margin {self.margin} (1 or more), scale {self.scale} (above 0), val "
                             f"{self.val} (0 to 1): one is out of range")
         if self.crop not in crops.RULES:
@@ -95,27 +105,35 @@ class Options:
         if self.exif not in (None, "obey", "ignore"):
             raise UserError(f"exif must be obey or ignore, found {self.exif!r}")
         if self.teacher is not None and self.boxes is not None:
-            raise UserError("boxes are for an unlabelled set; where a teacher lays the landmarks, "
-                            "the detector finds the faces (leave --boxes out)")
+            raise UserError("boxes: not with a teacher, for which the detector finds the faces; "
+                            "leave --boxes out")
         if isinstance(self.teacher, str | pathlib.Path):
             self.teacher = [self.teacher]
 
 
 class DataGenerator:
-    """Publisher's folders to a prepared set. Call run().
+    """Prepares a set from one or several folders of photos; call `run`.
 
-    data_dir: a folder, or several to merge ("300W + WFLW", or a list). target_size: side of the
-    nominal crop in pixels, 256 where it is not given. output_dir: default <data_dir>-<target_size>.
-    options: see Options. Raises UserError.
+    Args:
+        data_dir: a folder, or several to merge: "300W + WFLW", or a list.
+        target_size: side of the nominal crop in pixels; default: 256.
+        output_dir: folder of the prepared set; default: <data_dir>-<target_size>.
+        **options: see Options.
+
+    Raises:
+        UserError: an option is out of range, unknown or without effect.
     """
 
-    def __init__(self, data_dir="300W", target_size=None, output_dir=None, **options):
-        parts = data_dir
+    def __init__(self, data_dir: str | pathlib.Path | Sequence[str | pathlib.Path] = "300W",
+                 target_size: int | None = None, output_dir: str | pathlib.Path | None = None,
+                 **options):
+        folders = data_dir
         if not isinstance(data_dir, (list, tuple)):
-            parts = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
-        self.folders = [pathlib.Path(str(part).strip()) for part in parts if part != "+"]
-        given = {name for name, value in {**options, "target_size": target_size}.items()
-                 if value is not None}
+            folders = [data_dir] if pathlib.Path(data_dir).exists() else str(data_dir).split("+")
+        # On the command line, 300W + WFLW is three words.
+        self.folders = [pathlib.Path(str(folder).strip()) for folder in folders if folder != "+"]
+        specified = {name for name, value in {**options, "target_size": target_size}.items()
+                     if value is not None}
         target_size = 256 if target_size is None else target_size
         try:
             self.target_size = int(target_size)
@@ -124,58 +142,66 @@ class DataGenerator:
         if self.target_size < 16:
             raise UserError(f"target_size {target_size}: is out of range (16 or more)")
         self.options = Options(**options)
-        self._check_given(given)
+        self._check_effective(specified)
         name = "+".join(f.name for f in self.folders)
         self.output = pathlib.Path(output_dir or self.folders[0].parent / f"{name}-{target_size}")
         self.output_dir = output_dir
 
-    def _check_given(self, given):
-        """Raises UserError where an option of these names, or a second folder, has no effect."""
+    def _check_effective(self, specified: set[str]) -> None:
+        """Raise UserError if one of the specified options, or a second folder, has no effect."""
         options = self.options
         if options.labelled is None:
-            useless = given & (UNLABELLED | LABELLED_BY_TEACHER)
-            why = ("for photos without landmarks, which need labelled=SET: the prepared set that "
-                   "they are trained with or join (--labelled SET)")
+            unused = specified & (UNLABELLED_OPTIONS | TEACHER_OPTIONS)
+            reason = ("for photos without landmarks, which need labelled=SET: the prepared set "
+                      "that they are trained with or added to (--labelled SET)")
         else:
-            useless = given - (UNLABELLED if options.teacher is None else LABELLED_BY_TEACHER)
-            beside = "labelled" if options.teacher is None else "labelled and teacher"
-            why = (f"without effect beside {beside}; leave it out (size and crop are those of "
-                   f"{options.labelled})")
-        if useless:
-            raise UserError(f"{', '.join(sorted(useless))}: {why}")
+            effective = UNLABELLED_OPTIONS if options.teacher is None else TEACHER_OPTIONS
+            unused = specified - effective
+            mode = "labelled" if options.teacher is None else "labelled and teacher"
+            reason = (f"without effect beside {mode}; leave it out (size and crop are those of "
+                      f"{options.labelled})")
+        if unused:
+            raise UserError(f"{', '.join(sorted(unused))}: {reason}")
         if options.labelled is not None and len(self.folders) > 1:
-            raise UserError(f"{', '.join(map(str, self.folders))}: of photos without landmarks one "
-                            f"folder is prepared at a time; give them one after the other, each "
-                            f"with its output_dir=FOLDER (--output-dir FOLDER)")
+            raise UserError(f"{', '.join(map(str, self.folders))}: photos without landmarks are "
+                            f"prepared one folder at a time; run the command once for each, with "
+                            f"its own output_dir=FOLDER (--output-dir FOLDER)")
 
-    def run(self):
-        """Prepare the set, print the table of counts, return the set's folder."""
+    def run(self) -> pathlib.Path:
+        """Prepare the set and print the table of counts.
+
+        Returns:
+            The folder of the prepared set.
+
+        Raises:
+            UserError: nothing can be read, no face can be prepared or the set cannot be written.
+        """
         options = self.options
         if options.teacher is not None:
             from utils.data import pseudo_labels
             return pseudo_labels.prepare(self.folders[0], options.labelled, options.teacher,
                                          options.detector, options.names, self.output_dir)
         if options.labelled is not None:
-            from utils.data.unlabelled import prepare  # It imports torch, which takes seconds.
+            from utils.data.unlabelled import prepare  # Imports torch, which takes seconds.
             return prepare(self.folders[0], options.labelled, options.boxes, options.detector,
                            self.output_dir)
         sources, problems = self._read_all(), []
         jobs = [(face, source.layout, source.prefix + face.name)
                 for source in sources for face in source.faces]
         try:
-            self._clear()
-            done = self._cut_all(jobs, problems)
-            if not done:
+            self._make_empty_folder()
+            cropped = self._crop_all(jobs, problems)
+            if not cropped:
                 problems = [p for source in sources for p in source.problems] + problems
                 reasons = "; ".join(f"{path}: {reason}" for path, reason in problems[:2])
                 raise UserError(f"{', '.join(map(str, self.folders))}: no face could be prepared"
                                 + (f" ({reasons})" if reasons else ""))
-            scheme = self._write(done, sources)
-            problems += table.notes(done, scheme)
-            table.print_counts(sources, done, problems, self.output)
-            if any(layout != "samples" for _, layout, *_ in done):
+            scheme = self._write(cropped, sources)
+            problems += table.notes(cropped, scheme)
+            table.print_counts(sources, cropped, problems, self.output)
+            if any(layout != readers.drawn.NAME for _, layout, *_ in cropped):
                 print(cropping.KEPT)
-                table.print_sizes(done, self.target_size)
+                table.print_sizes(cropped, self.target_size)
                 print(f"look at them: {sheet.overview(self.output)} (more: python -m "
                       f"utils.data.sheet {self.output})")
         except OSError as error:
@@ -184,13 +210,13 @@ class DataGenerator:
                             f"(--output-dir FOLDER)") from None
         return self.output
 
-    def _read_all(self):
-        """The Sources, all of one scheme. Raises UserError where they are not."""
+    def _read_all(self) -> list[Source]:
+        """Read all folders. Raises UserError if their landmark schemes differ."""
         sources, taken = [], set()
         for folder in self.folders:
             source = self._read(folder)
             if sources and source.scheme.name != sources[0].scheme.name:
-                raise UserError(_refuse_merge(sources[0].scheme, source.scheme, folder))
+                raise UserError(_merge_error(sources[0].scheme, source.scheme, folder))
             name = unique_name(folder.name, taken)
             if len(self.folders) > 1:
                 source.prefix = f"{name}_"
@@ -200,7 +226,7 @@ class DataGenerator:
             sources.append(source)
         return sources
 
-    def _read(self, folder):
+    def _read(self, folder: pathlib.Path) -> Source:
         options = self.options
         reader = readers.get(options.layout) if options.layout else readers.recognise(folder)
         scheme = None if options.scheme is None else get_scheme(options.scheme)
@@ -211,9 +237,10 @@ class DataGenerator:
         else:
             faces = reader.read(folder, problems)
             native = get_scheme(reader.SCHEME)
-        obeyed = "obey" if reader.SCHEME is None else "ignore"
+        # The annotators of the published sets ignored the EXIF orientation.
+        exif = options.exif or ("obey" if reader.SCHEME is None else "ignore")
         for face in faces:
-            face.upright = (options.exif or obeyed) == "obey"
+            face.upright = exif == "obey"
         scheme = scheme or native
         if scheme.name != native.name:
             mapping = MAPPINGS.get((native.name, scheme.name))
@@ -225,18 +252,18 @@ class DataGenerator:
                                 f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
             for face in faces:
                 face.points, face.hidden = mapping(face.points), None
-        return Source(folder, reader.NAME, reader.EXPECTED, scheme, faces, problems, "")
+        return Source(folder, reader.NAME, reader.EXPECTED, scheme, faces, problems)
 
-    def _clear(self):
-        """Make an empty output folder. Its set.yaml marks it as ours, its lists as finished."""
-        if is_filled(self.output):
-            self._tell_change()
+    def _make_empty_folder(self) -> None:
+        """Make an empty output folder; set.yaml marks it as a prepared set that may be replaced."""
+        if is_prepared_set(self.output):
+            self._warn_of_other_crops()
             shutil.rmtree(self.output)
         (self.output / "images").mkdir(parents=True, exist_ok=True)
         (self.output / "set.yaml").touch()
 
-    def _tell_change(self):
-        """Say that the set which is about to go had other crops, on which models may rest."""
+    def _warn_of_other_crops(self) -> None:
+        """Print a note if the set that is about to be replaced has crops of another rule."""
         try:
             before = yaml.safe_load((self.output / "set.yaml").read_text(encoding="utf-8"))
             before = before["crop"]
@@ -247,51 +274,53 @@ class DataGenerator:
             print(f"note: {self.output} had crops {before} and gets {now}: models trained on it "
                   f"expect the former")
 
-    def _cut_all(self, jobs, problems):
-        """[(face, layout, image name, box, published box)] of all faces that could be cut."""
+    def _crop_all(self, jobs: list[tuple[Face, str, str]], problems: list) -> list[CroppedFace]:
+        """Crop the faces in worker processes; skipped faces go to `problems`."""
         options = self.options
-        settings = (self.output / "images", self.target_size, options.crop, options.scale,
-                    options.margin)
-        done = []
-        crops.prepare_fork()
+        write_face = functools.partial(
+            cropping.write_face, folder=self.output / "images", size=self.target_size,
+            rule=options.crop, scale=options.scale, margin=options.margin)
+        cropped = []
+        crops.disable_opencv_threads()
         try:
-            with concurrent.futures.ProcessPoolExecutor(self.options.workers) as pool:
-                results = pool.map(cropping.cut, jobs, itertools.repeat(settings), chunksize=16)
+            with concurrent.futures.ProcessPoolExecutor(options.workers) as pool:
+                results = pool.map(write_face, jobs, chunksize=16)
                 bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
                 for job, result in bar:
                     if isinstance(result, str):
                         problems.append((job[0].photo, result))
                     else:
-                        done.append((*job, *result))
+                        cropped.append(CroppedFace(*job, *result))
         except concurrent.futures.process.BrokenProcessPool:
-            raise UserError(f"a worker process was killed after {len(done)} faces (out of memory?)"
-                            f"; give workers=1 (--workers 1)") from None
-        return done
+            raise UserError(f"a worker process was killed after {len(cropped)} faces (out of "
+                            f"memory?); give workers=1 (--workers 1)") from None
+        return cropped
 
-    def _write(self, done, sources):
-        held_out = _held_out([d[0] for d in done], self.options.val)
+    def _write(self, cropped: list[CroppedFace], sources: list[Source]) -> Scheme:
+        """Write lists, mean face, sources.csv and set.yaml; return the scheme with its mean."""
+        held_out = _validation_groups([item.face for item in cropped], self.options.val)
         lists = collections.defaultdict(list)
-        rows, means = [], []
-        for face, layout, name, box, published in done:
+        rows, train_points = [], []
+        for face, layout, name, box, published in cropped:
             points = crops.to_crop(face.points, box)
             line = f"images/{name}.jpg " + " ".join(f"{v:.7f}" for v in points.flatten())
             for split in face.lists:
                 split = "val" if split == "train" and face.group in held_out else split
                 lists[split].append(line)
                 if split == "train":
-                    means.append(points)
+                    train_points.append(points)
             photo = face.photo.resolve() if face.photo.exists() else ""
             hidden = "" if face.hidden is None else "".join(str(int(v)) for v in face.hidden)
             rows.append([f"images/{name}.jpg", photo, layout,
                          *(f"{v:.4f}" for v in (*box, *published)), hidden])
-        # A set of test faces alone (a benchmark) still needs the order of magnitude of its points.
-        points = means or [crops.to_crop(d[0].points, d[3]) for d in done]
+        # Without training faces (a benchmark) the mean is that of all faces.
+        points = train_points or [crops.to_crop(item.face.points, item.box) for item in cropped]
         scheme = sources[0].scheme.with_mean_face(_mean_face(points))
         mean = " ".join(f"{v:.7f}" for v in scheme.mean_face.flatten())
         (self.output / "indices.txt").write_text(mean + "\n", encoding="utf-8")
         with open(self.output / "sources.csv", "w", newline="", encoding="utf-8",
                   errors="surrogateescape") as file:
-            # A column that says nothing is left out.
+            # The column is left out where no point is hidden.
             columns = [*SOURCES, *["hidden"] * any("1" in row[-1] for row in rows)]
             writer = csv.writer(file)
             writer.writerow(columns)
@@ -300,24 +329,26 @@ class DataGenerator:
         description = {"size": self.target_size, "margin": options.margin,
                        "crop": {"rule": options.crop, "scale": options.scale},
                        "scheme": scheme.state(),
-                       "layouts": sorted({d[1] for d in done})}
-        if any(d[0].upright for d in done):
+                       "layouts": sorted({item.layout for item in cropped})}
+        if any(item.face.upright for item in cropped):
             description["exif"] = "obey"
         if "train" in lists and "val" not in lists:
             description["val"] = 0
-        if incomplete := table.incomplete(sources, done):
+        if incomplete := table.incomplete(sources, cropped):
             description["incomplete"] = incomplete
         (self.output / "set.yaml").write_text(
             yaml.safe_dump(description, sort_keys=False, default_flow_style=None), encoding="utf-8")
-        # Last, so that a set which was interrupted has no list and is not taken for whole.
+        # The lists come last: a set without lists was interrupted.
         for split, lines in lists.items():
             (self.output / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return scheme
 
 
-def is_filled(output):
-    """Whether a folder holds a prepared set, perhaps an interrupted one. Raises UserError where it
-    holds something else.
+def is_prepared_set(output: pathlib.Path) -> bool:
+    """Return True for a prepared set, complete or interrupted, False for no or an empty folder.
+
+    Raises:
+        UserError: the folder holds something else.
     """
     if not output.exists() or output.is_dir() and not any(output.iterdir()):
         return False
@@ -327,23 +358,23 @@ def is_filled(output):
     return True
 
 
-def _mappings():
+def _mappings() -> str:
     return ", ".join(f"{a} to {b}" for a, b in MAPPINGS)
 
 
-def _refuse_merge(first, second, folder):
-    way = f"the mappings there are: {_mappings()}"
+def _merge_error(first: Scheme, second: Scheme, folder: pathlib.Path) -> str:
+    hint = f"the mappings there are: {_mappings()}"
     for a, b in ((first, second), (second, first)):
         if (a.name, b.name) in MAPPINGS:
-            way = f"{a.name} maps to {b.name}: give scheme=\"{b.name}\" (--scheme {b.name})"
+            hint = f"{a.name} maps to {b.name}: give scheme=\"{b.name}\" (--scheme {b.name})"
     return (f"{folder}: has the {second.name} scheme ({second.points} points), the set before it "
-            f"{first.name} ({first.points}); they do not merge as they are; {way}")
+            f"{first.name} ({first.points}); they do not merge as they are; {hint}")
 
 
-def _mean_face(faces):
-    """The mean of landmarks (K, 2) in crop units, of each point over the faces that have it.
+def _mean_face(faces: list[numpy.ndarray]) -> numpy.ndarray:
+    """Return the mean (K, 2) of landmarks in crop units, ignoring unlabelled points.
 
-    Raises UserError where none has one of them.
+    Raises UserError for a point that no face has.
     """
     faces = numpy.array(faces)
     known = numpy.isfinite(faces)
@@ -351,16 +382,18 @@ def _mean_face(faces):
         return faces.mean(0)
     unknown = numpy.flatnonzero(~known.any((0, 2)))
     if len(unknown):
-        raise UserError(f"point {unknown[0]} is labelled in none of {len(faces)} faces to train "
-                        f"on; label it in one, or leave it out of the scheme")
+        raise UserError(f"point {unknown[0]} is labelled in none of the {len(faces)} training "
+                        f"faces; label it in one of them, or remove it from the scheme")
     return numpy.where(known, faces, 0).sum(0) / known.sum(0)
 
 
-def _held_out(faces, share):
-    """Groups (photos) of training faces for validation: `share` of them, at least one of several.
+def _validation_groups(faces: list[Face], share: float) -> set[str]:
+    """Choose the groups (photos) of training faces to hold out for validation.
 
-    By the digest of a group's name: what one set holds out is held out where it is merged with
-    others, so that a training that goes on from it has not seen those, but for a few at the margin.
+    They are `share` of the groups, at least one if there are several, and none if a publisher's
+    validation list exists. The order of the names' digests decides, so that a set holds out nearly
+    the same photos alone and merged with others, and a model trained on one can be trained further
+    on the other without having seen its validation faces.
     """
     if any("val" in face.lists for face in faces):
         return set()
@@ -370,38 +403,53 @@ def _held_out(faces, share):
     return set(groups[:max(count, 0)])
 
 
-def main(argv=None):
-    """The command line of `python -m utils.data.generator`."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line of `python -m utils.data.generator`."""
+    # Options that are absent stay unspecified, see DataGenerator._check_effective.
     parser = Parser(prog="python -m utils.data.generator", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                    argument_default=argparse.SUPPRESS)  # Only what is given: see _check_given.
-    parser.add_argument("data_dir", nargs="+", help="folder(s) as published; several are merged")
-    parser.add_argument("--target-size", type=int, help="side of the nominal crop [256]")
-    parser.add_argument("--output-dir", help="where the set goes [DATA_DIR-SIZE]")
-    parser.add_argument("--layout", help=f"{', '.join(readers.READERS)} [recognised]")
-    parser.add_argument("--scheme", help="map to this scheme, or the .yaml of a custom one")
-    parser.add_argument("--crop", help=f"{', '.join(crops.RULES)} [square]")
+                    argument_default=argparse.SUPPRESS)
+    parser.add_argument("data_dir", nargs="+",
+                        help="folder of a data set, or annotation file; several are merged")
+    parser.add_argument("--target-size", type=int,
+                        help="side of the nominal crop in pixels [256]")
+    parser.add_argument("--output-dir", help="folder of the prepared set [DATA_DIR-SIZE]")
+    parser.add_argument("--layout", help=f"layout of the data set: {', '.join(readers.READERS)} "
+                                         f"[recognised from its files]")
+    parser.add_argument("--scheme", help="landmark scheme to map to, or that of your own data (a "
+                                         "name or a .yaml file)")
+    parser.add_argument("--crop", help=f"crop rule: {', '.join(crops.RULES)} [square]")
     parser.add_argument("--scale", type=float,
-                        help="nominal crop against the face's box [1.2]")
-    parser.add_argument("--margin", type=float, help="image against the nominal crop [1.6]")
-    parser.add_argument("--val", type=float, help="share of photos for validation; 0: none, and "
-                                                  "the last epoch is the best [0.05]")
-    parser.add_argument("--workers", type=int, help="processes [one a core]")
-    parser.add_argument("--labelled", help="for photos without landmarks: the prepared set to "
-                                           "train them with, whose size and crop they get")
-    parser.add_argument("--boxes", help="face boxes of such photos, a .csv of "
-                                        "image,x_min,y_min,x_max,y_max [--detector finds them]")
-    parser.add_argument("--detector", help="haar, or a YuNet or SCRFD .onnx [haar]")
+                        help="side of the nominal crop relative to the face's box [1.2]")
+    parser.add_argument("--margin", type=float,
+                        help="side of the stored image relative to the nominal crop [1.6]")
+    parser.add_argument("--val", type=float,
+                        help="share of the training photos to hold out for validation; with 0, "
+                             "training keeps the last epoch as the best [0.05]")
+    parser.add_argument("--workers", type=int, help="number of processes [one per core]")
     parser.add_argument("--exif", choices=("obey", "ignore"),
-                        help="whether labels were made on photos as a person sees them, or on the "
-                             "pixels as stored [published sets: ignore, else obey]")
+                        help="obey: labels refer to photos with their EXIF orientation applied; "
+                             "ignore: to the pixels as stored [ignore for published sets, else "
+                             "obey]")
     parser.add_argument("--one-based", action="store_true",
-                        help="the pixels of the .csv file count from 1")
-    parser.add_argument("--teacher", nargs="+",
-                        help="weights that label photos without landmarks (several: their mean), "
-                             "which join --labelled; eyes in closed/ are shut, in open/ open")
-    parser.add_argument("--names", help="which photos of closed/ and open/: a list of files, or "
-                                        "LIST:PART of one with parts")
+                        help="pixels of your own annotation file count from 1 (those of .pts "
+                             "files always do)")
+    group = parser.add_argument_group("photos without landmarks")
+    group.add_argument("--labelled", metavar="SET",
+                       help="prepared set with which the photos are trained; its size and crop "
+                            "are used")
+    group.add_argument("--boxes", metavar="CSV",
+                       help="face boxes of the photos: image,x_min,y_min,x_max,y_max [found by "
+                            "--detector]")
+    group.add_argument("--detector", help="face detector: haar, or a YuNet or SCRFD .onnx file "
+                                          "[haar]")
+    group.add_argument("--teacher", nargs="+", metavar="WEIGHTS",
+                       help="weights that label the photos, which are then added to a copy of "
+                            "--labelled; the mean of several is used. Faces in folders closed/ "
+                            "and open/ have closed and open eyes")
+    group.add_argument("--names", metavar="LIST",
+                       help="file that lists which photos of closed/ and open/ to use, or "
+                            "LIST:PART for one part of it [all]")
     DataGenerator(**vars(parser.parse_args(argv))).run()
 
 

@@ -1,6 +1,14 @@
-"""One way to read a photo from a file, and one to write a stored crop."""
+"""Read photos and write crops.
+
+`read_photo` decodes any image file to RGB for all other modules, with OpenCV or Pillow, and
+`why_unread` explains a failure. `write_crop` writes the JPEG files of prepared sets.
+"""
+from __future__ import annotations
+
+import contextlib
 import importlib
 import io
+import pathlib
 
 import cv2
 import numpy
@@ -9,44 +17,51 @@ import PIL.ImageOps
 
 JPEG_QUALITY = 95
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-# HEIC is read where pillow-heif is installed.
+# HEIC needs the package pillow-heif.
 IMAGE_SUFFIXES = WRITABLE_SUFFIXES | {".gif", ".heic", ".heif", ".avif"}
 _JPEG = b"\xff\xd8\xff"
-# What the readers of Pillow raise over files that are not what they should be.
+# Exceptions of Pillow for damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError,
            EOFError, PIL.Image.DecompressionBombError)
 
 
-def read_photo(path, upright=False):
-    """An image file as RGB uint8 (H, W, 3), whatever its depth and channels; None if it is none.
+def read_photo(path: str | pathlib.Path, upright: bool = False) -> numpy.ndarray | None:
+    """Read an image file of any depth and number of channels.
 
-    upright: whether the EXIF orientation is obeyed, as a person sees the photo; annotators of the
-    published sets ignored it. What is transparent is white, 10, 12 or 16 bits become 8, and of an
-    animation it is the first picture. HEIC is read where pillow-heif is installed.
+    Transparent pixels become white, 10, 12 and 16 bits become 8, and the first picture of an
+    animation is returned. HEIC needs the package pillow-heif.
+
+    Args:
+        path: the image file.
+        upright: apply the EXIF orientation. The landmarks of published sets refer to the pixels as
+            stored.
+
+    Returns:
+        RGB uint8 (H, W, 3), or None if the file cannot be read.
     """
     try:
-        # cv2.imread takes longer, fails on some paths and prints its complaints.
+        # cv2.imread is slower, fails on some paths and prints warnings.
         content = numpy.fromfile(path, numpy.uint8)
     except OSError:
         return None
     if content[:3].tobytes() == _JPEG:
         return None if _is_cut_off(content.tobytes()) else _decode(content, upright)
-    ways = [_decode, _decode_with_pillow]
-    # OpenCV drops transparency, under which any colour may lie, and the EXIF of HEIC and AVIF.
+    decoders = [_decode, _decode_with_pillow]
+    # OpenCV ignores transparency (hidden pixels may have any colour) and the EXIF of HEIC and AVIF.
     if _is_container(content) or _is_transparent(content):
-        ways.reverse()
-    return next((image for image in (way(content, upright) for way in ways) if image is not None),
-                None)
+        decoders.reverse()
+    images = (decode(content, upright) for decode in decoders)
+    return next((image for image in images if image is not None), None)
 
 
-def _decode(content, upright):
+def _decode(content: numpy.ndarray, upright: bool) -> numpy.ndarray | None:
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     try:
         image = cv2.imdecode(content, flags if upright else flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
     if image is not None and image.dtype == numpy.uint16:
-        # Infra-red cameras fill 10 or 12 of the bits.
+        # Infra-red cameras use 10 or 12 of the 16 bits.
         bits = next(bits for bits in (10, 12, 16) if image.max(initial=0) < 1 << bits)
         image = (image >> bits - 8).astype(numpy.uint8)
     if image is None or image.dtype != numpy.uint8:
@@ -54,21 +69,19 @@ def _decode(content, upright):
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _is_container(content):
-    """Whether bytes are those of HEIC or AVIF (or of a video of that kind)."""
+def _is_container(content: numpy.ndarray | bytes) -> bool:
+    """Return True for HEIC or AVIF (and for videos with the same container format)."""
     return bytes(content[4:8]) == b"ftyp"
 
 
-def _open(content):
+def _open(content: numpy.ndarray) -> PIL.Image.Image:
     if _is_container(content):
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module("pillow_heif").register_heif_opener()
-        except ImportError:
-            pass
     return PIL.Image.open(io.BytesIO(content.tobytes()))
 
 
-def _is_transparent(content):
+def _is_transparent(content: numpy.ndarray) -> bool:
     try:
         with _open(content) as image:
             return image.has_transparency_data
@@ -76,13 +89,13 @@ def _is_transparent(content):
         return False
 
 
-def _decode_with_pillow(content, upright):
+def _decode_with_pillow(content: numpy.ndarray, upright: bool) -> numpy.ndarray | None:
     try:
         with _open(content) as image:
             image.load()
             if upright:
                 image = PIL.ImageOps.exif_transpose(image)
-            # Depths that Pillow cuts off and does not scale.
+            # Pillow clips these depths to 8 bits instead of scaling them.
             if image.mode[0] in "IF":
                 return None
             if image.has_transparency_data:
@@ -93,8 +106,8 @@ def _decode_with_pillow(content, upright):
         return None
 
 
-def why_unread(path):
-    """Why read_photo gave None for the path (pathlib.Path), in one line."""
+def why_unread(path: pathlib.Path) -> str:
+    """Return the reason, in one line, why read_photo returned None for a file."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -112,26 +125,25 @@ def why_unread(path):
             "point numbers")
 
 
-def _is_cut_off(content):
-    """Whether bytes are those of a JPEG without its end, the rest of which decodes to grey.
-
-    The segments before the picture are skipped: the preview in the EXIF has an end of its own.
-    """
+def _is_cut_off(content: bytes) -> bool:
+    """Return True for a JPEG without an end marker, whose missing part would decode to grey."""
     if content[:3] != _JPEG:
         return False
-    place = 2
-    while content[place:place + 1] == b"\xff" and content[place + 1:place + 2] != b"\xda":
-        if content[place + 1:place + 2] == b"\xff":
-            place += 1  # A fill byte.
+    # The segments before the picture are skipped: a preview in the EXIF has its own end marker.
+    position = 2
+    while (content[position:position + 1] == b"\xff"
+           and content[position + 1:position + 2] != b"\xda"):
+        if content[position + 1:position + 2] == b"\xff":
+            position += 1  # A fill byte.
             continue
-        place += 2 + int.from_bytes(content[place + 2:place + 4], "big")
-    return b"\xff\xd9" not in content[place:]
+        position += 2 + int.from_bytes(content[position + 2:position + 4], "big")
+    return b"\xff\xd9" not in content[position:]
 
 
-def write_crop(path, image):
-    """Write a stored crop, RGB uint8 (T, T, 3), as JPEG. Raises OSError."""
+def write_crop(path: pathlib.Path, image: numpy.ndarray) -> None:
+    """Write a crop, RGB uint8 (T, T, 3), as JPEG. Raises OSError."""
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
                               [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    # Not by OpenCV, which ends the process over names that are no UTF-8.
+    # OpenCV's own writer ends the process if the file name is not valid UTF-8.
     with open(path, "wb") as file:
         file.write(content)

@@ -1,43 +1,53 @@
-"""The prepared set that settings mean: a folder, one beside it, or faces drawn on first use."""
+"""Find the prepared set that the settings of a run stand for.
+
+`data_dir` is the folder of a prepared set, the folder of photos beside prepared sets such as
+300W-256, or "samples": drawn faces, which are prepared on first use.
+"""
+from __future__ import annotations
+
+import argparse
 import glob
 import os
 import pathlib
 import shutil
 
-from utils.args import ROOT
+from utils.args import ROOT, SAMPLES
 from utils.data import generator
 
 
-def prepare_samples(size):
-    """The prepared set of drawn faces for an input size, made if it is not there; its folder."""
+def prepare_samples(size: int) -> pathlib.Path:
+    """Return the prepared set of drawn faces for an input size; draw it if it does not exist."""
     folder = ROOT / f"samples-{size}"
-    # The last file that is written: without it drawing was interrupted.
+    # test.txt is written last: without it the set is incomplete.
     if not (folder / "test.txt").is_file():
-        generator.is_filled(folder)  # Raises before the drawing where it is none of ours.
+        generator.is_prepared_set(folder)  # Raises before the faces are drawn.
         print(f"drawing faces into {folder}")
-        # Under a name of its own, for another process may be about to draw them as well.
-        drawn = folder.with_name(f"{folder.name}.{os.getpid()}")
+        # Another process may be drawing them too, so each has its own folder and renames it.
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
-            generator.DataGenerator("samples", size, drawn, layout="samples").run()
+            generator.DataGenerator(SAMPLES, size, temporary, layout=SAMPLES).run()
             if not (folder / "test.txt").is_file():
-                if generator.is_filled(folder):
+                if generator.is_prepared_set(folder):
                     shutil.rmtree(folder)
-                drawn.rename(folder)
+                temporary.rename(folder)
         finally:
-            shutil.rmtree(drawn, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def set_folder(args):
-    """The folder of the prepared set that args mean; drawn faces are made on first use."""
-    if args.data == "samples":
+def set_folder(args: argparse.Namespace) -> pathlib.Path:
+    """Return the folder of the prepared set for `args.data_dir` and `args.input_size`.
+
+    Of several sets beside a folder of photos, the smallest whose size is at least the input size is
+    chosen, else the largest. Drawn faces are prepared on first use.
+    """
+    if args.data_dir == SAMPLES:
         return prepare_samples(args.input_size)
     folder = pathlib.Path(args.data_dir)
     if any(any(folder.glob(names)) for names in ("train.txt", "test.txt", "test_*.txt")):
         return folder
-    beside = {int(path.name.rpartition("-")[2]): path for path in
-              folder.parent.glob(f"{glob.escape(folder.name)}-*")
-              if path.name.removeprefix(f"{folder.name}-").isdecimal()}
-    # Rather reduce larger crops than blow up smaller ones.
-    enough = [size for size in beside if size >= args.input_size]
-    return beside[min(enough) if enough else max(beside)] if beside else folder
+    by_size = {int(path.name.rpartition("-")[2]): path for path in
+               folder.parent.glob(f"{glob.escape(folder.name)}-*")
+               if path.name.removeprefix(f"{folder.name}-").isdecimal()}
+    large = [size for size in by_size if size >= args.input_size]
+    return by_size[min(large) if large else max(by_size)] if by_size else folder

@@ -1,7 +1,14 @@
-"""Contact sheets: faces of a prepared set or drawn ones with their landmarks, and the schemes."""
+"""Draw contact sheets: faces of a prepared set, drawn faces or the landmark schemes.
+
+`python -m utils.data.sheet SET` shows whether images and landmarks of a prepared set belong
+together; preparing a set ends with such a sheet (`overview`).
+"""
+from __future__ import annotations
+
 import argparse
 import pathlib
 import random
+from collections.abc import Sequence
 
 import cv2
 import numpy
@@ -14,11 +21,23 @@ from utils.errors import UserError, run
 from utils.landmarks.schemes import SCHEMES, Scheme
 
 
-def prepared(folder, name="train", count=40, stored_size=256, numbered=False):
-    """The first `count` faces of a list of a prepared set, each with its landmarks: RGB images.
+def prepared(folder: str | pathlib.Path, name: str = "train", count: int = 40,
+             stored_size: int = 256, numbered: bool = False) -> list[numpy.ndarray]:
+    """Draw the landmarks of faces of a prepared set.
 
-    Each is enlarged to stored_size before drawing. numbered: `count` random faces (the same every
-    time), with the points' numbers. Raises UserError.
+    Args:
+        folder: the prepared set.
+        name: one of its lists.
+        count: number of faces.
+        stored_size: side in pixels to which the crops are enlarged before drawing.
+        numbered: draw the points' numbers too, and take random faces (the same every time) instead
+            of the first ones.
+
+    Returns:
+        RGB uint8 images (stored_size, stored_size, 3).
+
+    Raises:
+        UserError: set.yaml, the list or an image cannot be read.
     """
     folder = pathlib.Path(folder)
     try:
@@ -58,10 +77,16 @@ def prepared(folder, name="train", count=40, stored_size=256, numbered=False):
     return images
 
 
-def overview(folder):
-    """Draw 36 random faces of a prepared set with numbered points into its sheet.png; its path.
+def overview(folder: str | pathlib.Path) -> pathlib.Path:
+    """Draw 36 random faces with numbered points into the sheet.png of a prepared set.
 
-    Of the training list, or of the first there is. Raises UserError, OSError.
+    They are of the training list, or of the first list if there is none.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        UserError: the set cannot be read, or the picture not be written.
     """
     folder = pathlib.Path(folder)
     lists = sorted(path.stem for path in folder.glob("*.txt")
@@ -72,41 +97,43 @@ def overview(folder):
     return folder / "sheet.png"
 
 
-def drawn(count=40, size=320, first=0):
-    """Drawn faces with their landmarks, cut to the faces' surroundings: RGB images."""
-    images = []
-    for i in range(first, first + count):
+def drawn(count: int) -> list[numpy.ndarray]:
+    """Return `count` drawn faces with their landmarks, RGB uint8 images without the outer 15 %."""
+    images, size = [], 320
+    edge = round(size * 0.15)
+    for i in range(count):
         image, points = render((2, i), size)
-        edge = round(size * 0.15)
         image = draw.landmarks(image, points, SCHEMES["300W"], radius=size / 270)
         images.append(image[edge:size - edge, edge:size - edge])
     return images
 
 
-def main(arguments=None):
-    """The command line, see --help. Returns the picture's path. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="python -m utils.data.sheet", description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> pathlib.Path:
+    """Run the command line and return the path of the picture. Raises UserError."""
+    parser = argparse.ArgumentParser(prog="python -m utils.data.sheet",
+                                     description=__doc__.splitlines()[0])
     parser.add_argument("set", nargs="?", help="folder of a prepared set")
-    parser.add_argument("--list", default="train", help="which of its lists [train]")
-    parser.add_argument("--count", type=int, default=40, help="faces to show [40]")
-    parser.add_argument("--columns", type=int, default=8, help="faces a row [8]")
-    parser.add_argument("--size", type=int, default=160, help="side of a face on a sheet [160]")
-    parser.add_argument("--output", default="sheet.png", help="the picture's file [sheet.png]")
-    parser.add_argument("--schemes", metavar="FILE", help="draw the landmark schemes into FILE")
-    parser.add_argument("--samples", type=int, metavar="N", help="show N faces drawn from nothing")
-    given = parser.parse_args(arguments)
-    asked = 1 if given.samples is None else given.samples
-    if min(given.count, given.columns, given.size, asked) < 1:
+    parser.add_argument("--list", default="train", help="name of one of its lists [train]")
+    parser.add_argument("--count", type=int, default=40, help="number of faces [40]")
+    parser.add_argument("--columns", type=int, default=8, help="faces per row [8]")
+    parser.add_argument("--size", type=int, default=160, help="side of a face in pixels [160]")
+    parser.add_argument("--output", default="sheet.png", help="file of the picture [sheet.png]")
+    parser.add_argument("--schemes", metavar="FILE", help="draw the landmark schemes to FILE")
+    parser.add_argument("--samples", type=int, metavar="N", help="show N drawn faces")
+    options = parser.parse_args(arguments)
+    samples = 1 if options.samples is None else options.samples
+    if min(options.count, options.columns, options.size, samples) < 1:
         raise UserError("--count, --columns, --size and --samples must be 1 or more")
-    if sum([given.set is not None, given.schemes is not None, given.samples is not None]) != 1:
+    if [options.set, options.schemes, options.samples].count(None) != 2:
         raise UserError("give the folder of a prepared set, --schemes FILE or --samples N")
-    output = given.schemes or given.output
-    if given.schemes is not None:
+    output = options.schemes or options.output
+    if options.schemes is not None:
         page = draw.sheet([draw.scheme_picture(s, 480) for s in SCHEMES.values()], 3, 480)
-    elif given.samples is not None:
-        page = draw.sheet(drawn(given.samples), given.columns, given.size)
+    elif options.samples is not None:
+        page = draw.sheet(drawn(options.samples), options.columns, options.size)
     else:
-        page = draw.sheet(prepared(given.set, given.list, given.count), given.columns, given.size)
+        page = draw.sheet(prepared(options.set, options.list, options.count), options.columns,
+                          options.size)
     draw.save(output, page)
     print(f"{output}: {page.shape[1]} x {page.shape[0]} pixels")
     return pathlib.Path(output)

@@ -1,90 +1,99 @@
-"""What a set was made of, as a table, and what is odd about it.
+"""Tables of counts and sizes of a prepared set, and notes on its faces.
 
-done: [(face, layout, image name, box, published box)] of the faces that were cut. sources: what was
-read, of generator.Source.
+utils.data.generator calls these functions with `cropped`, the faces whose crops are written, and
+`sources`, what was read of each folder. A note is a (path, reason) pair whose reason begins with
+"note:".
 """
+from __future__ import annotations
+
 import collections
 import os
 import pathlib
 
 import numpy
 
-from utils.detection.detector import overlap
+from utils.data.cropping import CroppedFace
+from utils.data.readers.face import Source
+from utils.detection.detector import iou
 from utils.errors import printable
 from utils.landmarks import metrics
-from utils.landmarks.schemes import SCHEMES
+from utils.landmarks.schemes import SCHEMES, Scheme
 
-# Faces that are enlarged more than this are counted in the table.
-ENLARGED = 4
-# A mean face that is this far, as a share of its size, from its own mirror image has a wrong flip;
-# that of fewer faces may just be turned.
-LOPSIDED, LOPSIDED_FACES = 0.25, 8
-SAME_FACE = 0.7  # Overlap above which two crops of a photo are of one face.
+ENLARGED = 4  # Enlargement above which faces are counted in the table.
+# A distance between the mean face and its mirror image, as a share of the face, above which the
+# flip table is taken for wrong. The mean of fewer faces may just be a turned head.
+MAX_ASYMMETRY, MIN_FACES = 0.25, 8
+SAME_FACE = 0.7  # IoU above which two crops of a photo show one face.
 
 
-def notes(done, scheme):
-    """Notes (path, reason) on faces that cannot be scored or are there twice, and on a flip that
-    does not fit.
-    """
-    found = _twice(done) + _leaks(done)
-    for face, *_, published in done:
+def notes(cropped: list[CroppedFace], scheme: Scheme) -> list[tuple[pathlib.Path, str]]:
+    """Return notes on faces that cannot be scored or occur twice, and on a wrong flip table."""
+    found = _duplicates(cropped) + _leaks(cropped)
+    for face, *_, published in cropped:
         size = metrics.divisors(face.points[None], scheme.divisor, published[None])[0]
         if not size > 0:
             pair = "point {} and point {}".format(*scheme.divisor)
             found.append((face.photo, f"note: {pair}, whose distance divides NME, "
                           + ("are at one place" if size == 0 else "are not both labelled")
                           + ": the face is trained on and not scored"))
-    # Drawn faces and those of publishers have flips that tests hold to their mean faces.
-    if scheme.name in SCHEMES or not scheme.mirrors or len(done) < LOPSIDED_FACES:
+    # Tests check the flip tables of the built-in schemes.
+    if scheme.name in SCHEMES or not scheme.mirrors or len(cropped) < MIN_FACES:
         return found
     mirrored = scheme.mean_face[scheme.flip] * (-1, 1)
     shift = scheme.mean_face - mirrored
     shift[:, 0] -= numpy.median(shift[:, 0])
-    away = numpy.linalg.norm(shift, axis=1) / numpy.ptp(scheme.mean_face, 0).max()
-    worst = int(away.argmax())
-    if away[worst] > LOPSIDED:
+    asymmetry = numpy.linalg.norm(shift, axis=1) / numpy.ptp(scheme.mean_face, 0).max()
+    worst = int(asymmetry.argmax())
+    if asymmetry[worst] > MAX_ASYMMETRY:
         partner = int(scheme.flip[worst])
-        which = (f"point {worst}, which is in no flip pair," if partner == worst else
+        point = (f"point {worst}, which is in no flip pair," if partner == worst else
                  f"point {worst}, the mirror partner of point {partner},")
-        found.append((pathlib.Path(scheme.name), f"note: {which} lies {100 * away[worst]:.0f} % of "
-                      f"the face from where the mirrored mean face has it: is the scheme's flip "
-                      f"right? (flip: none where mirrored faces are none of it)"))
+        found.append((pathlib.Path(scheme.name), f"note: {point} lies {100 * asymmetry[worst]:.0f} "
+                      f"% of the face from where the mirrored mean face has it: is the scheme's "
+                      f"flip right? (flip: none, if the scheme does not fit mirrored faces)"))
     return found
 
 
-def _twice(done):
-    """Notes on faces that lie on another one of the same photo and list."""
+def _duplicates(cropped: list[CroppedFace]) -> list[tuple[pathlib.Path, str]]:
+    """Return notes on faces that overlap another face of the same photo and list."""
     photos = collections.defaultdict(list)
-    for face, _, _, box, _ in done:
+    for face, _, _, box, _ in cropped:
         photos[face.photo, face.group, face.lists].append(box)
-    return [(photo, f"note: faces {one + 1} and {two + 1} of it lie on each other: labelled twice?")
+    return [(photo, f"note: its faces {one + 1} and {two + 1} overlap: labelled twice?")
             for (photo, *_), boxes in photos.items() if len(boxes) > 1
-            for one, two in numpy.argwhere(numpy.triu(overlap(boxes, boxes) > SAME_FACE, 1))]
+            for one, two in numpy.argwhere(numpy.triu(iou(boxes, boxes) > SAME_FACE, 1))]
 
 
-def _leaks(done):
-    """A note where photos are in the training or validation list and in a test list."""
+def _leaks(cropped: list[CroppedFace]) -> list[tuple[pathlib.Path, str]]:
+    """Return a note if photos are in a test list and in the training or validation list."""
     lists = collections.defaultdict(set)
-    for face, *_ in done:
-        if face.image is None:
-            lists[face.photo.resolve()].update(name.split("_")[0] for name in face.lists)
+    for face, *_ in cropped:
+        lists[face.photo.resolve()].update(name.split("_")[0] for name in face.lists)
     both = [photo for photo, names in lists.items() if "test" in names and len(names) > 1]
     return [(both[0], f"note: this and {len(both) - 1} more photos are in the test list and in "
-             f"another one: the test says nothing of new photos")] if both else []
+             f"another one: the test scores do not hold for new photos")] if both else []
 
 
-def incomplete(sources, done):
-    """{"layout subset": [prepared, published]} of what is not as many faces as were published."""
-    prepared = collections.Counter(f"{layout} {face.subset}" for face, layout, *_ in done)
+def incomplete(sources: list[Source], cropped: list[CroppedFace]) -> dict[str, list[int]]:
+    """Return {"layout subset": [prepared, published]} of subsets whose two counts differ."""
+    prepared = collections.Counter(f"{layout} {face.subset}" for face, layout, *_ in cropped)
     published = {f"{source.layout} {subset}": count for source in sources
                  for subset, count in source.expected.items()}
     return {key: [prepared[key], count] for key, count in published.items()
             if prepared[key] != count}
 
 
-def print_counts(sources, done, unusable, output):
-    """Print, for each source and subset, what was found, expected, skipped and why."""
-    usable = {id(face) for face, *_ in done}
+def print_counts(sources: list[Source], cropped: list[CroppedFace],
+                 unusable: list[tuple[pathlib.Path, str]], output: pathlib.Path) -> None:
+    """Print the face counts of each source and subset, and the reasons for skipped faces.
+
+    Args:
+        sources: what was read of each folder.
+        cropped: the faces whose crops are written.
+        unusable: (path, reason) of the other faces.
+        output: folder of the prepared set, which gets all reasons as problems.txt.
+    """
+    usable = {id(face) for face, *_ in cropped}
     print(f"{'layout':<12}{'subset':<18}{'found':>9}{'expected':>9}{'skipped':>9}{'prepared':>9}")
     for source in sources:
         read = collections.Counter(face.subset for face in source.faces)
@@ -104,22 +113,22 @@ def print_counts(sources, done, unusable, output):
         text = "".join(f"{path}: {reason}\n" for path, reason in problems)
         (output / "problems.txt").write_text(text, encoding="utf-8", errors="replace")
         print(f"all {len(problems)} are listed in {output / 'problems.txt'}")
-    print(f"{len(done)} faces in {output}")
+    print(f"{len(cropped)} faces in {output}")
 
 
-def print_sizes(done, target_size):
-    """Print of how many photos the faces are, how large they are and how many are enlarged."""
-    sides = [face.side for face, *_ in done]
-    enlarged = sum(target_size > ENLARGED * (box[2:] - box[:2]).max() for *_, box, _ in done)
-    print(f"{len(done)} faces of {len({face.group for face, *_ in done})} photos, of "
+def print_sizes(cropped: list[CroppedFace], target_size: int) -> None:
+    """Print the number of photos, the range of face sizes and the number of enlarged faces."""
+    sides = [face.side for face, *_ in cropped]
+    enlarged = sum(target_size > ENLARGED * (box[2:] - box[:2]).max() for *_, box, _ in cropped)
+    print(f"{len(cropped)} faces of {len({face.group for face, *_ in cropped})} photos, of "
           f"{min(sides):.0f} to {max(sides):.0f} px (median {numpy.median(sides):.0f}); "
           f"{enlarged} of them enlarged more than {ENLARGED} times")
 
 
-def _subset(path, source, read):
-    """The row of the table that an unread file belongs to, as far as its name tells."""
-    place = os.path.relpath(path, source.folder)
+def _subset(path: pathlib.Path, source: Source, read: collections.Counter) -> str:
+    """Return the table row of a file that was not read, guessed from its path."""
+    relative = os.path.relpath(path, source.folder)
     known = [*source.expected, *read]
-    near = [s for s in known if place.startswith(s)] or [s for s in known if s in path.stem]
-    # list_..._train_test/list_..._train.txt: the longest of them, then the last.
-    return max(near, key=lambda s: (len(s), path.stem.rfind(s))) if near else "unreadable"
+    found = [s for s in known if relative.startswith(s)] or [s for s in known if s in path.stem]
+    # Of several names in list_98pt_rect_attr_train_test/..._train.txt the longest, then the last.
+    return max(found, key=lambda s: (len(s), path.stem.rfind(s))) if found else "unreadable"

@@ -1,22 +1,35 @@
-"""ONNX: decoding inside the graph, dynamic batch, and metadata that says how to crop."""
+"""Export a model as an ONNX file that predicts landmarks.
+
+Normalisation and decoding are part of the graph: uint8 crops go in, landmarks and confidence come
+out, for any batch size. The file's metadata tells a consumer how to crop a face (see metadata).
+Large constants are stored in 8 or 16 bits where the .pt has them so, and the same numbers result.
+"""
+from __future__ import annotations
+
 import copy
 import hashlib
 import json
 import os
 import pathlib
 import sys
+import typing
+from collections.abc import Iterable, Mapping
 
 import numpy
 import torch
 
-from utils import checkpoint
+from nets.model import LandmarkNet
+from utils import checkpoint, packing
 from utils.files import atomic_write
+
+if typing.TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 EPSILON = 1e-30
-# Values of metadata() that are plain text; the others are JSON.
-PLAIN = ("format", "backbone", "licence", "weights", "flip_test")
-# As the publishers state them; README and cards say the same.
+# Metadata values that are plain text; the others are JSON.
+PLAIN_TEXT = ("format", "backbone", "licence", "weights", "flip_test")
+# As stated by the publishers of the data. The README and the model cards state the same.
 DATA_LICENCES = {"samples": "faces drawn by the repository: MIT",
                  "300W": "research only, non-commercial",
                  "300W-small": "research only, non-commercial",
@@ -24,7 +37,7 @@ DATA_LICENCES = {"samples": "faces drawn by the repository: MIT",
 
 
 class _Predict(torch.nn.Module):
-    """The graph that is exported: uint8 crops to landmarks and confidence."""
+    """The exported graph: uint8 crops to landmarks and confidence."""
 
     def __init__(self, model):
         super().__init__()
@@ -35,15 +48,15 @@ class _Predict(torch.nn.Module):
                     setattr(parent, name, _SplitPReLU(child))
 
     def forward(self, images):
-        """(N, 3, S, S) uint8 to (N, K, 2) and (N, K)."""
+        """Predict (N, K, 2) and (N, K) from images (N, 3, S, S), uint8."""
         return self.model.predict(images)
 
 
 class _SplitPReLU(torch.nn.Module):
-    """PReLU as slope * x + (1 - slope) * relu(x), the products as 1 x 1 convolutions.
+    """PReLU as slope * x + (1 - slope) * relu(x), with the products as 1 x 1 convolutions.
 
-    ONNX Runtime keeps these in the blocked layout of its convolutions and leaves it for a PRelu:
-    an IRNet18 is a fifth faster, and as fast for its multiply-adds as a ResNet.
+    ONNX Runtime leaves the blocked layout of its convolutions for a PRelu node. Split, an IRNet18
+    is a fifth faster, and as fast for its multiply-adds as a ResNet.
     """
 
     def __init__(self, prelu):
@@ -56,83 +69,100 @@ class _SplitPReLU(torch.nn.Module):
             self.rest.weight.copy_(1 - prelu.weight[:, None, None, None])
 
     def forward(self, x):
-        """(N, C, H, W) to the same."""
+        """Apply the PReLU to (N, C, H, W)."""
         return self.slope(x) + self.rest(torch.relu(x))
 
 
-def export(model, path):
-    """Write a model of checkpoint.load_model as ONNX; returns the path.
+def export_onnx(model: LandmarkNet, path: pathlib.Path | str) -> pathlib.Path:
+    """Write a model as ONNX.
 
-    Input `images` (N, 3, S, S) uint8 RGB, outputs `landmarks` (N, K, 2) in crop units and
-    `confidence` (N, K); N is dynamic. Metadata: see metadata(). Raises UserError.
+    Input `images` (N, 3, S, S), uint8 RGB. Outputs `landmarks` (N, K, 2) in crop units 0..1 and
+    `confidence` (N, K), float32. N is dynamic.
+
+    Args:
+        model: of checkpoint.load_model.
+        path: of the .onnx to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: where the file cannot be written.
     """
     images = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     program = torch.onnx.export(
         _Predict(copy.deepcopy(model).cpu()).eval(), (images,), dynamo=True, opset_version=OPSET,
         input_names=["images"], output_names=["landmarks", "confidence"], verbose=False,
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},))
-    graph = simplify(program.model_proto)
-    store_small(graph.graph, {f"model.{k}": v.cpu().numpy() for k, v in model.state_dict().items()})
-    return write(graph, path, metadata(model))
+    onnx_model = simplify(program.model_proto)
+    pack_constants(onnx_model.graph,
+                   {f"model.{k}": v.cpu().numpy() for k, v in model.state_dict().items()})
+    return write_onnx(onnx_model, path, metadata(model))
 
 
-def simplify(graph):
-    """An ONNX model without steps that need not be taken.
+def simplify(onnx_model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an ONNX model with constant expressions folded.
 
-    onnxsim prints a warning of each operation that it cannot work out beforehand, which is none the
-    worse for it.
+    Standard error is discarded meanwhile, because onnxsim warns of each operation that it cannot
+    fold, which is harmless.
     """
     import onnxsim
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        return onnxsim.simplify(graph)[0]
+        return onnxsim.simplify(onnx_model)[0]
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
 
 
-def store_small(graph, weights):
-    """Keep weights that a .pt stores in 16 or 8 bits so in an ONNX graph too: a half or a quarter
-    of the file, and no output changes.
+def pack_constants(graph: onnx.GraphProto, weights: Mapping[str, numpy.ndarray]) -> None:
+    """Store large constants of a graph in 8 or 16 bits where that changes no output.
 
-    weights: numpy arrays as trained, by their names in the graph; of others the graph's own are
-    looked at. Batch norm was folded into the convolutions, so a kernel is what was trained times a
-    factor a channel; a runtime multiplies the constants when it loads the file.
+    Export folds batch norm into the convolutions, so a kernel in the graph is the trained one times
+    a factor per channel. Where the trained one fits 8 or 16 bits, it is stored so, and Cast and Mul
+    nodes restore the kernel when a runtime loads the file: a half or a quarter of the size.
+
+    Args:
+        graph: changed in place.
+        weights: trained kernels by their name in the graph. Constants of other names are packed
+            where they fit 8 or 16 bits themselves.
     """
     from onnx import TensorProto, helper, numpy_helper
-    before = []
+    restoring = []
     for tensor in list(graph.initializer):
         kernel, name = numpy_helper.to_array(tensor), tensor.name
-        if kernel.dtype != numpy.float32 or kernel.ndim < 2 or kernel.size < checkpoint.LARGE:
+        if (kernel.dtype != numpy.float32 or kernel.ndim < 2
+                or kernel.size < packing.MIN_PACKED_SIZE):
             continue
-        small, factor = _smaller(weights.get(name, kernel), kernel)
+        small, factor = _packed(weights.get(name, kernel), kernel)
         if small is None:
             continue
-        steps = [helper.make_node("Cast", [f"{name}_small"], [name], to=TensorProto.FLOAT)]
+        nodes = [helper.make_node("Cast", [f"{name}_small"], [name], to=TensorProto.FLOAT)]
         if (factor != 1).any():
             factor = factor.reshape(-1, *[1] * (kernel.ndim - 1))
             graph.initializer.append(numpy_helper.from_array(factor, f"{name}_factor"))
-            steps[0].output[0] = f"{name}_trained"
-            steps.append(helper.make_node("Mul", [f"{name}_trained", f"{name}_factor"], [name]))
+            nodes[0].output[0] = f"{name}_trained"
+            nodes.append(helper.make_node("Mul", [f"{name}_trained", f"{name}_factor"], [name]))
         tensor.CopyFrom(numpy_helper.from_array(small, f"{name}_small"))
-        before += steps
-    nodes = before + list(graph.node)
+        restoring += nodes
+    nodes = restoring + list(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _smaller(trained, kernel):
-    """(int8 or float16 array, factors (C,) float32) whose product is the kernel (C, ...), which is
-    `trained` times a factor a channel; None twice where it is none.
+def _packed(trained, kernel):
+    """Return an int8 or float16 array and factors (C,) whose product is the kernel (C, ...).
+
+    Both are None where the kernel is no multiple, per channel, of `trained` in 8 or 16 bits.
     """
     if trained.shape != kernel.shape:
         return None, None
     with numpy.errstate(over="ignore"):
         halves = trained.astype(numpy.float16)
-    candidates = [checkpoint.to_bytes(torch.tensor(trained))[0].numpy()]
+    candidates = [packing.quantize_kernel(torch.tensor(trained))[0].numpy()]
     if numpy.array_equal(halves, trained):
         candidates.append(halves)
     folded = kernel.reshape(len(kernel), -1)
@@ -149,36 +179,56 @@ def _smaller(trained, kernel):
     return None, None
 
 
-def write(graph, path, described):
-    """Check an ONNX model and write it, whole or not at all, with metadata (a dict of strings).
+def write_onnx(onnx_model: onnx.ModelProto, path: pathlib.Path | str,
+               described: Mapping[str, str]) -> pathlib.Path:
+    """Check an ONNX model and write it with metadata, whole or not at all.
 
-    Returns the path. Raises UserError.
+    Args:
+        onnx_model: the model.
+        path: to write to.
+        described: metadata, see metadata().
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: where the file cannot be written.
     """
     import onnx
     path = pathlib.Path(path)
-    onnx.helper.set_model_props(graph, described)
-    onnx.checker.check_model(graph, full_check=True)
+    onnx.helper.set_model_props(onnx_model, described)
+    onnx.checker.check_model(onnx_model, full_check=True)
     with atomic_write(path) as temporary:
-        onnx.save(graph, temporary)
+        onnx.save(onnx_model, temporary)
     return path
 
 
-def export_weights(path, flip_test=False):
-    """Write the .onnx beside a .pt (pathlib.Path); returns its path. flip_test: it averages with
-    the mirrored face, in twice the time. Raises UserError.
+def export_weights(path: pathlib.Path, flip_test: bool = False) -> pathlib.Path:
+    """Write the .onnx beside a .pt and return its path.
+
+    Args:
+        path: of the .pt.
+        flip_test: whether the graph averages with the mirrored face, which doubles its time.
+
+    Raises:
+        UserError: where the .pt cannot be loaded or the .onnx cannot be written.
     """
     target = path.with_suffix(".onnx")
     print(f"exporting {target}")
-    return export(checkpoint.load_model(path, flip_test=flip_test), target)
+    return export_onnx(checkpoint.load_model(path, flip_test=flip_test), target)
 
 
-def metadata(model):
-    """What a consumer needs, as strings: input_size, scheme, crop and eyes as JSON, format.
+def metadata(model: LandmarkNet) -> dict[str, str]:
+    """Return the metadata of an ONNX file, which a consumer needs to crop faces.
 
-    scheme has `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions`; crop has `rule`
-    (square, stretch or box) and `scale`: how the landmarks' box becomes the crop; eyes, where the
-    scheme has any, are the fields of eyelids.EyeThresholds; weights is their digest; flip_test, true
-    or false, whether the graph averages with the mirrored face.
+    Plain text:
+        format, backbone, licence; weights: digest() of the model; flip_test: true or false, whether
+        the graph averages with the mirrored face.
+
+    JSON:
+        input_size; scheme: `mean_face` (K pairs in crop units), `flip`, `divisor`, `regions` ...;
+        crop: `rule` (square, stretch or box) and `scale` turn the landmarks' box into the crop;
+        eyes, where the scheme has any: the fields of eyelids.EyeThresholds.
     """
     eyes = {"eyes": json.dumps(model.eyes.state())} if model.scheme.eyes else {}
     return {"format": "pipnet-1", "input_size": str(model.input_size),
@@ -187,8 +237,8 @@ def metadata(model):
             "weights": digest(model), "flip_test": str(model.flip_test).lower(), **eyes}
 
 
-def digest(model):
-    """What tells the weights of a model of checkpoint.load_model, and its limits, from others."""
+def digest(model: LandmarkNet) -> str:
+    """Return 16 hexadecimal digits that identify the weights and eye thresholds of a model."""
     made = hashlib.sha256(json.dumps(model.eyes.state()).encode())
     made.update(b"flip_test" * model.flip_test)
     for name, values in sorted(model.state_dict().items()):
@@ -196,36 +246,34 @@ def digest(model):
     return made.hexdigest()[:16]
 
 
-def is_stale(path):
-    """Whether the .onnx beside a .pt (pathlib.Path) is absent, or of other weights than these.
-    Whether it averages with the mirrored face is as it was exported.
+def is_stale(path: pathlib.Path) -> bool:
+    """Return whether the .onnx beside a .pt is missing or was exported from other weights.
+
+    A file that averages with the mirrored face is compared with weights that do so too.
     """
-    said = _described(path)
-    return not said or said.get("weights") != digest(
-        checkpoint.load_model(path, flip_test=said.get("flip_test") == "true"))
+    described = _metadata_beside(path)
+    return not described or described.get("weights") != digest(
+        checkpoint.load_model(path, flip_test=described.get("flip_test") == "true"))
 
 
-def averages(path):
-    """Whether the .onnx beside a .pt (pathlib.Path) is there and averages with the mirrored face.
-    """
-    return _described(path).get("flip_test") == "true"
+def uses_flip_test(path: pathlib.Path) -> bool:
+    """Return whether there is an .onnx beside a .pt that averages with the mirrored face."""
+    return _metadata_beside(path).get("flip_test") == "true"
 
 
-def _described(path):
-    """The metadata of the .onnx beside a .pt; empty where there is none."""
+def _metadata_beside(path):
+    """Return the metadata of the .onnx beside a .pt; empty where there is none."""
     import onnx
     target = path.with_suffix(".onnx")
     if not target.is_file():
         return {}
     try:
         return {p.key: p.value for p in onnx.load(target).metadata_props}
-    except Exception:  # What is no ONNX file raises protobuf's own kinds.
+    except Exception:  # protobuf raises errors of its own for other files.
         return {}
 
 
-def licence(sets):
-    """The licence of weights that were trained on the sets of these names, and of their data, as a
-    line.
-    """
-    said = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in sets]
-    return f"code MIT; weights: that of their data, {' and '.join(said)}"
+def licence(sets: Iterable[str]) -> str:
+    """Return the licence of weights that were trained on the sets of these names, in one line."""
+    data = [f"{name} ({DATA_LICENCES.get(name, 'see its publisher')})" for name in sets]
+    return f"code MIT; weights: that of their data, {' and '.join(data)}"

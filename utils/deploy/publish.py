@@ -1,62 +1,72 @@
-"""An experiment's best weights as files to ship: a small .pt, .onnx of the same numbers, card."""
+"""Publish an experiment's best weights: a small .pt, its .onnx and a model card.
+
+The .pt holds the weights in 16 or 8 bits and none of the training state or local paths; the .onnx
+is exported from it, so that both give the same numbers. The card (.md) has the commands that
+trained the model, including those of the checkpoints it started from, and its scores.
+"""
+from __future__ import annotations
+
 import argparse
-import functools
 import json
 import pathlib
 import re
 import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
-import yaml
-
-from utils import checkpoint, experiment
-from utils.args import DEFAULTS, KINDS, load_args
+from utils import checkpoint, experiment, packing, provenance
+from utils.args import SETTINGS, load_args, training_settings, upgrade
 from utils.data.dataset import PreparedSet
 from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError, run
 from utils.evaluation import score
-from utils.training import gssl, launch
+from utils.files import write_text
+from utils.training import gssl
 
-# Settings of where and how a run was started, which say nothing of the model.
-PLACES = (*launch.OF_ONE_COMMAND, "exp", "device", "workers", "cache", "save_minutes",
-          "detect_every", "min_confidence", "filter_min_cutoff", "filter_beta", "tensorboard",
-          "compile")
-# Those that name sets of faces.
-SET_ARGS = ("data_dir", "unlabelled_dir")
+# Settings that name a data set.
+SET_SETTINGS = ("data_dir", "unlabelled_dir")
 
 
-def publish(source, target, with_onnx=True, other=None, share=0.0, sets=(), flip_test=False,
-            bits=16):
-    """Write the weights of checkpoint `source` in 16 or 8 bits to `target`, its .onnx beside it.
+def publish(source: pathlib.Path | str, target: pathlib.Path | str, with_onnx: bool = True,
+            other: pathlib.Path | str | None = None, share: float = 0.0, sets: Iterable[str] = (),
+            flip_test: bool = False, bits: int = 16) -> None:
+    """Write a checkpoint as a published .pt, and its .onnx beside it.
 
-    sets: names of those that it was trained on which it does not say itself. flip_test: it is to
-    average with the mirrored face, in twice the time.
-    other: a checkpoint that it was trained on from, of which the published weights hold `share`: a
-    mean of both keeps more of what the first one knew (Wortsman et al., CVPR 2022). The ONNX file
-    comes from the rounded weights, so both score the same. Paths of the machine that trained are
-    cut to their last part. Raises UserError.
+    Args:
+        source: the checkpoint.
+        target: path of the .pt to write.
+        with_onnx: whether to export the .onnx.
+        other: a checkpoint that `source` was trained on from. The published weights are a mean of
+            both, which keeps more of what the first one had learnt (Wortsman et al., CVPR 2022).
+        share: of `other` in the mean, 0 to 1.
+        sets: names of training sets that the checkpoint does not record.
+        flip_test: the model averages with the mirrored face, in twice the time.
+        bits: of a stored number, see packing.pack.
+
+    Raises:
+        UserError: where a file cannot be read or written, or `other` is another network.
     """
+    target = pathlib.Path(target)
     state = checkpoint.read(source)
     if other is not None:
-        # What was fitted to one network's features says nothing of the mean of two.
+        # Thresholds that were fitted to one network are invalid for the mean of two.
         state = {**state, "eyes": None,
                  "weights": _mean_weights(state, checkpoint.read(other), share)}
-    args = {**_named(state["args"]), **dict.fromkeys(("exp", "report", "boxes"), "none")}
-    weights = checkpoint.weights_of(state)
-    weights = checkpoint.in_bytes(weights) if bits == 8 else {
-        name: checkpoint.halved(value) for name, value in weights.items()}
-    shown = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
-                                       "val_nme", "eyes")}
-    sets = dict.fromkeys([*checkpoint.sets_of(state), *sets])
+    args = _public_settings(state["args"])
+    weights = packing.pack(checkpoint.weights_of(state), bits)
+    public = {k: state.get(k) for k in ("format", "scheme", "crop", "neighbour_face", "epoch",
+                                        "val_nme", "eyes")}
+    sets = dict.fromkeys([*provenance.recorded_sets(state), *sets])
     flip_test = flip_test or state.get("flip_test", False)
-    checkpoint.save({**shown, "sets": list(sets), "flip_test": flip_test, "args": args,
+    checkpoint.save({**public, "sets": list(sets), "flip_test": flip_test, "args": args,
                      "weights": weights}, target)
     if with_onnx:
-        export.export(checkpoint.load_model(target), target.with_suffix(".onnx"))
+        export.export_onnx(checkpoint.load_model(target), target.with_suffix(".onnx"))
 
 
 def _mean_weights(state, other, share):
-    weights, others = (checkpoint.without(checkpoint.weights_of(s), *checkpoint.FITTED)
+    """Return the mean of two checkpoints' weights, without fitted heads."""
+    weights, others = (checkpoint.without_heads(checkpoint.weights_of(s), *checkpoint.FITTED_HEADS)
                        for s in (state, other))
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in others.items()}:
         raise UserError("weights of another network have no mean; give those it was trained from")
@@ -64,27 +74,33 @@ def _mean_weights(state, other, share):
             for k, v in weights.items()}
 
 
-def chain(source):
-    """The checkpoints to be trained for one, in this order: those that it began with, from the
-    first one on, then its teachers', and itself last.
+def lineage(source: pathlib.Path | str) -> list[pathlib.Path]:
+    """Return the checkpoints that must be trained for one, in the order of training.
+
+    These are the checkpoint that it started from, with its own lineage, its teachers with theirs,
+    and itself last.
     """
     args, found = checkpoint.read(source)["args"], []
-    begun = pathlib.Path(args.get("pretrained", "none"))
-    for path in (begun, *checkpoint.teachers(args.get("teacher", "none"))):
+    start = pathlib.Path(args.get("pretrained", "none"))
+    for path in (start, *provenance.teacher_paths(args.get("teacher", "none"))):
         if path.is_file():
-            found += [before for before in chain(path) if before not in found]
+            found += [before for before in lineage(path) if before not in found]
     return [*found, pathlib.Path(source)]
 
 
-def recipe(sources):
-    """(commands, seconds) that train the checkpoints of a chain; shipped ones as their cards say.
+def training_commands(sources: Iterable[pathlib.Path]) -> tuple[list[str], float]:
+    """Return the commands that train a lineage, and the seconds that they took.
 
-    Raises UserError where a shipped one has no card.
+    Args:
+        sources: of lineage. The commands of published weights are those of their cards.
+
+    Raises:
+        UserError: where published weights have no card.
     """
     commands, seconds = [], 0.0
     for path in sources:
         if path.stem == "best":
-            commands.append(command(path))
+            commands.append(training_command(path))
             seconds += experiment.read_epochs(path.parent)[-1]["seconds"]
             continue
         text = _read_card(path)
@@ -94,45 +110,48 @@ def recipe(sources):
     return commands, seconds
 
 
-def sets_named(commands):
-    """Names of the sets in a recipe's commands."""
+def sets_in(commands: Iterable[str]) -> list[str]:
+    """Return the names of the data sets in training commands."""
     return [name for folder in re.findall(r"--(?:data|unlabelled)-dir (\S+)", "\n".join(commands))
             for name in folder.split("+")]
 
 
 def _read_card(path):
-    """The card beside shipped weights. Raises UserError."""
+    """Return the text of the card beside published weights."""
     card = path.with_suffix(".md")
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if not re.search(r"training time: [\d.]+ minutes", text) or "--exp " not in text:
-        raise UserError(f"{card}: is not the card of {path.name}, which says how it was trained")
+        raise UserError(f"{card}: is not the model card of {path.name} with its training commands")
     return text
 
 
-def command(source):
-    """The command that trains a checkpoint: what differs from the shipped args.yaml."""
-    args = _named(checkpoint.read(source)["args"])
-    shipped = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
-    typed = {k: v for k, v in args.items() if k in KINDS and k not in PLACES and v != shipped[k]
+def training_command(source: pathlib.Path) -> str:
+    """Return the command that trains a checkpoint, with the settings that differ from args.yaml."""
+    args = _public_settings(checkpoint.read(source)["args"])
+    defaults = training_settings(load_args())
+    typed = {k: v for k, v in args.items() if v != defaults[k]
              and (args["gssl"] or not k.startswith("gssl_"))}
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
              for k, v in typed.items()]
     return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
 
 
-def _named(args):
-    """Settings with sets and weights named as the repository's user would, without the machine's
-    paths: FOLDER of a set prepared as FOLDER-SIZE, weights/EXP/best.pt.
+def _public_settings(args):
+    """Return the settings of a training without those of its machine, and without local paths.
+
+    A set prepared as FOLDER-SIZE becomes FOLDER, and weights become weights/EXP/best.pt.
     """
-    sets = {setting: checkpoint.set_name(args[setting], args) for setting in SET_ARGS}
-    teachers = checkpoint.teachers(args.get("teacher", "none"))
+    args = {k: v for k, v in upgrade(args).items() if not SETTINGS[k].machine}
+    sets = {setting: provenance.set_name(args[setting], args) for setting in SET_SETTINGS}
+    teachers = provenance.teacher_paths(args.get("teacher", "none"))
     return {**args, **sets, "pretrained": _weights_name(args.get("pretrained", "none")),
             "teacher": ",".join(map(_weights_name, teachers)) or "none"}
 
 
 def _weights_name(path):
-    """weights/EXP/best.pt of any path that ends so, and of shipped weights, by their card; `none`
-    and `timm` as they are.
+    """Return weights/EXP/best.pt for a path of weights; `none` and `timm` stay as they are.
+
+    The experiment of published weights is the last one in their card.
     """
     if pathlib.Path(path).is_file() and pathlib.Path(path).stem != "best":
         names = re.findall(r"--exp (\S+)", _read_card(pathlib.Path(path)))
@@ -141,36 +160,42 @@ def _weights_name(path):
     return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
 
 
-def card(sources, report, title, recipe, notes=()):
-    """A model card as Markdown.
+def model_card(sources: Sequence[pathlib.Path], report: Mapping, title: str,
+               commands: Sequence[str], seconds: float, notes: Iterable[str] = ()) -> str:
+    """Return a model card as Markdown.
 
-    sources: the chain of a checkpoint. report: of `main.py --test --report`. recipe: what recipe()
-    gives for it. notes: more lines, such as on weights averaged with others.
+    Args:
+        sources: the lineage of a checkpoint.
+        report: of evaluation.score.run_test.
+        title: heading of the card.
+        commands: of training_commands.
+        seconds: of training_commands.
+        notes: more lines, such as on averaged weights.
     """
-    commands, seconds = recipe
     state = checkpoint.read(sources[-1])
-    args, scheme = _named(state["args"]), state["scheme"]
-    begun = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
-    first = _named(checkpoint.read(sources[0])["args"])
-    begun = begun.get(first["pretrained"], first["pretrained"]).format(**first)
+    args, scheme = _public_settings(state["args"]), state["scheme"]
+    start = {"none": "random weights", "timm": "timm's ImageNet weights of {backbone}"}
+    first = _public_settings(checkpoint.read(sources[0])["args"])
+    start = start.get(first["pretrained"], first["pretrained"]).format(**first)
     if sources[0].stem != "best":
-        begun = re.search(r"trained from (.*), by", _read_card(sources[0]))[1]
+        start = re.search(r"trained from (.*), by", _read_card(sources[0]))[1]
     last = gssl.plan(argparse.Namespace(**args))[-1]
-    more = f", and {args['unlabelled_dir']} without landmarks" if args["gssl"] else ""
-    sets = dict.fromkeys([*checkpoint.sets_of(state), *sets_named(commands)])
+    unlabelled = f", and {args['unlabelled_dir']} without landmarks" if args["gssl"] else ""
+    sets = dict.fromkeys([*provenance.recorded_sets(state), *sets_in(commands)])
     lines = [
         f"# {title}", "",
         f"* {len(scheme['flip'])} points ({scheme['name']}), {args['backbone']}, {args['head']} "
         f"head, stride {args['stride']}, input {args['input_size']} px, crop "
         f"{state['crop']['rule']} x {state['crop']['scale']}",
-        f"* data: {args['data_dir']}, training list{more}; epoch {state['epoch']} of "
-        f"{last.first + last.epochs} was best on the validation list (NME "
+        f"* data: {args['data_dir']}, training list{unlabelled}; epoch {state['epoch']} of "
+        f"{last.first_epoch + last.epochs} was best on the validation list (NME "
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
-        f"* trained from {begun}, by the commands below",
+        f"* trained from {start}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: {export.licence(sets)}",
         *[f"* {what}, fitted after them with --{flag}" for part, flag, what in (
-            ("shape", "fit-shape", "a shape head"), ("lids", "fit-eyes", "a lid head and limits"))
+            ("shape", "fit-shape", "a shape head"),
+            ("lids", "fit-eyes", "a lid head and eye thresholds"))
           if any(name.startswith(f"{part}.") for name in checkpoint.weights_of(state))],
         *[f"* {note}" for note in notes], "", "```", *commands, "```", "",
         "| list | faces | NME % | FR8 % | AUC8 | FR10 % | AUC10 | NME % published units |",
@@ -187,52 +212,52 @@ def card(sources, report, title, recipe, notes=()):
     return "\n".join(lines) + "\n"
 
 
-def main(argv=None):
-    """Python -m utils.deploy.publish EXP NAME --data-dir SET"""
-    parser = argparse.ArgumentParser(prog="python -m utils.deploy.publish", description=__doc__)
-    parser.add_argument("exp", help="the experiment whose best.pt is shipped")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publish an experiment under a name in weights/, and score it for its card."""
+    parser = argparse.ArgumentParser(prog="python -m utils.deploy.publish", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exp", help="the experiment whose best.pt is published")
     parser.add_argument("name", help="its name in weights/, such as fast")
     parser.add_argument("--data-dir", help="set to score on [that of the training]")
-    parser.add_argument("--no-onnx", action="store_true", help="ship the .pt alone")
+    parser.add_argument("--no-onnx", action="store_true", help="publish the .pt only")
     parser.add_argument("--flip-test", action="store_true",
-                        help="ship a model that averages with the mirrored face")
+                        help="publish a model that averages with the mirrored face")
     parser.add_argument("--average", metavar="PT",
-                        help="weights it was trained on from, of which to keep a share")
-    parser.add_argument("--share", type=float, default=0.3, help="that share, 0 to 1 [0.3]")
+                        help="weights that it was trained on from, to average with")
+    parser.add_argument("--share", type=float, default=0.3,
+                        help="of --average in the mean, 0 to 1 [0.3]")
     parser.add_argument("--bits", type=int, choices=(16, 8), default=16,
                         help="of a stored number; 8: of those of the backbone's kernels [16]")
-    given = parser.parse_args(argv)
-    if not 0 <= given.share <= 1:
-        raise UserError(f"--share must be 0 to 1, found {given.share}")
-    source = experiment.find_weights(given.exp)
-    target = experiment.WEIGHTS / f"{given.name}.pt"
+    options = parser.parse_args(argv)
+    if not 0 <= options.share <= 1:
+        raise UserError(f"--share must be 0 to 1, found {options.share}")
+    source = experiment.find_weights(options.exp)
+    target = experiment.WEIGHTS / f"{options.name}.pt"
     if target == source:
-        raise UserError(f"{target}: is what it would be made from")
-    # Before anything is overwritten: shipped weights that it began with may be the target, and a
-    # set that is not there leaves no card.
+        raise UserError(f"{target}: cannot be published under its own name; give another NAME")
     args = checkpoint.read(source)["args"]
-    data = {"data": "none", "data_dir": given.data_dir} if given.data_dir else {
-        name: args[name] for name in ("data", "data_dir")}
-    scored = load_args({"exp": str(target), "report": str(target.with_suffix(".json")), **data,
-                        "input_size": args["input_size"]})
-    PreparedSet(set_folder(scored))
-    sources = chain(source)
-    how, notes = recipe(sources), []
-    if given.average is not None:
-        notes.append(f"mean of the last command's weights and {given.share:g} of "
-                     f"{_weights_name(given.average)} (--average)")
-    if given.flip_test:
+    test_args = load_args({"exp": str(target), "report": str(target.with_suffix(".json")),
+                           "data_dir": options.data_dir or args["data_dir"],
+                           "input_size": args["input_size"]})
+    # Read the set and the cards first: a missing set would leave weights without a card, and
+    # publish() may overwrite weights of the lineage.
+    PreparedSet(set_folder(test_args))
+    sources, notes = lineage(source), []
+    commands, seconds = training_commands(sources)
+    if options.average is not None:
+        notes.append(f"mean of the last command's weights and {options.share:g} of "
+                     f"{_weights_name(options.average)} (--average)")
+    if options.flip_test:
         notes.append("averages with the mirrored face (--flip-test), which is in its GMACs and ms")
-    if given.bits == 8:
+    if options.bits == 8:
         notes.append("the backbone's kernels are stored in 8 bits (--bits 8)")
-    text = functools.partial(card, sources, title=given.name, recipe=how, notes=notes)
-    publish(source, target, not given.no_onnx, given.average, given.share, sets_named(how[0]),
-            given.flip_test, given.bits)
-    report = pathlib.Path(scored.report)
-    actions = {"test"} if given.no_onnx else {"test", "test_onnx"}
-    score.test(scored, actions)
-    text = text(report=json.loads(report.read_text(encoding="utf-8")))
-    target.with_suffix(".md").write_text(text, encoding="utf-8")
+    publish(source, target, not options.no_onnx, options.average, options.share,
+            sets_in(commands), options.flip_test, options.bits)
+    score.run_test(test_args, {"test"} if options.no_onnx else {"test", "test_onnx"})
+    report = pathlib.Path(test_args.report)
+    write_text(target.with_suffix(".md"), model_card(
+        sources, json.loads(report.read_text(encoding="utf-8")), options.name, commands, seconds,
+        notes))
     report.unlink()
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 

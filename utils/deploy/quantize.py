@@ -1,4 +1,12 @@
-"""Int8 ONNX models: QDQ, calibrated on training crops, fast in ONNX Runtime on CPUs."""
+"""Quantize an exported ONNX file to int8, for ONNX Runtime on CPUs.
+
+Post-training quantization with QuantizeLinear/DequantizeLinear nodes, calibrated on crops of the
+training list. Only the backbone's convolutions become int8; input, outputs and metadata stay those
+of the float file, so that the two are interchangeable.
+"""
+from __future__ import annotations
+
+import argparse
 import copy
 import logging
 import pathlib
@@ -13,21 +21,32 @@ from utils.files import atomic_write
 from utils.landmarks import schemes
 from utils.predictor import Predictor
 
-# What ONNX Runtime runs in int8 between convolutions without going back to float.
+# Operators that ONNX Runtime runs in int8 between convolutions without converting to float.
 OPERATORS = ("Conv", "Relu", "Clip", "Add", "MaxPool")
-CROPS = 64
+CALIBRATION_CROPS = 64
 
 
-def quantize(path, images, output=None):
-    """Write the int8 variant of an ONNX file of export.export beside it; returns its path.
+def quantize(path: pathlib.Path | str, images: numpy.ndarray,
+             output: pathlib.Path | str | None = None) -> pathlib.Path:
+    """Write the int8 variant of an exported ONNX file.
 
-    images (N, S, S, 3) uint8 RGB: crops that show the range of activations. Weights are int8 per
-    output channel, activations uint8 per tensor. Normalisation, the first layer,
-    squeeze-and-excitation, heads and decoding stay float, as does what follows the last
-    convolution. A range is that of all crops, or the mean of theirs, whichever leaves the landmarks
-    of the crops nearer to the float model's: a few wide crops make the steps of `tiny` so large
-    that it has 3.006 instead of 2.981 % on the validation list, while a ResNet18 is better off with
-    all. Input, outputs and metadata are those of the float model. Raises UserError.
+    Weights are int8 per output channel, activations uint8 per tensor. Normalisation, the first
+    layer, squeeze-and-excitation, heads and decoding stay float, as does what follows the last
+    convolution. The range of an activation is that of all crops, or the mean of their ranges,
+    whichever keeps the landmarks of the crops nearer to the float model's. A few wide crops make
+    the steps of `tiny` so large that it has 3.006 instead of 2.981 % on the validation list, while
+    a ResNet18 is better with the range of all.
+
+    Args:
+        path: of the .onnx, of export.export_onnx.
+        images: crops (N, S, S, 3), uint8 RGB, to calibrate the activations with.
+        output: path to write; None: NAME.int8.onnx beside the .onnx.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        UserError: where the file is not of this repository or there are no crops.
     """
     import onnx
 
@@ -39,18 +58,18 @@ def quantize(path, images, output=None):
     if not len(images):
         raise UserError(f"{path}: there are no training crops to calibrate its int8 variant with")
     metadata = {p.key: p.value for p in model.metadata_props}
-    # Kernels that are stored small become constants, which the quantiser looks for.
+    # Folds packed kernels into constants, which the quantizer expects.
     model = onnx.shape_inference.infer_shapes(export.simplify(model))
-    expected, found = _landmarks(model, images), []
+    expected, candidates = _landmarks(model, images), []
     with atomic_write(output) as temporary:
-        for of_all in (True, False):
-            _quantize(model, images, temporary, of_all)
+        for mean_range in (False, True):
+            _quantize(model, images, temporary, mean_range)
             result = onnx.load(temporary)
-            off = float(numpy.abs(_landmarks(result, images) - expected).mean())
-            found.append((off, result))
-        result = min(found, key=lambda pair: pair[0])[1]
+            difference = float(numpy.abs(_landmarks(result, images) - expected).mean())
+            candidates.append((difference, result))
+        result = min(candidates, key=lambda pair: pair[0])[1]
         onnx.helper.set_model_props(result, metadata)
-        export.store_small(result.graph, {})
+        export.pack_constants(result.graph, {})
         onnx.save(result, temporary)
     return output
 
@@ -62,67 +81,86 @@ def _landmarks(model, images):
     return session.run(["landmarks"], {"images": images.transpose(0, 3, 1, 2)})[0]
 
 
-def _quantize(model, images, target, of_all):
-    """Write a model (ONNX, as it is) as int8. of_all: the range of activations is that of all
-    images, else the mean of theirs.
-    """
+def _quantize(model, images, target, mean_range):
+    """Write an ONNX model as int8; mean_range: average the images' ranges of activations."""
     from onnxruntime import quantization
     batches = ({"images": image.transpose(2, 0, 1)[None]} for image in images)
 
     class Crops(quantization.CalibrationDataReader):
-        """Hands the crops to ONNX Runtime one by one."""
+        """Gives the crops to ONNX Runtime one by one."""
 
         def get_next(self):
-            """A dict of inputs, or None at the end."""
+            """Return a dict of inputs, or None at the end."""
             return next(batches, None)
 
-    # The quantiser advises preprocessing on the root logger, which has been done by then.
+    # The quantizer advises preprocessing on the root logger; simplify() has done it.
     logging.disable(logging.WARNING)
     try:
         quantization.quantize_static(
-            # It writes to the model that it is given.
+            # A copy, because the quantizer changes its input.
             copy.deepcopy(model), target, Crops(), quant_format=quantization.QuantFormat.QDQ,
             per_channel=True, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # Seven bits: CPUs without VNNI add two products in 16 bits, and eight would saturate.
-            reduce_range=True, nodes_to_quantize=_choose(model), op_types_to_quantize=OPERATORS,
-            extra_options={"CalibMovingAverage": not of_all,
-                           "TensorQuantOverrides": _whole_bytes(model, quantization)})
+            # Seven bits, because CPUs without VNNI add two products in 16 bits, which overflow
+            # with eight.
+            reduce_range=True, nodes_to_quantize=_int8_nodes(model), op_types_to_quantize=OPERATORS,
+            extra_options={"CalibMovingAverage": mean_range,
+                           "TensorQuantOverrides": _eight_bit_depthwise(model, quantization)})
     finally:
         logging.disable(logging.NOTSET)
 
 
-def export_int8(path, args):
-    """Write the .int8.onnx beside an .onnx (pathlib.Path), calibrated on the set that args mean;
-    returns its path. Raises UserError.
+def export_int8(path: pathlib.Path, args: argparse.Namespace) -> pathlib.Path:
+    """Write the .int8.onnx beside an .onnx, calibrated on the training list.
+
+    Args:
+        path: of the .onnx.
+        args: resolved settings; `data_dir` names the set.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        UserError: where the set has no training list or does not fit the model.
     """
     prepared, model = PreparedSet(set_folder(args)), Predictor(path)
-    schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
-    prepared.tell_crop(model.crop)
+    schemes.check_scheme(model.scheme, prepared.scheme, str(path))
+    prepared.warn_crop(model.crop)
     print(f"exporting {path.with_suffix('.int8.onnx')}")
     return quantize(path, calibration_crops(prepared, model.input_size))
 
 
-def calibration_crops(prepared, size):
-    """Up to CROPS nominal crops (n, size, size, 3) from all over the training list of a
-    dataset.PreparedSet, never from a test list. Raises UserError where it has none.
+def calibration_crops(prepared: PreparedSet, size: int) -> numpy.ndarray:
+    """Return up to CALIBRATION_CROPS nominal crops, spread evenly over the training list.
+
+    Args:
+        prepared: the set.
+        size: side of the crops in pixels.
+
+    Returns:
+        Crops (n, size, size, 3), uint8 RGB.
+
+    Raises:
+        UserError: where the set has no training list.
     """
     faces = prepared.lists.get("train")
     if faces is None:
         raise UserError(f"{prepared.folder}: has no train.txt to calibrate an int8 model with; "
-                        f"give --data-dir or --data samples")
-    found = FaceDataset(faces, prepared.margin, size)
-    chosen = numpy.unique(numpy.linspace(0, len(faces) - 1, CROPS).round().astype(int))
-    return numpy.stack([found[int(index)][0].numpy() for index in chosen])
+                        f"give --data-dir or --data-dir samples")
+    dataset = FaceDataset(faces, prepared.margin, size)
+    chosen = numpy.unique(numpy.linspace(0, len(faces) - 1, CALIBRATION_CROPS).round().astype(int))
+    return numpy.stack([dataset[int(index)][0].numpy() for index in chosen])
 
 
-def _whole_bytes(model, quantization):
-    """ONNX Runtime's overrides that give depthwise kernels all eight bits: those products it adds
-    in 32 bits on any CPU. With seven, landmarks of `accurate` move by a third more.
+def _eight_bit_depthwise(model, quantization):
+    """Return overrides for ONNX Runtime that quantize depthwise kernels to all eight bits.
+
+    Their products are added in 32 bits on any CPU. With seven bits, the landmarks of `accurate`
+    move by a third more.
     """
     channels = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
-    whole = {"quant_type": quantization.QuantType.QInt8, "reduce_range": False}
-    return {node.input[1]: [{**whole, "axis": 0}] + [whole] * (channels[node.input[1]] - 1)
+    eight = {"quant_type": quantization.QuantType.QInt8, "reduce_range": False}
+    return {node.input[1]: [{**eight, "axis": 0}] + [eight] * (channels[node.input[1]] - 1)
             for node in model.graph.node if _is_depthwise(node) and node.input[1] in channels}
 
 
@@ -130,11 +168,11 @@ def _is_depthwise(node):
     return node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
-def _choose(model):
-    """Names of the nodes that become int8: those of the backbone, up to its last convolution.
+def _int8_nodes(model):
+    """Return the names of the nodes that become int8: the backbone, up to its last convolution.
 
-    Not the first convolution and a depthwise one behind it: few channels of a wide range, which
-    move landmarks as far as all the others together and gain no time.
+    The first convolution and a depthwise one behind it stay float. Their few channels have a wide
+    range: in int8 they would move landmarks as far as all others together and save no time.
     """
     shapes = {v.name: v.type.tensor_type.shape.dim for v in model.graph.value_info}
     nodes = list(model.graph.node)
@@ -144,7 +182,7 @@ def _choose(model):
     chosen = []
     for node in nodes[first:convolutions[-1] + 1]:
         shape = shapes.get(node.output[0], ())
-        # Convolutions of a pooled vector are squeeze-and-excitation: little to gain, much to lose.
+        # Squeeze-and-excitation works on pooled vectors: int8 saves little time and costs accuracy.
         pooled = len(shape) == 4 and shape[2].dim_value == shape[3].dim_value == 1
         if node.op_type in OPERATORS and not pooled:
             chosen.append(node.name)

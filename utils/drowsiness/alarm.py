@@ -1,37 +1,51 @@
-"""A bell or a line when a person's state asks for it."""
+"""The alarm: a terminal bell or a line of text when a person's state requires one.
+
+`Alarm.update` takes the state of each person frame by frame. When the alarm rings follows from the
+table `states.STATES`.
+"""
+from __future__ import annotations
+
 import sys
 
-from utils.drowsiness.states import SHUT
+from utils.drowsiness.states import STATES
 
-AGAIN = 1.0  # Seconds after which it rings again for eyes that stay shut.
-AWAY = 3.0  # Seconds out of sight before that is worth an alarm, as for a long look away.
+REPEAT_SECONDS = 1.0  # Time between two alarms while the eyes are closed.
 
 
 class Alarm:
-    """`update(person, state, time)` frame by frame. kind: bell (of the terminal) or line; both go
-    to stderr, of which a program that started this one may read.
+    """Rings on stderr, which the program that started this one may read.
 
-    Once for what is worth it, and AGAIN and AGAIN for eyes that are shut, or were when they went
-    out of sight.
+    It rings once in a state that has an alarm, and repeats while the eyes are closed, or were
+    closed when they were last seen.
+
+    Args:
+        kind: `bell` rings the terminal's bell, `line` writes "TIME s: PERSON STATE".
     """
 
-    def __init__(self, kind):
+    def __init__(self, kind: str):
         self.kind = kind
-        # A person to (state, since when, when it last rang or None, whether eyes are shut).
-        self._known = {}
+        # Person to (state, since when, time of the last alarm or None, whether eyes are closed).
+        self._people = {}
 
-    def update(self, person, state, time):
-        """Ring if need be; state: one of drowsiness.STATES, time in seconds."""
-        before, since, rang, shut = self._known.get(person, ("awake", time, None, False))
-        if state != before:
-            since, rang = time, None
-            shut = state in SHUT or state == "not visible" and shut
-        if rang is None:
-            due = state != "awake" and (shut or state != "not visible" or time - since >= AWAY)
+    def update(self, person: str | int, name: str, time: float) -> None:
+        """Ring where the state of a person requires it.
+
+        Args:
+            person: id of a face, or driver.
+            name: of the state, in STATES.
+            time: of the frame, in seconds.
+        """
+        last, since, last_alarm, closed = self._people.get(person, ("awake", time, None, False))
+        state = STATES[name]
+        if name != last:
+            since, last_alarm = time, None
+            closed = closed if state.eyes_closed is None else state.eyes_closed
+        if last_alarm is None:
+            ring = state.alarm_after is not None and (closed or time - since >= state.alarm_after)
         else:
-            due = shut and time - rang >= AGAIN
-        if due:
-            rang = time
-            text = "\a" if self.kind == "bell" else f"{time:.2f} s: {person} {state}\n"
+            ring = closed and time - last_alarm >= REPEAT_SECONDS
+        if ring:
+            last_alarm = time
+            text = "\a" if self.kind == "bell" else f"{time:.2f} s: {person} {name}\n"
             print(text, end="", file=sys.stderr, flush=True)
-        self._known[person] = state, since, rang, shut
+        self._people[person] = name, since, last_alarm, closed

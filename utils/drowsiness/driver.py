@@ -1,149 +1,187 @@
-"""Whose eyes are watched: everyone's, or those of the driver alone."""
+"""Whose eyes are watched in a video: those of everyone, or of the driver alone.
+
+`Everyone` and `Driver` take the tracks of a frame with their `eyes.Eyes`, assign each face to its
+`states.Drowsiness`, and return states by track id and the events that have ended.
+"""
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
+
+import numpy
 
 from utils.drowsiness.states import WINDOW, Drowsiness
-from utils.tracking.tracker import MEMORY
+from utils.tracking.tracker import LOST_SECONDS
 
-# A face that comes back is the driver's if its centre lies within so many sides of his crop of
-# where he was last, and its side within this ratio of his. A passenger sits farther off.
-NEAR, RATIO = 1.0, 1.6
-# Another face takes over when it has had so much more of size and centre for so many seconds, or as
-# much as he had while he is away: who was the only one in sight at first, or a thing that passed
-# for a face, is not the driver for good. One seen for less than that gives way at once.
-BETTER, PATIENCE = 1.5, 5.0
+if TYPE_CHECKING:
+    from utils.drowsiness.eyes import Eyes
+    from utils.drowsiness.states import Event
+    from utils.tracking.tracker import Track
+
+# A returning face is the same person if its centre is at most MAX_DISTANCE sides of the last crop
+# away from it and the sides differ by at most a factor of MAX_SIDE_RATIO. A passenger sits farther
+# away.
+MAX_DISTANCE, MAX_SIDE_RATIO = 1.0, 1.6
+# Another face becomes the driver when its score (see `driver_score`) has been TAKEOVER_RATIO times
+# that of the driver for TAKEOVER_SECONDS, or as high as the driver's last score while the driver is
+# not visible. This corrects a choice made while only a passenger or a false detection was visible.
+# A driver who was seen for less than TAKEOVER_SECONDS is replaced at once.
+TAKEOVER_RATIO, TAKEOVER_SECONDS = 1.5, 5.0
 
 
 class Everyone:
-    """Each face has its own minute. `watch` frame by frame, `finish` at the end.
+    """Watches each face separately.
 
-    Who goes out of sight with shut eyes is watched on, for a WINDOW or until a face is where he
-    was; others are forgotten when the tracker forgets them.
+    A person who disappears with closed eyes is watched for another WINDOW seconds, or until a face
+    appears in the same place. Others are dropped when the tracker drops them.
     """
 
     def __init__(self):
-        self._people = {}  # A track's id to (Drowsiness, when it was last seen, its box there).
+        self._people = {}  # Track id to (Drowsiness, time last seen, box then).
 
     @property
-    def watched(self):
-        """{name: Drowsiness} of all, in sight or not."""
-        return {i: one for i, (one, *_) in self._people.items()}
+    def watched(self) -> dict[int, Drowsiness]:
+        """The drowsiness of all watched people by track id, visible or not."""
+        return {i: drowsiness for i, (drowsiness, *_) in self._people.items()}
 
-    def watch(self, tracks, looks, shape, time):
-        """Tracks of a frame of shape (H, W, ...) and the eyes.Eyes of each, at time in seconds.
+    def watch(self, tracks: list[Track], eyes: list[Eyes], shape: tuple[int, ...], time: float,
+              ) -> tuple[dict[int, Drowsiness], list[tuple[int | str, Event]]]:
+        """Add the observations of the next frame.
 
-        Returns {track id: Drowsiness} and the events that are over: [(track id, Event)].
+        Args:
+            tracks: faces of the frame.
+            eyes: of each track.
+            shape: (H, W, ...) of the frame.
+            time: of the frame, in seconds.
+
+        Returns:
+            {track id: Drowsiness} of the tracks, and (track id, Event) of the ended events.
         """
         events = []
-        for track, look in zip(tracks, looks):
+        for track, observed in zip(tracks, eyes):
             drowsiness = self._people.get(track.id, (None,))[0] or Drowsiness()
             self._people[track.id] = drowsiness, time, track.box
-            over = drowsiness.update(look.openness, look.closed, time)
-            events += [(track.id, event) for event in over]
-        for i, (drowsiness, seen, box) in list(self._people.items()):
-            # After so long the tracker gives the face another id.
-            if time - seen <= MEMORY:
+            ended = drowsiness.update(observed.openness, observed.closed, time)
+            events += [(track.id, event) for event in ended]
+        for i, (drowsiness, last_time, box) in list(self._people.items()):
+            if time - last_time <= LOST_SECONDS:
                 continue
-            if drowsiness.shut and time - seen <= WINDOW and not any(
-                    distance(box, track.box) <= NEAR for track in tracks):
-                over = drowsiness.update((None, None), None, time)
+            if drowsiness.eyes_closed and time - last_time <= WINDOW and not any(
+                    distance(box, track.box) <= MAX_DISTANCE for track in tracks):
+                ended = drowsiness.update((None, None), None, time)
             else:
-                over = self._people.pop(i)[0].finish()
-            events += [(i, event) for event in over]
+                ended = self._people.pop(i)[0].finish()
+            events += [(i, event) for event in ended]
         return {track.id: self._people[track.id][0] for track in tracks}, events
 
-    def finish(self):
-        """The events that were still going on: [(track id, Event)]."""
-        return [(i, event) for i, (one, *_) in self._people.items() for event in one.finish()]
+    def finish(self) -> list[tuple[int | str, Event]]:
+        """Return (track id, Event) of the events that had not ended at the last frame."""
+        return [(i, event) for i, (drowsiness, *_) in self._people.items()
+                for event in drowsiness.finish()]
 
 
 class Driver:
-    """The largest, most central face. `watch` and `finish` are as in Everyone, for him alone.
+    """Watches the driver: the largest, most central face. Has the methods of Everyone.
 
-    `drowsiness` is his, over lost tracks, and starts anew with another driver. After a WINDOW out
-    of sight nothing of his minute is left, and who is seen next is the driver.
+    Attributes:
+        drowsiness: of the driver. It continues when the track is lost and starts anew with another
+            driver, or when the driver has not been visible for WINDOW seconds.
     """
 
     def __init__(self):
-        self.drowsiness, self._before = Drowsiness(), []
+        self.drowsiness, self._pending_events = Drowsiness(), []
         self._id = self._box = self._time = None
-        self._rival = None  # (id, since when) of a face that may take over.
+        self._rival = None  # (track id, since when) of a face that may become the driver.
 
     @property
-    def watched(self):
-        """As Everyone's: {"driver": Drowsiness}."""
+    def watched(self) -> dict[str, Drowsiness]:
+        """The drowsiness of the driver by the name `driver`."""
         return {"driver": self.drowsiness}
 
-    def watch(self, tracks, looks, shape, time):
-        """As Everyone.watch; without him in sight the first is empty, and his state goes on."""
+    def watch(self, tracks: list[Track], eyes: list[Eyes], shape: tuple[int, ...], time: float,
+              ) -> tuple[dict[int, Drowsiness], list[tuple[int | str, Event]]]:
+        """Add the observations of the next frame; see Everyone.watch.
+
+        While the driver is not visible the returned dict is empty, but the state is updated.
+        """
         track = self.find(tracks, shape, time)
-        events, self._before = self._before, []
-        look = next((look for one, look in zip(tracks, looks) if one is track), None)
-        openness, closed = (look.openness, look.closed) if look else ((None, None), None)
+        events, self._pending_events = self._pending_events, []
+        observed = next((one for other, one in zip(tracks, eyes) if other is track), None)
+        openness, closed = (observed.openness, observed.closed) if observed else (
+            (None, None), None)
         events += self.drowsiness.update(openness, closed, time)
         return ({track.id: self.drowsiness} if track else {},
                 [("driver", event) for event in events])
 
-    def finish(self):
-        """The events that were still going on: [("driver", Event)]."""
+    def finish(self) -> list[tuple[int | str, Event]]:
+        """Return ("driver", Event) of the events that had not ended at the last frame."""
         return [("driver", event) for event in self.drowsiness.finish()]
 
-    def find(self, tracks, shape, time):
-        """The Track of tracks that is the driver's, or None."""
-        track = self._known(tracks, time)
-        best = max(tracks, key=lambda one: fitness(one.box, shape), default=None)
+    def find(self, tracks: list[Track], shape: tuple[int, ...], time: float) -> Track | None:
+        """Return the driver's track in a frame of this shape, or None."""
+        track = self._find_known(tracks, time)
+        best = max(tracks, key=lambda other: driver_score(other.box, shape), default=None)
         if self._box is None:
             track = best
-        elif best is None or best is track or fitness(best.box, shape) < (
-                1.0 if track is None else BETTER) * fitness(self._box, shape):
+        elif best is None or best is track or driver_score(best.box, shape) < (
+                1.0 if track is None else TAKEOVER_RATIO) * driver_score(self._box, shape):
             self._rival = None
         else:
             if self._rival is None or self._rival[0] != best.id:
                 self._rival = best.id, time
-            known = self.drowsiness.minute.seen >= PATIENCE
-            if not known or time - self._rival[1] >= PATIENCE:
-                self._forget()
+            established = self.drowsiness.window.seen >= TAKEOVER_SECONDS
+            if not established or time - self._rival[1] >= TAKEOVER_SECONDS:
+                self._reset()
                 track = best
         if track is not None:
             self._id, self._box, self._time = track.id, track.box, time
         return track
 
-    def _known(self, tracks, time):
-        """The driver's track among tracks, or None; forgets him where others are seen after a
-        WINDOW out of sight.
-        """
+    def _find_known(self, tracks, time):
+        """Return the present driver's track or None; drop a driver who was away for a WINDOW."""
         if self._box is None or not tracks:
             return None
         if time - self._time > WINDOW:
-            self._forget()
+            self._reset()
             return None
         same = [track for track in tracks if track.id == self._id]
         return next(iter(same), None) or min(
-            (track for track in tracks if distance(self._box, track.box) <= NEAR),
+            (track for track in tracks if distance(self._box, track.box) <= MAX_DISTANCE),
             key=lambda track: distance(self._box, track.box), default=None)
 
-    def _forget(self):
+    def _reset(self):
         self._id = self._box = self._time = self._rival = None
-        self._before, self.drowsiness = self.drowsiness.finish(), Drowsiness()
+        self._pending_events, self.drowsiness = self.drowsiness.finish(), Drowsiness()
 
 
-def fitness(box, shape):
-    """How large and central a face is: the side of its box (4,) in pixels, times 1 in the middle of
-    the picture of shape (H, W, ...) down to 0 in its corners.
+def driver_score(box: numpy.ndarray, shape: tuple[int, ...]) -> float:
+    """Score how large and central a face is.
+
+    Args:
+        box: (4,) in pixels.
+        shape: (H, W, ...) of the image.
+
+    Returns:
+        The box's side in pixels times a weight, 1 in the centre of the image and 0 in its corners.
     """
-    x, y, side = _place(box)
-    away = math.hypot(x - shape[1] / 2, y - shape[0] / 2) / math.hypot(shape[1] / 2, shape[0] / 2)
-    return side * max(1 - away, 0.0)
+    x, y, side = _centre_and_side(box)
+    half_height, half_width = shape[0] / 2, shape[1] / 2
+    off_centre = math.hypot(x - half_width, y - half_height) / math.hypot(half_width, half_height)
+    return side * max(1 - off_centre, 0.0)
 
 
-def distance(box, other):
-    """How far other (4,) lies from box (4,), in sides of box; infinite where RATIO parts them."""
-    (x, y, side), (there_x, there_y, other_side) = _place(box), _place(other)
-    if not side <= other_side * RATIO <= side * RATIO ** 2:
+def distance(box: numpy.ndarray, other: numpy.ndarray) -> float:
+    """Return the distance between the centres of two boxes (4,), in sides of `box`.
+
+    It is infinite where their sides differ by more than a factor of MAX_SIDE_RATIO.
+    """
+    (x, y, side), (other_x, other_y, other_side) = _centre_and_side(box), _centre_and_side(other)
+    if not side <= other_side * MAX_SIDE_RATIO <= side * MAX_SIDE_RATIO ** 2:
         return math.inf
-    return math.hypot(there_x - x, there_y - y) / max(side, 1e-9)
+    return math.hypot(other_x - x, other_y - y) / max(side, 1e-9)
 
 
-def _place(box):
-    """Centre x, y and larger side of a box (4,). Plain numbers: numpy is slow on so few."""
+def _centre_and_side(box):
+    """Return centre x, y and longer side of a box; plain numbers, as NumPy is slow on so few."""
     x_min, y_min, x_max, y_max = (float(v) for v in box)
     return (x_min + x_max) / 2, (y_min + y_max) / 2, max(x_max - x_min, y_max - y_min)

@@ -1,48 +1,72 @@
-"""Eyes in one picture, read from landmarks: how open each is, and whether both are shut."""
+"""Eye state in one image: how open each eye is, and whether both are closed.
+
+`read_eyes` turns the landmarks of a face into eye aspect ratios, converts these to openness with
+the thresholds that come with the model, and leaves out eyes that are too small, turned away,
+uncertain or outside the image. `utils.drowsiness.states` follows the result over time.
+"""
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy
 
-from utils.landmarks.eyelids import EyeThresholds, aspect_ratios
+from utils.landmarks.eyelids import aspect_ratios
 
-__all__ = ["Eyes", "EyeThresholds", "aspect_ratios", "look"]
+if TYPE_CHECKING:
+    from utils.landmarks.eyelids import EyeThresholds
+    from utils.landmarks.schemes import Scheme
 
-# An eye of fewer pixels from corner to corner is not judged: on 209 faces of ../shared/data/eyes,
-# reduced, the area under the ROC curve falls from 0.996 (10 px) over 0.994 (8 px) and 0.986 (6 px)
-# to 0.958 (4 px), which still beats saying nothing of a small face. Nor is one judged that is so
-# much narrower than the other: the face is turned away from it.
-SMALLEST, NARROWEST = 4.0, 0.45
+# Smallest width of an eye between its corners in pixels. On 209 faces with open and closed eyes,
+# reduced in size, the area under the ROC curve falls from 0.996 (10 px) over 0.994 (8 px) and 0.986
+# (6 px) to 0.958 (4 px), which is still useful for a small face.
+MIN_WIDTH = 4.0
+# Smallest width of an eye as a share of the other one's: a narrower eye is turned away.
+MIN_WIDTH_RATIO = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
 class Eyes:
-    """What one picture says of a face's eyes.
+    """The eyes of a face in one image.
 
-    openness (right, left): 0 (shut) to 1, or None where the eye cannot be judged. closed: whether
-    they are shut; None where neither can be judged. ratios (right, left): eye aspect ratios.
+    Attributes:
+        openness: of the right and left eye, 0 (closed) to 1; None for an eye that cannot be judged.
+        closed: whether the eyes are closed; None where neither can be judged.
+        ratios: eye aspect ratios of the right and left eye.
     """
-    openness: tuple
+    openness: tuple[float | None, float | None]
     closed: bool | None
-    ratios: tuple
+    ratios: tuple[float, float]
 
 
-def look(points_px, confidence, scheme, limits, shape=None):
-    """The Eyes of a face: landmarks (K, 2) as predicted, in pixels, and their confidence (K,).
+def read_eyes(points_px: numpy.ndarray, confidence: numpy.ndarray, scheme: Scheme,
+              thresholds: EyeThresholds, shape: tuple[int, ...] | None = None) -> Eyes:
+    """Read the eyes of a face from its landmarks.
 
-    shape (H, W, ...): of the picture, outside of which no eye is judged; None where that is not
-    known. Raises UserError where the scheme has no eye contours.
+    The openness is a linear function of the eye aspect ratio (Soukupova and Cech, "Real-Time Eye
+    Blink Detection using Facial Landmarks", 2016), see EyeThresholds.
+
+    Args:
+        points_px: landmarks (K, 2) in pixels, without smoothing.
+        confidence: (K,).
+        scheme: of the landmarks.
+        thresholds: of the model that predicted them.
+        shape: (H, W, ...) of the image; eyes outside of it are not judged. None: not known.
+
+    Raises:
+        UserError: where the scheme has no eye contours.
     """
     ratios = tuple(float(ratio) for ratio in aspect_ratios(points_px, scheme))
-    ends = [[contour[0], contour[len(contour) // 2]] for contour in scheme.eyes]
-    widths = [float(numpy.linalg.norm(points_px[b] - points_px[a])) for a, b in ends]
-    least = max(SMALLEST, NARROWEST * max(widths))
+    corners = [[contour[0], contour[len(contour) // 2]] for contour in scheme.eyes]
+    widths = [float(numpy.linalg.norm(points_px[b] - points_px[a])) for a, b in corners]
+    min_width = max(MIN_WIDTH, MIN_WIDTH_RATIO * max(widths))
     openness = tuple(
-        float(limits.openness(ratio))
-        if width >= least and confidence[contour].mean() >= limits.min_confidence
+        float(thresholds.openness(ratio))
+        if width >= min_width and confidence[contour].mean() >= thresholds.min_confidence
         and (shape is None or _is_inside(points_px[contour], shape)) else None
         for ratio, width, contour in zip(ratios, widths, scheme.eyes))
     judged = [value for value in openness if value is not None]
-    closed = bool(sum(judged) / len(judged) <= limits.closed_below) if judged else None
+    closed = bool(sum(judged) / len(judged) <= thresholds.closed_below) if judged else None
     return Eyes(openness, closed, ratios)
 
 

@@ -1,42 +1,70 @@
-"""Whole lists to landmarks, and the landmarks' errors as numbers."""
+"""Predict the landmarks of whole lists of a prepared set, and compute their errors.
+
+A list (FaceList) names stored crops and their annotation. predict_list runs a network over the
+crops; list_nme maps prediction and annotation back to photo pixels, and to the published crop,
+and divides their distance by the set's norm; summarise reduces the NMEs to the numbers of a report.
+Validation, test, export checks and self-training all use these functions.
+"""
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
 import numpy
 import torch
 
 from utils.data.dataset import FaceDataset
+from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.landmarks import crop, metrics
+from utils.landmarks.schemes import Scheme
 
-# Crops of a list that is predicted again and again are kept in memory up to so many bytes.
-KEPT = 1 << 30
+# Crops of one list that are kept in memory at most.
+MAX_CACHE_BYTES = 1 << 30
 
 
-def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
-                 augmentation=None, kept=None):
-    """Landmarks of a whole FaceList in crop units, (N, K, 2) float64, in its order, on every rank.
+def predict_list(predict: Callable[[torch.Tensor], typing.Any], faces: FaceList, margin: float,
+                 size: int, batch: int = 32, workers: int = 0, ranks: typing.Any = None,
+                 augmentation: Callable | None = None, cache: list | None = None) -> numpy.ndarray:
+    """Predict the landmarks of all faces of a list.
 
-    predict: uint8 (n, 3, S, S) tensor to landmarks (n, K, 2). The list is split over the ranks and
-    gathered without padding. An image that cannot be read is an error: a score needs every face.
-    kept: a list, empty at first, that keeps this rank's crops for the next call with the same faces
-    where they take up to a gigabyte.
+    Args:
+        predict: maps uint8 crops (n, 3, S, S) to landmarks (n, K, 2).
+        faces: the list.
+        margin: of the stored crops, see PreparedSet.
+        size: S, input size in pixels.
+        batch: crops a call of predict.
+        workers: processes of the data loader.
+        ranks: of a distributed run (training.ddp). The faces are split over the ranks without
+            padding, and every rank gets the whole result.
+        augmentation: of FaceDataset.
+        cache: a list that is empty at the first call. It then keeps this rank's crops for further
+            calls with the same faces, unless they exceed MAX_CACHE_BYTES.
+
+    Returns:
+        Landmarks (N, K, 2) in crop units, float64, in the order of the list.
+
+    Raises:
+        UserError: where an image cannot be read, because a score must include every face.
     """
     mine = range(ranks.rank, len(faces), ranks.world) if ranks else range(len(faces))
     dataset = FaceDataset(faces, margin, size, augmentation=augmentation)
-    crop.prepare_fork()
+    crop.disable_opencv_threads()
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
-    if kept == [] and len(mine) * 3 * size**2 <= KEPT:
-        kept += list(loader)
-    found, unreadable = [], []
-    for images, _, _, bad in kept or loader:
+    if cache == [] and len(mine) * 3 * size**2 <= MAX_CACHE_BYTES:
+        cache += list(loader)
+    landmarks, unreadable = [], []
+    for images, _, _, bad in cache or loader:
         unreadable += bad[bad >= 0].tolist()
-        found.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
-    part = list(mine), found, unreadable
-    parts = ranks.collect(part) if ranks else [part]
+        landmarks.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
+    part = list(mine), landmarks, unreadable
+    parts = ranks.all_gather(part) if ranks else [part]
+    # Raised after the gather on every rank, so that no rank waits for one that has failed.
     for *_, unreadable in parts:
-        # After all ranks have met, so that none waits for one that gave up.
         if unreadable:
             raise UserError(f"{faces.images[unreadable[0]]}: cannot be read; prepare the set again")
-    first = next(p for _, chunks, _ in parts for p in chunks)
+    first = next(chunk for _, chunks, _ in parts for chunk in chunks)
     out = numpy.empty((len(faces), *first.shape[1:]))
     for indices, chunks, _ in parts:
         if indices:
@@ -44,22 +72,30 @@ def predict_list(predict, faces, margin, size, batch=32, workers=0, ranks=None,
     return out
 
 
-def once(lists, predict):
-    """(name, FaceList, predictions) of each of lists {name: FaceList}: what predict(FaceList)
-    gives, arrays of one entry a face. Lists overlap, as 300W's common and challenging faces are its
-    full list: a face that was in an earlier one is not predicted again.
+def predict_lists(lists: Mapping[str, FaceList],
+                  predict: Callable[[FaceList], Sequence[numpy.ndarray]]
+                  ) -> Iterator[tuple[str, FaceList, list[numpy.ndarray]]]:
+    """Predict several lists, each face once: 300W's common and challenging faces are its full list.
+
+    Args:
+        lists: by name.
+        predict: maps a FaceList of n faces to arrays (n, ...).
+
+    Yields:
+        Name and faces of each list, and the arrays of predict for it.
     """
-    known = {}
+    cache = {}
     for name, faces in lists.items():
-        new = [i for i, image in enumerate(faces.images) if image not in known]
+        new = [i for i, image in enumerate(faces.images) if image not in cache]
         if new:
-            known.update(zip([faces.images[i] for i in new], zip(*predict(faces.take(new)))))
+            cache.update(zip([faces.images[i] for i in new], zip(*predict(faces.select(new)))))
         yield name, faces, [numpy.array(part) for part in
-                            zip(*(known[image] for image in faces.images))]
+                            zip(*(cache[image] for image in faces.images))]
 
 
-def torch_predict(model, device):
-    """A function for predict_list from a LandmarkNet."""
+def torch_predict(model: torch.nn.Module,
+                  device: torch.device | str) -> Callable[[torch.Tensor], numpy.ndarray]:
+    """Return the function for predict_list that runs a LandmarkNet on a device."""
     @torch.inference_mode()
     def predict(images):
         landmarks, _ = model.predict(images.to(device))
@@ -68,15 +104,24 @@ def torch_predict(model, device):
     return predict
 
 
-def errors(predicted, faces, scheme, set_scheme, counts=None):
-    """NMEs of each face as fractions: (in photo pixels, in published units), both (N,).
+def list_nme(predicted: numpy.ndarray, faces: FaceList, scheme: Scheme, set_scheme: Scheme,
+             counted: numpy.ndarray | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Compute the NME of each face of a list.
 
-    predicted (N, K, 2): crop units of scheme, set_scheme itself or a subset of it. Published units
-    are those of the authors' stretched crop. The divisor is always the whole set's. counts: which
-    of the set's points count, (N, all of the set's); None: all that are labelled.
+    Args:
+        predicted: landmarks (N, K, 2) in crop units.
+        faces: the list with its annotation.
+        scheme: of the predicted landmarks: set_scheme or a subset of it.
+        set_scheme: of the annotation; the norm is always that of its landmarks.
+        counted: which annotated landmarks count, bool (N, K of set_scheme); None: all that are
+            annotated.
+
+    Returns:
+        Two arrays (N,), as fractions: NME in photo pixels, and in the units of published results,
+        which are those of the stretched crop of the PIPNet authors.
     """
-    truth = faces.points if counts is None else numpy.where(counts[..., None], faces.points,
-                                                            numpy.nan)
+    truth = faces.points if counted is None else numpy.where(counted[..., None], faces.points,
+                                                             numpy.nan)
     truth = truth if scheme.base is None else truth[:, list(scheme.indices)]
     truth_px, predicted_px = (crop.to_photo(p, faces.boxes) for p in (truth, predicted))
     whole_px = crop.to_photo(faces.points, faces.boxes)
@@ -89,7 +134,7 @@ def errors(predicted, faces, scheme, set_scheme, counts=None):
     return nme, metrics.nme(predicted, truth, norm)
 
 
-def summarise(nme, published):
-    """NMEs of errors(), both (N,), to metrics.summary of each; published units end in `_crop`."""
+def summarise(nme: numpy.ndarray, published: numpy.ndarray) -> dict[str, float]:
+    """Return metrics.summary of both NMEs (N,) of list_nme; published units end in `_crop`."""
     return metrics.summary(nme) | {f"{k}_crop": v for k, v in metrics.summary(published).items()
                                    if k != "faces"}

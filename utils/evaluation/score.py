@@ -1,151 +1,183 @@
-"""The test: whole lists scored with PyTorch, ONNX Runtime or both; tables, plots, report."""
+"""Score a model on the test lists of a prepared set with PyTorch, ONNX Runtime or both.
+
+run_test (main.py --test, --test-onnx) loads the weights in each runtime, predicts every list, and
+prints a table of NME, failure rate and AUC. Beside the weights it writes ced.png (cumulative error
+distribution), worst.png (largest errors) and faces.csv (the NME of every face). The numbers also go
+into weights/results.csv and, with --report, into a .json file.
+"""
+from __future__ import annotations
+
+import argparse
 import csv
 import json
 import math
 import pathlib
+import typing
+from collections.abc import Callable, Collection, Mapping
 
 import numpy
 
-from utils import checkpoint, draw, experiment, machine
+from utils import checkpoint, draw, experiment, machine, plots
 from utils.data import dataset
+from utils.data.dataset import PreparedSet
+from utils.data.face_list import FaceList
 from utils.data.sets import set_folder
 from utils.detection.detector import get_detector
 from utils.errors import UserError
 from utils.evaluation import boxes, predict
+from utils.files import OutputFile, atomic_write
 from utils.landmarks import crop, pose, schemes
+from utils.landmarks.schemes import Scheme
 from utils.predictor import Predictor
 
-TRUTH = (0, 255, 0)  # The colour of annotated points beside predicted ones.
-# |yaw| in degrees at which --by-pose parts the faces.
+TRUTH = (0, 255, 0)  # RGB colour of annotated landmarks in worst.png.
+# Limits in degrees of the bins of |yaw| for --by-pose.
 YAWS = (0, 15, 30, 60, 90)
 
+# By list: landmarks (N, K, 2) in crop units, and NMEs (N,) as fractions.
+Results = dict[str, tuple[numpy.ndarray, numpy.ndarray]]
 
-def test(args, actions, typed=()):
-    """Score the test lists with PyTorch, ONNX Runtime or both; print, plot, report.
 
-    args: resolved. actions: holds "test", "test_onnx" or both; the .onnx must be there. typed: the
-    names of settings that the user gave. Raises UserError.
+def run_test(args: argparse.Namespace, actions: Collection[str],
+             typed: Collection[str] = ()) -> None:
+    """Score the test lists; print, plot, record and report the numbers.
+
+    Args:
+        args: resolved settings: `exp` names the weights, `data_dir` the set, `boxes` a detector.
+        actions: holds "test" (PyTorch), "test_onnx" (ONNX Runtime) or both.
+        typed: names of the settings on the command line, to warn of those without effect.
+
+    Raises:
+        UserError: where weights, set or detector are missing or do not fit each other.
     """
-    check(args)
+    check_settings(args)
     path = experiment.find_weights(args.exp, ".pt" if "test" in actions else ".onnx")
     weights = path.with_suffix(".pt")
     if "test" in actions and not weights.is_file():
         raise UserError(f"{weights}: no such file; for an ONNX file alone give --test-onnx")
-    prepared = dataset.PreparedSet(set_folder(args))
-    tested = bool(prepared.tests)
-    if not tested:
-        if not len(prepared.lists["val"]):
-            raise UserError(f"{prepared.folder}: has no test list and no validation faces; give "
-                            f"some faces the split test (or put them into a folder test/) and "
-                            f"prepare the set again")
-        prepared.lists["test_val"] = prepared.lists["val"]
-        print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
-              f"chose the best epoch")
-    prepared.tell_incomplete()
-    ways = _ways(args, actions, path)
-    _tell_fixed(next(iter(ways.values()))[0], args, typed)
+    prepared = PreparedSet(set_folder(args))
+    has_test_list = bool(prepared.test_lists)
+    if not has_test_list:
+        _test_on_validation(prepared)
+    prepared.warn_incomplete()
+    runtimes = _load_runtimes(args, actions, path)
+    models = {runtime: model for runtime, (model, _) in runtimes.items()}
+    _warn_fixed(next(iter(models.values())), args, typed)
     yaws = true_yaws(prepared) if args.by_pose else {}
-    report, found = {}, {}
-    for way, (model, function) in ways.items():
-        schemes.fit_scheme(model.scheme, prepared.scheme, str(path))
-        prepared.tell_crop(model.crop)
-        prepared.tell_size(model.input_size)
-        if args.boxes == "none":
-            report[way], found[way] = score(function, model, prepared, args.workers)
-        else:
-            report[way], found[way] = boxes.score(model, get_detector(args.boxes), prepared)
-        print_table(way, report[way], prepared.has_photos)
-        for name, faces in prepared.tests.items():
-            if faces.hidden is not None:
-                report[way][name]["by_visibility"] = by_visibility(
-                    *found[way][name], faces, model.scheme, prepared.scheme)
-                print_by_visibility(name, report[way][name]["by_visibility"])
-        for name, yaw in yaws.items():
-            report[way][name]["by_yaw"] = by_yaw(found[way][name][1], yaw)
-            print_by_yaw(name, report[way][name]["by_yaw"])
-    if len(ways) == 2:
-        report["max_abs_diff_px"] = largest_difference(*found.values(), prepared, model.input_size)
+    report, results = {}, {}
+    for runtime, (model, function) in runtimes.items():
+        schemes.check_scheme(model.scheme, prepared.scheme, str(path))
+        prepared.warn_crop(model.crop)
+        prepared.warn_size(model.input_size)
+        report[runtime], results[runtime] = (
+            score_lists(function, model, prepared, args.workers) if args.boxes == "none" else
+            boxes.score_detected(model, get_detector(args.boxes), prepared))
+        print_table(runtime, report[runtime], prepared.has_photos)
+        _add_breakdowns(report[runtime], results[runtime], model.scheme, prepared, yaws)
+    if len(runtimes) == 2:
+        report["max_abs_diff_px"] = largest_difference(*results.values(), prepared,
+                                                       model.input_size)
         print(f"largest difference of a coordinate: {report['max_abs_diff_px']:.4f} px")
-    averaged = {way: model.flip_test for way, (model, _) in ways.items()}
-    if len(set(averaged.values())) == 2:
-        print("note: of these two only the ONNX file averages with the mirrored face; give "
-              "--flip-test to compare like with like, or --export to write it without")
-    prefix = _prefix(path, args.boxes, args.flip_test)
-    draw_errors(next(iter(found.values())), model.scheme, prepared, prefix)
-    write_faces(next(iter(found.values())), prepared, prefix)
-    if args.boxes == "none" and tested and not any(averaged.values()):
+    flip_tests = {model.flip_test for model in models.values()}
+    if len(flip_tests) == 2:
+        print("note: only the ONNX file averages with the mirrored face; give --flip-test to test "
+              "both so, or --export to write the file without")
+    first, prefix = next(iter(results.values())), _output_prefix(path, args.boxes, args.flip_test)
+    draw_errors(first, model.scheme, prepared, prefix)
+    write_faces(first, prepared, prefix)
+    if args.boxes == "none" and has_test_list and not any(flip_tests):
         experiment.record_score(path, report, experiment.data_name(args, prepared.folder))
     if args.report != "none":
-        pathlib.Path(args.report).write_text(json.dumps(_plain(report), indent=2), encoding="utf-8")
+        text = json.dumps(_without_nan(report), indent=2)
+        OutputFile(args.report, "--report").write(text.encode())
 
 
-def _tell_fixed(model, args, typed):
-    """Say which settings that were typed are the model's own, and others."""
-    own = getattr(getattr(model, "model", None) or model, "args", None)
-    if own is not None:
-        for name in ("backbone", "head", "num_nb", "merge", "stride", "input_size"):
-            if name in typed and getattr(own, name) != getattr(args, name):
-                print(f"note: --{name.replace('_', '-')} {getattr(args, name)} without effect: the "
-                      f"model has {getattr(own, name)}, with which it was trained")
+def check_settings(args: argparse.Namespace) -> None:
+    """Check what a test needs and can be checked before a training.
 
-
-def _plain(value):
-    """A report as JSON has it: null where a number is none, as of no face."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def check(args):
-    """What can be said of a test's settings before a training. Raises UserError."""
+    Raises:
+        UserError: where the report's folder or the detector is missing.
+    """
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
     if args.boxes != "none":
         get_detector(args.boxes)
 
 
-def _ways(args, actions, path):
-    """{"pytorch" | "onnx": (model, function)} as score() takes them, of the weights at a path."""
-    ways = {}
+def _test_on_validation(prepared):
+    """Let the validation faces be the test list of a set that has none."""
+    if not len(prepared.lists["val"]):
+        raise UserError(f"{prepared.folder}: has no test list and no validation faces; give "
+                        f"some faces the split test (or put them into a folder test/) and "
+                        f"prepare the set again")
+    prepared.lists["test_val"] = prepared.lists["val"]
+    print(f"note: {prepared.folder} has no test list; scored on its validation faces, which "
+          f"chose the best epoch")
+
+
+def _warn_fixed(model, args, typed):
+    """Print which typed settings have no effect because the model has others."""
+    fixed = getattr(getattr(model, "model", None) or model, "args", None)
+    if fixed is not None:
+        for name in ("backbone", "head", "num_nb", "merge", "stride", "input_size"):
+            if name in typed and getattr(fixed, name) != getattr(args, name):
+                print(f"note: --{name.replace('_', '-')} {getattr(args, name)} without effect: the "
+                      f"model was trained with {getattr(fixed, name)}")
+
+
+def _load_runtimes(args, actions, path):
+    """Return {"pytorch" | "onnx": (model, function)} as score_lists takes them."""
+    runtimes = {}
     if "test" in actions and args.boxes == "none":
         device = machine.choose_device(args.device)
         model = checkpoint.load_model(path.with_suffix(".pt"), device, flip_test=args.flip_test)
-        ways["pytorch"] = model, predict.torch_predict(model, device)
+        runtimes["pytorch"] = model, predict.torch_predict(model, device)
     elif "test" in actions:
-        # From detected boxes a Predictor alone does everything.
-        ways["pytorch"] = Predictor(path.with_suffix(".pt"), args.device,
-                                    flip_test=args.flip_test), None
+        # score_detected takes a Predictor and needs no function.
+        runtimes["pytorch"] = Predictor(path.with_suffix(".pt"), args.device,
+                                        flip_test=args.flip_test), None
     if "test_onnx" in actions:
         predictor = Predictor(path.with_suffix(".onnx"), args.device, flip_test=args.flip_test)
-        ways["onnx"] = predictor, lambda images: predictor(images.permute(0, 2, 3, 1).numpy())[0]
-    return ways
+        runtimes["onnx"] = predictor, lambda images: predictor(
+            images.permute(0, 2, 3, 1).numpy())[0]
+    return runtimes
 
 
-def score(function, model, prepared, workers=0):
-    """All test lists of a prepared set.
+def score_lists(function: Callable, model: typing.Any, prepared: PreparedSet,
+                workers: int = 0) -> tuple[dict, Results]:
+    """Score all test lists of a prepared set from the annotated boxes.
 
-    function: see predict.predict_list. model: has `scheme` and `input_size`. Returns
-    ({list: numbers}, {list: (landmarks, NMEs)}); numbers are metrics.summary in photo pixels plus
-    `nme_crop`, `fr8_crop` ... in published units.
+    Args:
+        function: predicts crops, see predict.predict_list.
+        model: has `scheme` and `input_size`.
+        prepared: the set.
+        workers: processes of the data loader.
+
+    Returns:
+        By list, the numbers of predict.summarise: `nme`, `fr8` ... in photo pixels, `nme_crop`,
+        `fr8_crop` ... in published units. By list, landmarks and NMEs.
     """
-    numbers, found = {}, {}
-    for name, faces, (predicted,) in predict.once(prepared.tests, lambda faces: [
+    numbers, results = {}, {}
+    for name, faces, (predicted,) in predict.predict_lists(prepared.test_lists, lambda faces: [
             predict.predict_list(function, faces, prepared.margin, model.input_size,
                                  workers=workers)]):
-        nme, published = predict.errors(predicted, faces, model.scheme, prepared.scheme)
+        nme, published = predict.list_nme(predicted, faces, model.scheme, prepared.scheme)
         numbers[name] = predict.summarise(nme, published)
-        found[name] = predicted, nme
-    return numbers, found
+        results[name] = predicted, nme
+    return numbers, results
 
 
-def print_table(way, numbers, has_photos=True):
-    """Print the numbers of score(), one line a list; published units in the second half. Without
-    photos both are of the crops as they are.
+def print_table(title: str, numbers: Mapping[str, Mapping], has_photos: bool = True) -> None:
+    """Print the numbers of score_lists, one line a list.
+
+    Args:
+        title: of the table.
+        numbers: by list.
+        has_photos: whether the set knows the size of its photos. Without, both halves of the table
+            are in units of the crops.
     """
     unit = "photo pixels" if has_photos else "crop pixels "
-    print(f"{way:<12}{'':>7} | {unit}{'':<33} | published units (stretched crop)")
+    print(f"{title:<12}{'':>7} | {unit}{'':<33} | published units (stretched crop)")
     columns = f"{'NME %':>8}{'FR8 %':>8}{'AUC8':>8}{'FR10 %':>8}{'AUC10':>8}"
     print(f"{'list':<12}{'faces':>7} |{columns}      |{columns}")
     for name, n in numbers.items():
@@ -160,47 +192,77 @@ def print_table(way, numbers, has_photos=True):
                   f"divisor of 0")
 
 
-def by_visibility(predicted, nme, faces, scheme, set_scheme):
-    """{"visible" | "hidden": {faces, points, nme}} of a FaceList that says which points are hidden.
+def _add_breakdowns(numbers, results, scheme, prepared, yaws):
+    """Add NME by visibility and by yaw to the numbers of each list, and print it."""
+    for name, faces in prepared.test_lists.items():
+        if faces.hidden is not None:
+            numbers[name]["by_visibility"] = by_visibility(*results[name], faces, scheme,
+                                                           prepared.scheme)
+            print_by_visibility(name, numbers[name]["by_visibility"])
+    for name, yaw in yaws.items():
+        numbers[name]["by_yaw"] = by_yaw(results[name][1], yaw)
+        print_by_yaw(name, numbers[name]["by_yaw"])
 
-    predicted (N, K, 2), nme (N,): as of score(). faces: that have such points and are scored;
-    nme: the mean of these faces' NME over such points in %, None where there are none.
+
+def by_visibility(predicted: numpy.ndarray, nme: numpy.ndarray, faces: FaceList, scheme: Scheme,
+                  set_scheme: Scheme) -> dict[str, dict]:
+    """Split the NME of a list by visible and hidden landmarks.
+
+    Args:
+        predicted: landmarks (N, K, 2) in crop units.
+        nme: of each face (N,).
+        faces: a list whose annotation says which landmarks are hidden.
+        scheme: of the predicted landmarks.
+        set_scheme: of the annotation.
+
+    Returns:
+        For `visible` and `hidden`: `faces` that are scored and have such landmarks, their number of
+        `points`, and `nme` over these in %, None where there are none.
     """
     parts, scored = {}, numpy.isfinite(nme)
-    own = slice(None) if scheme.indices is None else list(scheme.indices)
-    known = numpy.isfinite(faces.points).all(-1)
-    for name, counts in (("visible", known & ~faces.hidden), ("hidden", known & faces.hidden)):
-        values, _ = predict.errors(predicted, faces, scheme, set_scheme, counts)
+    subset = slice(None) if scheme.indices is None else list(scheme.indices)
+    annotated = numpy.isfinite(faces.points).all(-1)
+    for name, counted in (("visible", annotated & ~faces.hidden),
+                          ("hidden", annotated & faces.hidden)):
+        values, _ = predict.list_nme(predicted, faces, scheme, set_scheme, counted)
         values = values[scored & numpy.isfinite(values)]
-        parts[name] = {"faces": len(values), "points": int(counts[scored][:, own].sum()),
+        parts[name] = {"faces": len(values), "points": int(counted[scored][:, subset].sum()),
                        "nme": 100 * float(values.mean()) if len(values) else None}
     return parts
 
 
-def print_by_visibility(name, parts):
-    """Print by_visibility() of a list in one line."""
+def print_by_visibility(name: str, parts: Mapping[str, Mapping]) -> None:
+    """Print the result of by_visibility for a list in one line."""
     cells = [f"{part}: " + (f"{n['nme']:.3f} ({n['points']} points of {n['faces']} faces)"
                             if n["faces"] else "no point") for part, n in parts.items()]
     print(f"{name}: NME % of points, {', '.join(cells)}")
 
 
-def true_yaws(prepared):
-    """{list: |yaw| in degrees (N,)} of the test lists' annotations. Raises UserError where the
-    set's scheme has no pose.
+def true_yaws(prepared: PreparedSet) -> dict[str, numpy.ndarray]:
+    """Return |yaw| in degrees (N,) of each test list, fitted to its annotation.
+
+    Raises:
+        UserError: where head pose is not defined for the set's scheme.
     """
     pose.model_points(prepared.scheme)
     return {name: numpy.abs([pose.head_pose(points, prepared.scheme)[0] for points in
                              crop.to_photo(faces.points, faces.boxes)])
-            for name, faces in prepared.tests.items()}
+            for name, faces in prepared.test_lists.items()}
 
 
-def by_yaw(nme, yaw):
-    """NMEs (N,), NaN where no face was found, by |yaw| (N,): rows of YAWS' bins, their faces and
-    their mean in %, None where there are none.
+def by_yaw(nme: numpy.ndarray, yaw: numpy.ndarray) -> list[dict]:
+    """Split the NME of a list by head yaw.
+
+    Args:
+        nme: of each face (N,), NaN where it was not found.
+        yaw: |yaw| in degrees (N,).
+
+    Returns:
+        For each bin of YAWS: its limits `yaw`, its number of `faces` and their mean `nme` in %,
+        None where there are none. The last bin has no upper limit.
     """
     rows = []
     for low, high in zip(YAWS, YAWS[1:]):
-        # The last bin holds the faces turned further, too.
         inside = (yaw >= low) & ((yaw < high) | (high == YAWS[-1]))
         values = nme[inside & numpy.isfinite(nme)]
         rows.append({"yaw": [low, high], "faces": len(values),
@@ -208,65 +270,92 @@ def by_yaw(nme, yaw):
     return rows
 
 
-def print_by_yaw(name, rows):
-    """Print by_yaw() of a list in one line."""
+def print_by_yaw(name: str, rows: list[dict]) -> None:
+    """Print the result of by_yaw for a list in one line."""
     cells = [f"{row['yaw'][0]}-{row['yaw'][1]}: " + (
         f"{row['nme']:.3f} ({row['faces']} faces)" if row["faces"] else "no face") for row in rows]
     print(f"{name}: NME % by |yaw| in degrees: {', '.join(cells)}")
 
 
-def largest_difference(first, second, prepared, input_size):
-    """Largest difference of a coordinate between two predictions of score(), in photo pixels, or
-    where the photos are not known in those of a crop of input_size.
+def largest_difference(first: Results, second: Results, prepared: PreparedSet,
+                       input_size: int) -> float:
+    """Return the largest difference of a coordinate between two predictions of all lists.
+
+    Args:
+        first: of score_lists.
+        second: of another runtime.
+        prepared: the set.
+        input_size: side of the crop in pixels.
+
+    Returns:
+        Photo pixels, or pixels of the input where the set does not know its photos.
     """
     unit = 1 if prepared.has_photos else input_size
     return unit * float(numpy.max([numpy.abs(
         crop.to_photo(first[name][0], faces.boxes)
         - crop.to_photo(second[name][0], faces.boxes)).max()
-        for name, faces in prepared.tests.items()]))
+        for name, faces in prepared.test_lists.items()]))
 
 
-def draw_errors(found, scheme, prepared, prefix):
-    """Write ced.png and worst.png (the 16 worst faces of the first list, truth in green); prefix:
-    of their paths.
+def draw_errors(results: Results, scheme: Scheme, prepared: PreparedSet, prefix: str) -> None:
+    """Write ced.png, and worst.png with the 16 largest errors of the first list.
+
+    Args:
+        results: of score_lists.
+        scheme: of the predicted landmarks.
+        prepared: the set.
+        prefix: start of the paths to write.
     """
-    experiment.plot_ced({name: nme for name, (_, nme) in found.items()}, f"{prefix}ced.png")
-    name, faces = next(iter(prepared.tests.items()))
-    predicted, nme = found[name]
+    plots.plot_ced({name: nme for name, (_, nme) in results.items()}, f"{prefix}ced.png")
+    name, faces = next(iter(prepared.test_lists.items()))
+    predicted, nme = results[name]
     size = prepared.size or 256
     crops = dataset.FaceDataset(faces, prepared.margin, size)
     truth = faces.points if scheme.base is None else faces.points[:, list(scheme.indices)]
-    # NaN, of what was not found or cannot be scored, comes last.
+    # argsort puts NaN, of faces without a score, last.
     worst = numpy.argsort(-nme)[:16]
     images = []
     for i in worst:
-        image = draw.points(crops[int(i)][0].numpy(), truth[i] * size - 0.5, TRUTH)
+        image = draw.rings(crops[int(i)][0].numpy(), truth[i] * size - 0.5, TRUTH)
         images.append(draw.landmarks(image, predicted[i] * size - 0.5, scheme))
     captions = [f"{100 * nme[i]:.1f} % {faces.images[i].stem}" for i in worst]
     draw.save(f"{prefix}worst.png", draw.sheet(images, 4, 320, captions))
 
 
-def write_faces(found, prepared, prefix):
-    """Write faces.csv: list, image, photo and NME in % of every test face; prefix: of its path.
+def write_faces(results: Results, prepared: PreparedSet, prefix: str) -> None:
+    """Write faces.csv: list, image, photo and NME in % of every test face.
 
-    found: as of score(). The NME is empty for a face that was not found or cannot be scored.
+    Args:
+        results: of score_lists. The NME of a face without a score is left empty.
+        prepared: the set.
+        prefix: start of the path to write.
     """
-    with open(f"{prefix}faces.csv", "w", newline="", encoding="utf-8",
-              errors="backslashreplace") as file:
+    with (atomic_write(f"{prefix}faces.csv") as temporary,
+          open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file):
         writer = csv.writer(file)
         writer.writerow(["list", "image", "photo", "nme"])
-        for name, (_, nme) in found.items():
-            faces = prepared.tests[name]
+        for name, (_, nme) in results.items():
+            faces = prepared.test_lists[name]
             for i, value in enumerate(nme):
                 photo = faces.photos[i] if faces.photos else ""
                 writer.writerow([name, faces.images[i].name, photo,
                                  "" if numpy.isnan(value) else f"{100 * value:.4f}"])
 
 
-def _prefix(weights, detector, flip_test):
-    """How the paths of pictures and tables begin: beside the weights, and of weights at the top of
-    weights/, which share their folder, with their name. detector: of --boxes, or none.
+def _output_prefix(weights, detector, flip_test):
+    """Return the start of the paths of plots and tables, which lie beside the weights.
+
+    Weights at the top of weights/ share their folder with others, so their name is part of it.
     """
     names = ["" if weights.stem == "best" else f"{weights.stem}-",
              "" if detector == "none" else "boxes-", "flip-" if flip_test else ""]
     return f"{weights.parent.as_posix()}/{''.join(names)}"
+
+
+def _without_nan(value):
+    """Return a report with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

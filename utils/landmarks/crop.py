@@ -1,27 +1,49 @@
-"""How a crop is laid around landmarks: the same for prepared sets, test, ONNX and demo."""
+"""Crop geometry: the box around a face, and the maps between photo pixels and crop units.
+
+Prepared sets, evaluation, ONNX files and the demo all crop by the same rule: `face_box` gives the
+nominal box, `cut` resamples the photo, and `to_crop` and `to_photo` convert landmarks. A landmark
+in crop units is 0..1 inside the box. `roll_angles`, `rotate` and `face_boxes` serve the refinement
+of detected faces (utils/detection/refine.py).
+"""
+from __future__ import annotations
+
 import math
+import typing
 
 import cv2
 import numpy
 
 from utils.errors import UserError
 
+if typing.TYPE_CHECKING:
+    from utils.landmarks.schemes import Scheme
+
 RULES = ("square", "stretch", "box")
-# The authors' crop, in which published NMEs are measured; sets without set.yaml (LMK.zip and its
-# like) were made with it.
+# The crop of the authors' code, in which published NMEs are measured. Sets without set.yaml, such
+# as LMK.zip, use it.
 PUBLISHED_CROP = {"rule": "stretch", "scale": 1.1}
-# Least share of the longer side of the landmarks' box that the shorter one counts as: two points,
-# or points in one line, have a box without height.
-FLATTEST = 0.1
+# Lower limit of the shorter side of the landmarks' box, as a share of the longer one: points on one
+# line have a box without height.
+MIN_ASPECT = 0.1
 
 
-def face_box(points_px, rule="square", scale=1.2, box=None):
-    """The nominal crop (x_min, y_min, x_max, y_max) in pixels around landmarks (K, 2) in pixels.
+def face_box(points_px: numpy.ndarray, rule: str = "square", scale: float = 1.2,
+             box: numpy.ndarray | None = None) -> numpy.ndarray:
+    """Compute the nominal crop of a face from its landmarks.
 
-    rule: `square`, side = the larger side of the landmarks' box, grown by scale (keeps the aspect);
-    `stretch`, each side of the landmarks' box, at least FLATTEST of the other, grown by scale (as
-    published for 300W); `box`, the publisher's box grown by scale. Points that are NaN are missing
-    and do not count. Raises UserError for `box` without a box and for points all at one place.
+    Args:
+        points_px: landmarks (K, 2) in pixels; NaN points are ignored.
+        rule: `square`: a square with the longer side of the landmarks' box. `stretch`: the
+            landmarks' box itself, each side at least MIN_ASPECT of the other (published for 300W).
+            `box`: the publisher's face box.
+        scale: factor of the sides.
+        box: the publisher's face box, for rule `box`.
+
+    Returns:
+        (x_min, y_min, x_max, y_max) in pixels.
+
+    Raises:
+        UserError: an unknown rule, rule `box` without a box, or a box without area.
     """
     if rule == "box":
         if box is None:
@@ -30,50 +52,57 @@ def face_box(points_px, rule="square", scale=1.2, box=None):
     else:
         known = points_px[numpy.isfinite(points_px).all(1)]
         if not len(known):
-            raise UserError("none of its points is labelled: no crop can be laid round it")
+            raise UserError("none of its points is labelled, so that it has no crop")
         x_min, y_min = (float(v) for v in known.min(0))
         x_max, y_max = (float(v) for v in known.max(0))
     width, height = x_max - x_min, y_max - y_min
     if rule == "square":
         width = height = max(width, height)
     elif rule == "stretch":
-        width, height = max(width, FLATTEST * height), max(height, FLATTEST * width)
+        width, height = max(width, MIN_ASPECT * height), max(height, MIN_ASPECT * width)
     elif rule not in RULES:
         raise UserError(f"unknown crop rule {rule!r}; known: {', '.join(RULES)}")
     if not (width > 0 and height > 0):
-        raise UserError(f"the face is {width:g} x {height:g} pixels: no crop can be laid round it")
+        raise UserError(f"the face is {width:g} x {height:g} pixels, so that it has no crop")
     centre_x, centre_y = (x_min + x_max) / 2, (y_min + y_max) / 2
     half_w, half_h = width * scale / 2, height * scale / 2
     return numpy.array([centre_x - half_w, centre_y - half_h,
                         centre_x + half_w, centre_y + half_h])
 
 
-def face_boxes(points_px, crop, scheme):
-    """`face_box` of many faces as predicted: nominal crops (n, 4) around landmarks (n, K, 2).
+def face_boxes(points_px: numpy.ndarray, crop: dict, scheme: Scheme) -> numpy.ndarray:
+    """Compute the nominal crops of many predicted faces.
 
-    crop: {"rule", "scale"} as a model keeps it. A subset of a scheme, or a publisher's box, says
-    nothing of the crop by itself: there it is where the similarity that best fits the mean face to
-    the landmarks puts the unit square.
+    For a subset of a scheme and for rule `box`, the landmarks' box does not determine the crop.
+    There the crop is the unit square under the similarity that fits the mean face to the landmarks.
+
+    Args:
+        points_px: landmarks (n, K, 2) in pixels.
+        crop: {"rule", "scale"} of the model.
+        scheme: landmark scheme of the K points.
+
+    Returns:
+        Boxes (n, 4) in pixels.
     """
     rule, scale = crop["rule"], crop["scale"]
     if rule != "box" and scheme.base is None:
         low, high = points_px.min(1), points_px.max(1)
         side = numpy.maximum(high - low, 1.0)
-        least = 1 if rule == "square" else FLATTEST
-        half = numpy.maximum(side, least * side.max(1, keepdims=True)) * (scale / 2)
+        min_aspect = 1 if rule == "square" else MIN_ASPECT
+        half = numpy.maximum(side, min_aspect * side.max(1, keepdims=True)) * (scale / 2)
         middle = (low + high) / 2
         return numpy.concatenate([middle - half, middle + half], 1)
-    turn = _fit(points_px, scheme)
-    middle = turn * ((0.5 - scheme.mean_face.mean(0)) @ (1, 1j))
+    similarity = _fit_similarity(points_px, scheme)
+    middle = similarity * ((0.5 - scheme.mean_face.mean(0)) @ (1, 1j))
     centre = points_px.mean(1) + numpy.stack([middle.real, middle.imag], 1)
-    half = numpy.maximum(abs(turn), 1.0)[:, None] / 2
+    half = numpy.maximum(abs(similarity), 1.0)[:, None] / 2
     return numpy.concatenate([centre - half, centre + half], 1)
 
 
-def _fit(points_px, scheme):
-    """The turn and the size of the similarity that best lays the mean face on landmarks (n, K, 2):
-    complex numbers z (n,), least squares of z * mean + centre = points; |z| is pixels per crop
-    unit.
+def _fit_similarity(points_px, scheme):
+    """Fit the mean face to landmarks (n, K, 2): z * mean + centre = points, by least squares.
+
+    z (n,) is complex: |z| is in pixels per crop unit, and its angle is the rotation.
     """
     mean = scheme.mean_face
     source = (mean - mean.mean(0)) @ (1, 1j)
@@ -81,56 +110,70 @@ def _fit(points_px, scheme):
     return target @ source.conj() / max((abs(source) ** 2).sum(), 1e-12)
 
 
-def grow(box, factor):
-    """Boxes (..., 4) with the same centres, sides times factor."""
+def grow(box: numpy.ndarray, factor: float) -> numpy.ndarray:
+    """Scale the sides of boxes (..., 4) about their centres."""
     box = numpy.asarray(box, numpy.float64)
     centre = (box[..., :2] + box[..., 2:]) / 2
     half = (box[..., 2:] - box[..., :2]) / 2 * factor
     return numpy.concatenate([centre - half, centre + half], -1)
 
 
-def to_crop(points_px, box):
-    """Photo pixels (..., K, 2) to crop units of box (..., 4)."""
+def to_crop(points_px: numpy.ndarray, box: numpy.ndarray) -> numpy.ndarray:
+    """Convert photo pixels (..., K, 2) to crop units of box (..., 4)."""
     box = numpy.asarray(box)[..., None, :]
     return (numpy.asarray(points_px) - box[..., :2]) / (box[..., 2:] - box[..., :2])
 
 
-def to_photo(points, box):
-    """Crop units (..., K, 2) to photo pixels; the inverse of to_crop."""
+def to_photo(points: numpy.ndarray, box: numpy.ndarray) -> numpy.ndarray:
+    """Convert crop units (..., K, 2) of box (..., 4) to photo pixels; the inverse of to_crop."""
     box = numpy.asarray(box)[..., None, :]
     return numpy.asarray(points) * (box[..., 2:] - box[..., :2]) + box[..., :2]
 
 
-def crop_matrix(box, size):
-    """The 2 x 3 affine map from photo pixels to pixels of a size x size crop of box.
+def crop_matrix(box: numpy.ndarray, size: int) -> numpy.ndarray:
+    """Return the 2 x 3 affine map from photo pixels to pixels of a size x size crop of box (4,).
 
-    Crop unit u lies at pixel u * size - 0.5: pixel centres are at whole numbers in both images, and
-    a landmark's cell is floor(u * grid) without a shift between scales.
+    Crop unit u lies at pixel u * size - 0.5. Pixel centres are at whole numbers in both images, and
+    a landmark's cell is floor(u * grid) at every crop size.
     """
     scale_x, scale_y = size / (box[2] - box[0]), size / (box[3] - box[1])
     return numpy.array([[scale_x, 0, -box[0] * scale_x - 0.5],
                         [0, scale_y, -box[1] * scale_y - 0.5]])
 
 
-def rolls(points_px, scheme):
-    """How far faces with landmarks (n, K, 2) are turned in the picture against the mean face, (n,)
-    in radians, clockwise as the picture shows it.
+def roll_angles(points_px: numpy.ndarray, scheme: Scheme) -> numpy.ndarray:
+    """Compute the in-plane rotation of faces against the mean face.
+
+    Args:
+        points_px: landmarks (n, K, 2) in pixels.
+        scheme: landmark scheme of the K points.
+
+    Returns:
+        Angles (n,) in radians, clockwise in the image.
     """
-    return numpy.angle(_fit(points_px, scheme))
+    return numpy.angle(_fit_similarity(points_px, scheme))
 
 
-def turn(points_px, centre, roll):
-    """Points (n, K, 2) turned clockwise by roll (n,) in radians about their centre (n, 2)."""
-    found = (points_px - centre[:, None]) @ (1, 1j) * numpy.exp(1j * roll)[:, None]
-    return numpy.stack([found.real, found.imag], -1) + centre[:, None]
+def rotate(points_px: numpy.ndarray, centre: numpy.ndarray, roll: numpy.ndarray) -> numpy.ndarray:
+    """Rotate points (n, K, 2) clockwise by roll (n,) in radians about centre (n, 2)."""
+    rotated = (points_px - centre[:, None]) @ (1, 1j) * numpy.exp(1j * roll)[:, None]
+    return numpy.stack([rotated.real, rotated.imag], -1) + centre[:, None]
 
 
-def cut(photo, box, size, roll=0.0):
-    """The size x size crop of box from a photo (H, W, 3) uint8; black outside the photo.
+def cut(photo: numpy.ndarray, box: numpy.ndarray, size: int, roll: float = 0.0) -> numpy.ndarray:
+    """Resample a box of a photo to a square crop; black outside the photo.
 
-    roll: how far the box is turned clockwise about its centre, in radians. One resampling; where
-    the crop is less than half as large as the box the photo is averaged down first (pixel area) by
-    a whole number, so that large faces do not alias.
+    Pixels are resampled once. If the crop is less than half as large as the box, the photo is first
+    averaged down by a whole number, so that large faces do not alias.
+
+    Args:
+        photo: (H, W, 3), uint8.
+        box: (x_min, y_min, x_max, y_max) in pixels.
+        size: side of the crop in pixels.
+        roll: rotation of the box about its centre in radians, clockwise.
+
+    Returns:
+        (size, size, 3), uint8.
     """
     shrink = int(min((box[2] - box[0]), (box[3] - box[1])) / size)
     if shrink >= 2:
@@ -140,11 +183,11 @@ def cut(photo, box, size, roll=0.0):
         part = photo[y_min:y_max, x_min:x_max]
         height, width = (length // shrink for length in part.shape[:2])
         if height and width:
-            # By a whole number it takes a fifth of the time, and the landmarks are as good: NME of
-            # tiny on LFPW faces, small ones enlarged to 270 px, 3.233; by a broken number 3.237.
+            # A whole number takes a fifth of the time of a fraction, with the same accuracy: NME
+            # of `tiny` on LFPW faces, small ones enlarged to 270 px, 3.233 against 3.237.
             photo = cv2.resize(part[:height * shrink, :width * shrink], (width, height),
                                interpolation=cv2.INTER_AREA)
-            # Pixel centres: x lies (x - x_min + 0.5) / shrink - 0.5 in the smaller image.
+            # Pixel centres: x maps to (x - x_min + 0.5) / shrink - 0.5 in the smaller image.
             box = (numpy.asarray(box) - (x_min, y_min, x_min, y_min) + 0.5) / shrink - 0.5
     matrix = crop_matrix(box, size)
     if roll:
@@ -154,9 +197,9 @@ def cut(photo, box, size, roll=0.0):
     return cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
-def prepare_fork():
-    """Call before processes are forked that use OpenCV; it then works in one thread each.
+def disable_opencv_threads() -> None:
+    """Run OpenCV in one thread; call this before forking processes that use OpenCV.
 
-    OpenCV's threads do not live on in a fork, and a child that starts or stops them waits for ever.
+    OpenCV's threads do not survive a fork, and a child that starts or stops them hangs.
     """
     cv2.setNumThreads(1)

@@ -1,5 +1,7 @@
 """Published mean faces, x then y per point, in units of the stretched crop that PIPNet trains on.
 
+schemes.py builds its schemes with them; a prepared set replaces them by the mean of its own faces.
+
 Source: the mean faces (meanface.txt) of the authors' code, jhb86253817/PIPNet, MIT licence,
 computed over the training faces of each set; rounded to five decimals.
 """

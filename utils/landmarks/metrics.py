@@ -1,17 +1,29 @@
-"""Normalised mean error, failure rate, area under the CED curve. Numbers in, numbers out."""
+"""Metrics of landmark detection: normalised mean error, failure rate and area under the CED curve.
+
+`divisors` gives the normalisation of each face, `nme` its error, and `summary` the figures of a
+list of faces. All functions take and return arrays; files and tables are in utils/evaluation.
+"""
+from __future__ import annotations
+
 import numpy
 import scipy.integrate
 
+# Sampling step of the cumulative error distribution, as in the authors' code.
 STEP = 1e-4
 
 
-def nme(predicted, truth, norm):
-    """Normalised mean error of each face, (N,), as a fraction.
+def nme(predicted: numpy.ndarray, truth: numpy.ndarray, norm: numpy.ndarray) -> numpy.ndarray:
+    """Compute the normalised mean error of each face.
 
-    predicted, truth: (N, K, 2). norm: (N,), in the same unit. 300W protocol: the mean distance of
-    the points divided by the distance of the outer eye corners. Points of truth that are NaN are
-    missing and do not count; NaN where none counts or the norm is not above 0, infinite where a
-    prediction is no number.
+    Args:
+        predicted: landmarks (N, K, 2).
+        truth: landmarks (N, K, 2) in the same unit; NaN points are missing and ignored.
+        norm: normalising distance of each face (N,), in the same unit. The 300W protocol uses the
+            distance of the outer eye corners.
+
+    Returns:
+        Mean point distance over norm, (N,), as a fraction. NaN if no point is labelled or norm is
+        not above 0; infinite if a prediction is not finite.
     """
     distance = numpy.linalg.norm(numpy.asarray(predicted, numpy.float64) - truth, axis=-1)
     known = numpy.isfinite(truth).all(-1)
@@ -23,11 +35,18 @@ def nme(predicted, truth, norm):
     return total / numpy.where(known.any(-1), known.sum(-1), numpy.nan) / norm
 
 
-def divisors(points, divisor, box):
-    """What NME is divided by for each face, (N,): the distance of two points, or the box's size.
+def divisors(points: numpy.ndarray, divisor: tuple[int, int] | str | None,
+             box: numpy.ndarray | None) -> numpy.ndarray:
+    """Compute the normalising distance of each face, for `nme`.
 
-    points (N, K, 2); divisor: two point indices, None for sqrt(width * height) of box (N, 4), or
-    "diagonal" for its diagonal.
+    Args:
+        points: landmarks (N, K, 2).
+        divisor: two point indices for their distance, None for sqrt(width * height) of the box,
+            "diagonal" for its diagonal; see Scheme.divisor.
+        box: face boxes (N, 4) in the same unit; unused for two points.
+
+    Returns:
+        Distances (N,).
     """
     if divisor is None:
         return numpy.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
@@ -36,12 +55,18 @@ def divisors(points, divisor, box):
     return numpy.linalg.norm(points[:, divisor[0]] - points[:, divisor[1]], axis=-1)
 
 
-def fr_auc(errors, threshold):
-    """Failure rate and AUC of NMEs (N,) at a threshold, both 0..1.
+def fr_auc(errors: numpy.ndarray, threshold: float) -> tuple[float, float]:
+    """Compute the failure rate and the area under the cumulative error distribution.
 
-    FR: the share of faces above the threshold. AUC: Simpson's rule over the cumulative error
-    distribution in steps of 1e-4 up to the threshold, divided by it; as the authors' code. An NME
-    that is NaN is a failure in both; of no face, both are NaN.
+    The area is Simpson's rule in steps of STEP up to the threshold, divided by the threshold, as in
+    the authors' code.
+
+    Args:
+        errors: NMEs (N,) as fractions; NaN counts as a failure.
+        threshold: NME above which a face is a failure.
+
+    Returns:
+        Failure rate and AUC, both 0..1; NaN for no faces.
     """
     errors = numpy.sort(numpy.asarray(errors, numpy.float64))
     if not len(errors):
@@ -52,18 +77,20 @@ def fr_auc(errors, threshold):
     return float((~(errors <= threshold)).mean()), float(auc)
 
 
-def summary(errors):
-    """NMEs (N,) to a dict: faces, nme and fr in %, auc 0..1, at 8 and 10 %.
+def summary(errors: numpy.ndarray) -> dict[str, int | float]:
+    """Summarise the NMEs of a list of faces.
 
-    A face whose NME is NaN cannot be scored: it is in none of these, and counted as `unscored`.
+    Args:
+        errors: NMEs (N,) as fractions; NaN for a face that cannot be scored.
+
+    Returns:
+        `faces`, the number of scored faces; `nme`, `fr8` and `fr10` in %; `auc8` and `auc10`, 0..1;
+        and `unscored`, the number of NaNs, if there are any.
     """
     errors = numpy.asarray(errors, numpy.float64)
-    scored = errors[~numpy.isnan(errors)]
-    if len(scored) < len(errors) or not len(errors):
-        none = dict.fromkeys(("nme", "fr8", "auc8", "fr10", "auc10"), float("nan"))
-        return {**(summary(scored) if len(scored) else {"faces": 0, **none}),
-                **({"unscored": len(errors) - len(scored)} if len(errors) else {})}
-    fr8, auc8 = fr_auc(errors, 0.08)
-    fr10, auc10 = fr_auc(errors, 0.10)
-    return {"faces": len(errors), "nme": 100 * float(errors.mean()), "fr8": 100 * fr8, "auc8": auc8,
-            "fr10": 100 * fr10, "auc10": auc10}
+    valid = errors[~numpy.isnan(errors)]
+    fr8, auc8 = fr_auc(valid, 0.08)
+    fr10, auc10 = fr_auc(valid, 0.10)
+    result = {"faces": len(valid), "nme": 100 * float(valid.mean()) if len(valid) else float("nan"),
+              "fr8": 100 * fr8, "auc8": auc8, "fr10": 100 * fr10, "auc10": auc10}
+    return {**result, "unscored": len(errors) - len(valid)} if len(valid) < len(errors) else result

@@ -1,6 +1,17 @@
-"""Landmark schemes: flip tables, mean faces, neighbours, NME divisors, 98 to 68 points, eyes."""
+"""Landmark schemes: what the K points of a data set are.
+
+A `Scheme` holds the flip table, the mean face, the NME divisor and the regions of a set of points.
+Data sets, models and ONNX files carry theirs; `get_scheme` finds one by name, reads one from a YAML
+file or takes a subset, and `wflw_to_300w` converts labels. To add a built-in scheme, add an entry
+to `_FLIPS`, `_DIVISORS` and `_REGIONS` here and its mean face to mean_faces.py; no other file
+changes (an entry in pose.py adds head pose).
+"""
+from __future__ import annotations
+
 import dataclasses
 import difflib
+import os
+from collections.abc import Sequence
 
 import numpy
 import yaml
@@ -9,12 +20,12 @@ from utils.args import UniqueLoader
 from utils.errors import UserError
 from utils.landmarks.mean_faces import MEAN_FACES
 
-# No scheme comes near; a larger number is a typing mistake that would fill the memory.
-MOST_POINTS = 10000
+# A larger number in a scheme file is a typing mistake that would fill the memory.
+MAX_POINTS = 10000
 
 
 def _span(*parts):
-    """0-based indices from inclusive 1-based runs: _span((3, 1), 7) is [2, 1, 0, 6]."""
+    """Expand inclusive 1-based runs to 0-based indices: (3, 1), 7 gives [2, 1, 0, 6]."""
     indices = []
     for part in parts:
         first, last = part if isinstance(part, tuple) else (part, part)
@@ -27,8 +38,8 @@ def _range(first, last):
     return list(range(first, last + 1))
 
 
-# flip[i] is the point of the mirrored face that lies where point i was. Facts of the schemes,
-# checked by tests: each is its own inverse and mirrors its mean face onto itself.
+# flip[i] is the index that point i has in a mirrored face. Each table is its own inverse and maps
+# the mirrored mean face onto itself (tests/test_landmarks.py).
 _FLIPS = {
     "300W": _span((17, 1), (27, 18), (28, 31), (36, 32), (46, 43), (48, 47), (40, 37), (42, 41),
                   (55, 49), (60, 56), (65, 61), (68, 66)),
@@ -42,7 +53,7 @@ _FLIPS = {
                   106, 105),
 }
 _DIVISORS = {"300W": (36, 45), "WFLW": (60, 72), "COFW": (8, 9), "AFLW": None, "LaPa": (66, 79)}
-# Regions are for drawing; each `eye` is a contour that starts at one corner and goes round.
+# Regions are for drawing and by-region errors. Each eye is a contour that starts at one corner.
 _REGIONS = {
     "300W": {"jaw": _range(0, 16), "right brow": _range(17, 21), "left brow": _range(22, 26),
              "nose bridge": _range(27, 30), "nose": _range(31, 35), "right eye": _range(36, 41),
@@ -62,53 +73,58 @@ _REGIONS = {
              "right pupil": [74, 104], "left eye": _range(75, 82), "left pupil": [83, 105],
              "lips": _range(84, 95), "inner lips": _range(96, 103)},
 }
-# What NME may be divided by beside the distance of two points: the root of the face box's area, or
+# Divisors of the NME other than the distance of two points: the root of the face box's area, and
 # the box's diagonal.
 BOX_DIVISORS = {"box": None, "diagonal": "diagonal"}
-# Parts of any scheme by name: the regions that they are made of.
+# Parts of any scheme by name, and their regions.
 PARTS = {"eyes": ("right eye", "left eye"), "mouth": ("lips", "inner lips"),
          "brows": ("right brow", "left brow"), "contour": ("jaw",)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scheme:
-    """What a set of K landmarks means.
+    """The meaning of a set of K landmarks.
 
-    flip (K,): flip[i] is the partner of point i in a mirrored face. mean_face (K, 2): crop units.
-    divisor: the two points whose distance divides NME, None for the size of the face box, the root
-    of its area, or "diagonal" for its diagonal. regions: name to point indices, for drawing. base:
-    the scheme this one is a subset of, with `indices` its points there; None for a whole scheme.
-    mirrors: whether a mirrored face is one of the scheme; flip is the identity where it is not.
-    names: of the K points as a scheme file has them, for readers of annotations; `state` leaves
-    them out.
+    Attributes:
+        name: name of the scheme.
+        flip: (K,), flip[i] is the index that point i has in a mirrored face.
+        mean_face: (K, 2) in crop units; NaN if the scheme file has none.
+        divisor: two point indices whose distance divides the NME, None for the root of the face
+            box's area, or "diagonal" for its diagonal.
+        regions: name to point indices, for drawing.
+        base: name of the scheme that this one is a subset of, or None.
+        indices: the points of a subset in its base, or None.
+        mirrors: whether a mirrored face belongs to the scheme; if not, flip is the identity.
+        names: K point names of a scheme file, for annotation readers; `state` omits them.
     """
     name: str
     flip: numpy.ndarray
     mean_face: numpy.ndarray
-    divisor: tuple | None
-    regions: dict
+    divisor: tuple[int, int] | str | None
+    regions: dict[str, list[int]]
     base: str | None = None
-    indices: tuple | None = None
+    indices: tuple[int, ...] | None = None
     mirrors: bool = True
-    names: tuple | None = None
+    names: tuple[str, ...] | None = None
 
     @property
-    def points(self):
+    def points(self) -> int:
         """K, the number of landmarks."""
         return len(self.flip)
 
     @property
-    def eyes(self):
-        """Contours of (right, left) eye as index lists that start at a corner, or None."""
+    def eyes(self) -> tuple[list[int], list[int]] | None:
+        """Contours of the right and the left eye, index lists that start at a corner, or None."""
         right, left = self.regions.get("right eye"), self.regions.get("left eye")
         closed = right and left and len(right) % 2 == 0 and len(left) % 2 == 0
         return (right, left) if closed and len(right) >= 4 else None
 
-    def subset(self, indices, name=None):
-        """The scheme of some of this scheme's points, in the order given.
+    def subset(self, indices: Sequence[int], name: str | None = None) -> Scheme:
+        """Return the scheme of some of this scheme's points, in the order of `indices`.
 
-        Raises UserError for an index out of range or given twice, or where a point's mirror partner
-        is not among the points.
+        Raises:
+            UserError: an index is out of range or occurs twice, or the mirror partner of a point is
+                missing.
         """
         indices = [int(i) for i in indices]
         bad = [i for i in indices if not 0 <= i < self.points]
@@ -116,42 +132,47 @@ class Scheme:
             raise UserError(f"scheme {self.name} has points 0..{self.points - 1}, not {bad[0]}")
         if len(set(indices)) != len(indices) or not indices:
             raise UserError(f"a subset of {self.name} needs different points, found {indices}")
-        place = {point: i for i, point in enumerate(indices)}
-        missing = [(i, int(self.flip[i])) for i in indices if int(self.flip[i]) not in place]
+        index_of = {point: i for i, point in enumerate(indices)}
+        missing = [(i, int(self.flip[i])) for i in indices if int(self.flip[i]) not in index_of]
         if missing:
             raise UserError(f"subset of {self.name}: point {missing[0][0]} is there, its mirror "
                             f"partner {missing[0][1]} is not; add it")
         divisor = self.divisor
         if isinstance(divisor, tuple):
-            divisor = tuple(place[i] for i in divisor) if all(i in place for i in divisor) else None
+            complete = all(i in index_of for i in divisor)
+            divisor = tuple(index_of[i] for i in divisor) if complete else None
         regions = {}
         for region, points in self.regions.items():
-            kept = [place[i] for i in points if i in place]
+            kept = [index_of[i] for i in points if i in index_of]
             if kept:
                 regions[region] = kept
         return Scheme(name or f"{self.name}[{','.join(map(str, indices))}]",
-                      numpy.array([place[int(self.flip[i])] for i in indices]),
+                      numpy.array([index_of[int(self.flip[i])] for i in indices]),
                       self.mean_face[indices], divisor, regions, self.name, tuple(indices),
                       self.mirrors, self.names and tuple(self.names[i] for i in indices))
 
-    def part(self, name):
-        """The scheme of one of PARTS. Raises UserError where this scheme has no such region."""
+    def part(self, name: str) -> Scheme:
+        """Return the subset called `name` in PARTS.
+
+        Raises:
+            UserError: this scheme lacks a region of the part.
+        """
         missing = [region for region in PARTS[name] if region not in self.regions]
         if missing:
-            raise UserError(f"scheme {self.name} has no region {missing[0]!r}, of which {name} is "
-                            f"made; give the points, such as 36-47")
+            raise UserError(f"scheme {self.name} has no region {missing[0]!r}, which part {name} "
+                            f"needs; give the points, such as 36-47")
         return self.subset(sum((self.regions[region] for region in PARTS[name]), []), name)
 
-    def with_mean_face(self, mean_face):
-        """This scheme with another mean face, (K, 2)."""
+    def with_mean_face(self, mean_face: numpy.ndarray) -> Scheme:
+        """Return this scheme with another mean face (K, 2); UserError for another K."""
         mean_face = numpy.asarray(mean_face, numpy.float64).reshape(-1, 2)
         if len(mean_face) != self.points:
             raise UserError(f"mean face has {len(mean_face)} points, scheme {self.name} has "
                             f"{self.points}")
         return dataclasses.replace(self, mean_face=mean_face)
 
-    def state(self):
-        """Plain numbers and strings, for checkpoints, set.yaml and ONNX metadata."""
+    def state(self) -> dict:
+        """Return plain numbers and strings, for checkpoints, set.yaml and ONNX metadata."""
         divisor = self.divisor
         return {"name": self.name, "flip": [int(i) for i in self.flip],
                 "mean_face": [[float(x), float(y)] for x, y in self.mean_face],
@@ -162,8 +183,12 @@ class Scheme:
                 **({} if self.mirrors else {"mirrors": False})}
 
     @classmethod
-    def from_state(cls, state):
-        """The inverse of `state`. Raises UserError where a field is missing or of a wrong shape."""
+    def from_state(cls, state: dict) -> Scheme:
+        """Build from what `state` returns.
+
+        Raises:
+            UserError: a field is missing or has a wrong shape.
+        """
         try:
             points, divisor = len(state["flip"]), state["divisor"]
             if divisor not in BOX_DIVISORS.values():
@@ -178,16 +203,16 @@ class Scheme:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not the description of a landmark scheme: {error!r}") from None
         if sorted(scheme.flip.tolist()) != list(range(points)):
-            raise UserError(f"scheme {scheme.name}: the flip table is no permutation of "
+            raise UserError(f"scheme {scheme.name}: the flip table is not a permutation of "
                             f"0..{points - 1}")
-        back = numpy.flatnonzero(scheme.flip[scheme.flip] != numpy.arange(points))
-        if len(back):
-            raise UserError(f"scheme {scheme.name}: {_one_way(scheme.flip, back[0])}")
+        wrong = numpy.flatnonzero(scheme.flip[scheme.flip] != numpy.arange(points))
+        if len(wrong):
+            raise UserError(f"scheme {scheme.name}: {_flip_error(scheme.flip, wrong[0])}")
         return scheme
 
 
-def _one_way(flip, point, names=None):
-    """What is wrong with a flip table at a point that two mirrors do not bring back."""
+def _flip_error(flip, point, names=None):
+    """Error text for a point that two flips do not map to itself."""
     chain = [point, int(flip[point]), int(flip[flip[point]])]
     first, second, third = (names[i] if names else i for i in chain)
     return (f"flip takes point {first} to {second}, and {second} to {third}: a face mirrored twice "
@@ -206,12 +231,18 @@ def _build_schemes():
 SCHEMES = _build_schemes()
 
 
-def get_scheme(name, base=None):
-    """The scheme called `name`.
+def get_scheme(name: str | os.PathLike | Sequence[int] | Scheme,
+               base: Scheme | None = None) -> Scheme:
+    """Find or build a scheme.
 
-    name: one of SCHEMES, one of PARTS of `base` (a Scheme, default 300W), a YAML file of a custom
-    scheme, or the points of a subset of `base` as a list or a string such as "36-41,42-47".
-    Raises UserError.
+    Args:
+        name: a key of SCHEMES; a key of PARTS, for a part of `base`; a YAML file, see read_scheme;
+            or points of `base`, as a list or a string such as "36-41,42-47". A Scheme is returned
+            as it is.
+        base: scheme of a part or subset; default 300W.
+
+    Raises:
+        UserError: unknown name, or a bad file or subset.
     """
     if isinstance(name, Scheme):
         return name
@@ -233,40 +264,52 @@ def get_scheme(name, base=None):
                     + (f" (nearest: {near[0]})" if near else ""))
 
 
-def model_scheme(name, set_scheme):
-    """The scheme `name` (args.scheme) of a model trained on a set: the set's own or a part of it.
+def model_scheme(name: str, set_scheme: Scheme) -> Scheme:
+    """Return the scheme of a model: the scheme of its training set or a part of it.
 
-    It keeps the set's mean face. Raises UserError.
+    Args:
+        name: the setting `scheme`; `auto` is the set's own scheme.
+        set_scheme: scheme of the training set, whose mean face the model keeps.
+
+    Raises:
+        UserError: another scheme.
     """
     if name in ("auto", set_scheme.name):
         return set_scheme
-    asked = get_scheme(name, set_scheme)
-    if asked.base is None and asked.name == set_scheme.name and asked.points == set_scheme.points:
-        return set_scheme
-    if asked.base == set_scheme.name and max(asked.indices) < set_scheme.points:
-        return set_scheme.subset(asked.indices, asked.name)
+    scheme = get_scheme(name, set_scheme)
+    if is_part_of(scheme, set_scheme):
+        return set_scheme if scheme.base is None else set_scheme.subset(scheme.indices, scheme.name)
     mapped = ", ".join(f"{a} to {b}" for a, b in MAPPINGS)
-    raise UserError(f"scheme {asked.name} is neither the set's ({set_scheme.name}) nor a part of "
-                    f"it; a set can be prepared as another scheme where there is a map ({mapped})")
+    raise UserError(f"scheme {scheme.name} is neither the set's ({set_scheme.name}) nor a part of "
+                    f"it; when a set is prepared, labels can be converted from {mapped}")
 
 
-def fits(scheme, whole):
-    """Whether scheme is the scheme `whole` or some of its points."""
+def is_part_of(scheme: Scheme, whole: Scheme) -> bool:
+    """Tell whether a scheme is the scheme `whole` or a subset of it."""
     if scheme.base is None:
         return scheme.name == whole.name and scheme.points == whole.points
     return scheme.base == whole.name and max(scheme.indices) < whole.points
 
 
-def fit_scheme(scheme, set_scheme, what):
-    """Check that a model of `scheme` can be trained or scored on a set; raises UserError."""
-    if not fits(scheme, set_scheme):
+def check_scheme(scheme: Scheme, set_scheme: Scheme, what: str) -> None:
+    """Check that a model of `scheme` can be trained or scored on a set.
+
+    Args:
+        scheme: scheme of the model.
+        set_scheme: scheme of the set.
+        what: the model's file, for the message.
+
+    Raises:
+        UserError: the scheme is neither the set's nor a part of it.
+    """
+    if not is_part_of(scheme, set_scheme):
         whole = "" if scheme.base is None else f" of {scheme.base}'s"
         raise UserError(f"{what}: the model has the {scheme.name} scheme ({scheme.points}{whole} "
                         f"points), the set {set_scheme.name} ({set_scheme.points} points)")
 
 
-def parse_indices(text):
-    """"36-41, 45" to [36, ..., 41, 45]. Raises UserError."""
+def parse_indices(text: str) -> list[int]:
+    """Parse "36-41, 45" to [36, ..., 41, 45]; raises UserError."""
     indices = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
@@ -274,21 +317,27 @@ def parse_indices(text):
             first, last = int(first), int(last or first)
         except ValueError:
             raise UserError(f"points are written as 36-47 or 0,2,5-9, not {text!r}") from None
-        if last >= MOST_POINTS:
-            raise UserError(f"points above {MOST_POINTS - 1} are in no scheme, found {text!r}")
+        if last >= MAX_POINTS:
+            raise UserError(f"points must be at most {MAX_POINTS - 1}, found {text!r}")
         indices += range(first, last + 1)
     return indices
 
 
-def read_scheme(path):
-    """A custom scheme from a YAML file.
+def read_scheme(path: str | os.PathLike) -> Scheme:
+    """Read a custom scheme from a YAML file.
 
-    Keys: `points` (K) or `names` (K strings), `flip` (pairs of mirror partners, or a table of K
-    points; points in no pair lie on the mid-line; `none`, or no such key: a mirrored face is none
-    of the scheme, as with a point that only one side has), `divisor` (two points, `diagonal` or
-    `box`, which is the default: see Scheme), optional `regions` (name to points) and `mean_face` (K
-    pairs; else it comes from the data). A point is its name or its 0-based number. Raises
-    UserError.
+    A point is given by its name or its 0-based number. The keys are:
+
+    * `points`: K; or `names`: K strings.
+    * `flip`: pairs of mirror partners, where points in no pair lie on the mid-line; or a table of K
+      points; or `none`, the default: a mirrored face does not belong to the scheme.
+    * `divisor`: two points, `diagonal` or `box` (default), see Scheme.
+    * `regions`: name to points, optional.
+    * `mean_face`: K pairs, optional; without it the mean face is computed from the data.
+    * `name`: name of the scheme, optional.
+
+    Raises:
+        UserError: the file cannot be read or a key is wrong.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -307,15 +356,15 @@ def read_scheme(path):
     try:
         points, names = _read_names(spec)
         if str(spec.get("name")) in (*SCHEMES, *PARTS):
-            raise ValueError(f"name: {spec['name']} is a scheme that is built in; give another one")
-        place = {name: i for i, name in enumerate(names or [])}
+            raise ValueError(f"name: {spec['name']} is a built-in scheme; give another name")
+        index_of = {name: i for i, name in enumerate(names or [])}
 
         def index(point):
-            if str(point) in place:
-                return place[str(point)]
+            if str(point) in index_of:
+                return index_of[str(point)]
             if isinstance(point, int) and not isinstance(point, bool) and 0 <= point < points:
                 return point
-            near = difflib.get_close_matches(str(point), place, 1)
+            near = difflib.get_close_matches(str(point), index_of, 1)
             raise ValueError(f"no point {point!r}; points are 0..{points - 1}"
                              + (" or their names" if names else "")
                              + (f" (nearest: {near[0]})" if near else ""))
@@ -336,12 +385,12 @@ def read_scheme(path):
 
 
 def _read_names(spec):
-    """K and the names, or None, of a scheme file's content. Raises ValueError."""
+    """K, and the names or None, of a scheme file's content; raises ValueError."""
     names = spec.get("names")
     points = spec.get("points", len(names) if isinstance(names, list) else None)
-    if not isinstance(points, int) or isinstance(points, bool) or not 2 <= points <= MOST_POINTS:
-        # No crop can be laid round a point alone.
-        raise ValueError(f"needs names (a list) or points (2..{MOST_POINTS}), found {points!r}")
+    if not isinstance(points, int) or isinstance(points, bool) or not 2 <= points <= MAX_POINTS:
+        # One point has no box, and so no crop.
+        raise ValueError(f"needs names (a list) or points (2..{MAX_POINTS}), found {points!r}")
     if names is None:
         return points, None
     if not isinstance(names, list) or len(names) != points:
@@ -349,29 +398,29 @@ def _read_names(spec):
         raise ValueError(f"names must be a list of {points} different names, found {found}")
     for i, name in enumerate(names):
         if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
-            raise ValueError(f"names: name {i} is {name!r}; put a name into quotes")
+            raise ValueError(f"names: name {i} is {name!r}; put names in quotes")
         if "," in str(name):
-            raise ValueError(f"names: {name!r} has a comma in it, which parts names: write it "
-                             f"without, or as two names")
+            raise ValueError(f"names: {name!r} has a comma, which separates names: remove it, or "
+                             f"write two names")
         if str(name).isdecimal() and int(name) != i:
-            raise ValueError(f"names: {name!r} is the name of point {i}, and a number means the "
-                             f"point of that number: give it letters")
+            raise ValueError(f"names: {name!r} is the name of point {i}, but a number means the "
+                             f"point of that number: use letters")
         if name in names[:i]:
-            raise ValueError(f"names: {name!r} is there twice, of points {names.index(name)} and "
+            raise ValueError(f"names: {name!r} is there twice, for points {names.index(name)} and "
                              f"{i}; {points} different names are needed")
     return points, [str(name) for name in names]
 
 
 def _read_flip(entries, points, index, names):
-    """The flip table (K,) of a scheme file's entries. Raises ValueError naming the wrong one."""
+    """Flip table (K,) of a scheme file's entries; raises ValueError with the wrong entry."""
     if not isinstance(entries, list):
         raise ValueError(f"flip is a list of pairs, or none, found {entries!r}")
     if entries and len(entries) == points \
             and not any(isinstance(entry, (list, tuple)) for entry in entries):
         flip = numpy.array([index(entry) for entry in entries])
-        back = numpy.flatnonzero(flip[flip] != numpy.arange(points))
-        if len(back):
-            raise ValueError(_one_way(flip, int(back[0]), names))
+        wrong = numpy.flatnonzero(flip[flip] != numpy.arange(points))
+        if len(wrong):
+            raise ValueError(_flip_error(flip, int(wrong[0]), names))
         return flip
     flip, seen = numpy.arange(points), {}
     for pair in entries:
@@ -382,7 +431,7 @@ def _read_flip(entries, points, index, names):
         if a == b or earlier is not None:
             raise ValueError(f"flip pair {pair!r} names a point twice"
                              + (f", which is in {earlier!r} already" if earlier else
-                                "; a point on the mid-line is in no pair"))
+                                "; leave out points on the mid-line"))
         seen[a] = seen[b] = pair
         flip[a], flip[b] = b, a
     return flip
@@ -411,12 +460,12 @@ def _read_mean(face, points):
     return mean
 
 
-def wflw_to_300w(points):
-    """WFLW (..., 98, 2) to the 300W scheme (..., 68, 2).
+def wflw_to_300w(points: numpy.ndarray) -> numpy.ndarray:
+    """Convert WFLW landmarks (..., 98, 2) to the 300W scheme (..., 68, 2).
 
-    Every second jaw point; brows from the mean of upper and lower edge; the two eyelid points of
-    300W at thirds between the three of WFLW. The published map weighs .666 and .333, whose sum of
-    .999 pulls points towards the origin; thirds are the correction.
+    The jaw is every second point, the brows are the mean of their upper and lower edges, and the
+    two lid points of 300W lie at thirds between the three of WFLW. The published map weighs .666
+    and .333, whose sum of .999 pulls points towards the origin; this one weighs 2/3 and 1/3.
     """
     points = numpy.asarray(points, numpy.float64)
     out = numpy.empty((*points.shape[:-2], 68, 2))
@@ -426,7 +475,7 @@ def wflw_to_300w(points):
     for target, upper, lower in brows:
         out[..., target, :] = points[..., upper, :]
         if lower is not None:
-            # Only y is averaged: the two edges' points are not above one another.
+            # Only y is averaged, because the points of the two edges do not have the same x.
             out[..., target, 1] = (points[..., upper, 1] + points[..., lower, 1]) / 2
     out[..., 27:36, :] = points[..., 51:60, :]
     for target, first in ((36, 60), (42, 68)):
@@ -443,5 +492,5 @@ def wflw_to_300w(points):
     return out
 
 
-# (from, to) schemes to the function that maps landmarks; readers and error messages use it.
+# (from, to) scheme names to the function that converts landmarks.
 MAPPINGS = {("WFLW", "300W"): wflw_to_300w}

@@ -1,32 +1,42 @@
-"""When a frame was taken, in seconds from the first: the time stamps of files, made to go on."""
+"""Frame times of video files.
+
+Containers may give no time stamps, repeat them, or start again at zero in the middle. `FileClock`
+turns the stamps of consecutive frames into seconds that always increase.
+"""
+from __future__ import annotations
+
 import math
 
-BACK = 1.0  # Seconds by which stamps that go back have started anew, rather than slipped.
+RESTART_SECONDS = 1.0  # A stamp that lies back by more than this starts another recording.
 
 
 class FileClock:
-    """Called with the time stamp of each frame in ms, gives its seconds, which always grow.
+    """Converts time stamps to seconds since the first frame.
 
-    rate: frames a second, which stand in where a container gives no stamp, the same one again or
-    one that lies back. Variable rates and gaps of dropped frames are kept as they are.
+    Where a stamp is missing, repeated or lies back, the frame rate gives the time instead. Variable
+    rates and gaps of dropped frames are kept.
+
+    Args:
+        rate: frames a second.
     """
 
-    def __init__(self, rate):
+    def __init__(self, rate: float):
         self.step, self.seconds, self._shift = 1 / rate, None, 0.0
 
-    def __call__(self, stamp_ms):
+    def __call__(self, stamp_ms: float | None) -> float:
+        """Convert the stamp of the next frame, in milliseconds, to seconds."""
         stamp = stamp_ms / 1000 if stamp_ms is not None and math.isfinite(stamp_ms) else None
         if self.seconds is None:
-            # Most containers begin at 0; a recording cut out of a longer one need not.
+            # A recording that was cut out of a longer one need not begin at 0.
             self.seconds, self._shift = 0.0, -(stamp or 0.0)
             return self.seconds
-        guess = self.seconds + self.step
+        expected = self.seconds + self.step
         if stamp is None:
-            self.seconds = guess
+            self.seconds = expected
         elif stamp + self._shift > self.seconds:
             self.seconds = stamp + self._shift
         else:
-            if stamp + self._shift < self.seconds - BACK:
-                self._shift = guess - stamp  # Two recordings, one after the other.
-            self.seconds = guess
+            if stamp + self._shift < self.seconds - RESTART_SECONDS:
+                self._shift = expected - stamp
+            self.seconds = expected
         return self.seconds

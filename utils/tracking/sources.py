@@ -1,4 +1,11 @@
-"""Where frames come from: cameras, streams and video files, each frame with its time."""
+"""Sources of the demo: cameras, streams, video files and images.
+
+`find_source` tells what a --source means. `open_source` opens a video file as a `Recording`, which
+returns every frame with its time in the file, or a camera or stream as a `Live`, which returns the
+newest frame with the time of its capture and reconnects when the source fails.
+"""
+from __future__ import annotations
+
 import importlib.util
 import pathlib
 import re
@@ -7,6 +14,7 @@ import threading
 import time
 
 import cv2
+import numpy
 import PIL.Image
 
 from utils.data.photo import IMAGE_SUFFIXES
@@ -15,17 +23,21 @@ from utils.machine import check_name
 from utils.tracking.clock import FileClock
 
 STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://")
-# Seconds for which a reader waits for a frame of a camera, and for another one after that.
-PATIENCE, AFTER = 2.0, 0.5
-STALLED = 5.0  # Seconds without a frame after which a stream is opened again.
-PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each try to open it again, until it is given up.
+# Seconds that Live.read waits for a frame; the second value holds after a wait without one.
+READ_TIMEOUT, NEXT_READ_TIMEOUT = 2.0, 0.5
+STALLED_SECONDS = 5.0  # Time without a frame after which a source is opened again.
+RETRY_PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each attempt to open it again.
 
 
-def find_source(source):
-    """(kind, what): ("camera", number), ("stream", address), ("image", path), ("folder", paths) or
-    ("video", path).
+def find_source(source: str) -> tuple[str, int | str | pathlib.Path | list[pathlib.Path]]:
+    """Tell what a --source means.
 
-    Raises UserError where there is no such thing.
+    Returns:
+        ("camera", number), ("stream", address), ("image", path), ("folder", image paths) or
+        ("video", path).
+
+    Raises:
+        UserError: where it does not exist.
     """
     if not source.strip():
         raise UserError("--source is empty: give a camera's number, a path, an address or sample")
@@ -45,7 +57,8 @@ def find_source(source):
     if device:
         return "camera", int(device[1])
     if path.is_dir():
-        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        paths = sorted(p for p in path.iterdir()
+                       if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not paths:
             raise UserError(f"source {source}: no images in this folder "
                             f"({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -53,11 +66,12 @@ def find_source(source):
     if not path.is_file():
         raise UserError(f"source {source}: no such file or folder; give the number of a camera, a "
                         f"video, an image, a folder, a stream's address (rtsp://...) or sample")
-    return ("image" if path.suffix.lower() in IMAGE_SUFFIXES and not _is_film(path) else "video"), path
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES and not _is_animation(path)
+    return ("image" if is_image else "video"), path
 
 
-def _is_film(path):
-    """Whether a file is a GIF of more than one picture, which is played."""
+def _is_animation(path):
+    """Return whether a file is a GIF of several frames, which is read as a video."""
     if path.suffix.lower() != ".gif":
         return False
     try:
@@ -67,23 +81,31 @@ def _is_film(path):
         return False
 
 
-def name_of(kind, what):
-    """A source as messages and files call it; the password in an address is left out."""
+def name_of(kind: str, what: int | str | pathlib.Path) -> str:
+    """Return the name of a source for messages and files, without the password of an address."""
     if kind == "stream":
         return re.sub(r"//[^/@]*@", "//", what)
     return f"camera {what}" if kind == "camera" else str(what)
 
 
-def open_source(kind, what, size=None, rate=None):
-    """A Recording or a Live of a ("camera" | "stream" | "video", what) of find_source.
+def open_source(kind: str, what: int | str | pathlib.Path, size: tuple[int, int] | None = None,
+                rate: float | None = None) -> Recording | Live:
+    """Open a camera, stream or video.
 
-    size (width, height) and rate (frames a second) are asked of a camera. Raises UserError.
+    Args:
+        kind: camera, stream or video, as `find_source` returns.
+        what: its number, address or path.
+        size: (width, height) to request from a camera.
+        rate: frames a second to request from a camera.
+
+    Raises:
+        UserError: where it cannot be opened.
     """
     if kind == "video":
         return Recording(_open_file(what), what)
     live = Live(kind, what, size, rate)
     if kind == "stream" and live.capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
-        # A file behind an address: all of its frames, at their own times.
+        # The address of a file: all of its frames, at their own times.
         return Recording(live.capture, live.name)
     return live
 
@@ -102,81 +124,108 @@ def _rate_of(capture):
 
 
 class Recording:
-    """A video file: `read()` gives (frame BGR uint8 (H, W, 3), seconds by the file's own time
-    stamps) or None at its end. rate: frames a second by its header; count: of frames, or None;
-    missed: of frames so far that could not be decoded, and are left out.
+    """A video file.
+
+    Attributes:
+        name: for messages.
+        rate: frames a second, from its header.
+        count: number of frames from its header, or None.
+        missed: frames so far that could not be decoded and are left out.
     """
     live = False
 
-    def __init__(self, capture, name):
+    def __init__(self, capture: cv2.VideoCapture, name: str | pathlib.Path):
         self.capture, self.name, self.rate = capture, str(name), _rate_of(capture)
-        # A phone held upright stores its videos lying, with a tag that says so.
+        # Phones store upright videos rotated, with a tag.
         capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.count = count if count > 0 else None
-        self.missed, self._tries = 0, 0
+        self.missed, self._attempts = 0, 0
         self._clock = FileClock(self.rate)
 
-    def read(self):
-        """The next frame and its seconds."""
+    def read(self) -> tuple[numpy.ndarray, float] | None:
+        """Read the next frame.
+
+        Returns:
+            BGR uint8 (H, W, 3) and its time in seconds from the first frame; None at the end.
+        """
         failed = 0
-        # What cannot be decoded is the end only where nothing follows.
-        while not failed or self._tries < (self.count or 0):
-            self._tries += 1
+        # A frame that cannot be decoded is the end only where no other follows.
+        while not failed or self._attempts < (self.count or 0):
+            self._attempts += 1
             if self.capture.grab():
                 seconds = self._clock(self.capture.get(cv2.CAP_PROP_POS_MSEC))
-                good, frame = self.capture.retrieve()
-                if good:
+                decoded, frame = self.capture.retrieve()
+                if decoded:
                     self.missed += failed
                     return frame, seconds
             failed += 1
         return None
 
-    def release(self):
+    def release(self) -> None:
         """Close the file."""
         self.capture.release()
 
 
 class Live:
-    """A camera or a stream: `read()` waits for the newest frame that was not read yet and gives
-    (frame BGR uint8 (H, W, 3), seconds when it was taken), after PATIENCE (None, seconds), or None
-    when the source is given up.
+    """A camera or a stream, read by a thread of its own.
 
-    Frames that come while nobody reads are dropped, not queued. What fails or stalls is opened
-    again, with a line on stderr. count is None, rate: frames a second as the source says.
+    Frames that arrive between two reads are dropped except for the newest one. A source that fails
+    or stalls is opened again, with a line on stderr, until all of RETRY_PAUSES are used up.
+
+    Args:
+        kind: camera or stream.
+        what: its number or address.
+        size: (width, height) to request from a camera.
+        rate: frames a second to request from a camera.
+
+    Attributes:
+        name: for messages.
+        rate: frames a second, as the source reports.
+        count: None, as the number of frames is not known.
+
+    Raises:
+        UserError: where it cannot be opened.
     """
     live, count = True, None
 
-    def __init__(self, kind, what, size=None, rate=None):
+    def __init__(self, kind: str, what: int | str, size: tuple[int, int] | None = None,
+                 rate: float | None = None):
         self.kind, self.what, self.name = kind, what, name_of(kind, what)
-        self.asked = size, rate
+        self._requested = size, rate
         self.capture = self._open()
         if self.capture is None:
             hint = ("is it plugged in and free? Else give --source VIDEO, IMAGE, FOLDER or sample"
                     if kind == "camera" else "is the address right and the server up?")
             raise UserError(f"{self.name}: cannot be opened; {hint}")
         self.rate = _rate_of(self.capture)
-        self._say_what_differs()
-        self._ready = threading.Condition()
-        self._newest, self._over, self._thread, self._tries = None, False, None, 0
-        self._comes = True
+        self._report_differences()
+        self._changed = threading.Condition()
+        self._newest, self._ended, self._thread, self._attempts = None, False, None, 0
+        self._delivers = True
         self._stop = threading.Event()
 
-    def read(self):
-        """The newest frame and its seconds."""
+    def read(self) -> tuple[numpy.ndarray | None, float] | None:
+        """Wait for the newest frame that was not read yet.
+
+        Returns:
+            BGR uint8 (H, W, 3) and the seconds from the first read to its capture; (None, seconds)
+            where none arrives in time; None when the source has been given up.
+        """
         if self._thread is None:
             self._start = time.monotonic()
-            # A daemon: a driver that hangs in the kernel must not keep the process alive.
-            self._thread = threading.Thread(target=self._watch, daemon=True)
+            # A daemon: a camera driver that hangs must not keep the process alive.
+            self._thread = threading.Thread(target=self._capture_frames, daemon=True)
             self._thread.start()
-        with self._ready:
-            self._comes = self._ready.wait_for(
-                lambda: self._newest is not None or self._over, PATIENCE if self._comes else AFTER)
+        with self._changed:
+            self._delivers = self._changed.wait_for(
+                lambda: self._newest is not None or self._ended,
+                READ_TIMEOUT if self._delivers else NEXT_READ_TIMEOUT)
             newest, self._newest = self._newest, None
-        return newest if self._comes else (None, time.monotonic() - self._start)
+        return newest if self._delivers else (None, time.monotonic() - self._start)
 
-    def release(self):
-        """Close the source; the thread that reads it closes it once it returns."""
+    def release(self) -> None:
+        """Close the source; a thread that is reading closes it when it returns."""
         self._stop.set()
         if self._thread is None:
             self.capture.release()
@@ -184,7 +233,7 @@ class Live:
             self._thread.join(1)
 
     def _open(self):
-        size, rate = self.asked
+        size, rate = self._requested
         if self.kind == "camera":
             capture = cv2.VideoCapture(self.what)
             for setting, value in ((cv2.CAP_PROP_FRAME_WIDTH, size and size[0]),
@@ -193,50 +242,53 @@ class Live:
                 if value:
                     capture.set(setting, value)
         else:
-            limit = round(STALLED * 1000)
+            timeout = round(STALLED_SECONDS * 1000)
             capture = cv2.VideoCapture(self.what, cv2.CAP_FFMPEG, [
-                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit])
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout])
         return capture if capture.isOpened() else None
 
-    def _say_what_differs(self):
-        size, rate = self.asked
-        given = tuple(round(self.capture.get(setting)) for setting in (
+    def _report_differences(self):
+        """Print where a camera delivers another size or rate than requested."""
+        size, rate = self._requested
+        delivered = tuple(round(self.capture.get(setting)) for setting in (
             cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if size and given != tuple(size):
-            print(f"{self.name}: gives {given[0]}x{given[1]}, not {size[0]}x{size[1]}",
+        if size and delivered != tuple(size):
+            print(f"{self.name}: gives {delivered[0]}x{delivered[1]}, not {size[0]}x{size[1]}",
                   file=sys.stderr)
         if rate and abs(self.rate - rate) > 0.5:
             print(f"{self.name}: gives {self.rate:g} frames a second, not {rate:g}",
                   file=sys.stderr)
 
-    def _watch(self):
-        came = time.monotonic()
+    def _capture_frames(self):
+        """Keep the newest frame until `release` or until the source is given up; a thread."""
+        last_frame = time.monotonic()
         while not self._stop.is_set():
             grabbed, now = self.capture.grab(), time.monotonic()
-            good, frame = self.capture.retrieve() if grabbed else (False, None)
-            if good:
-                self._tries, came = 0, now
-                with self._ready:
+            decoded, frame = self.capture.retrieve() if grabbed else (False, None)
+            if decoded:
+                self._attempts, last_frame = 0, now
+                with self._changed:
                     self._newest = frame, now - self._start
-                    self._ready.notify()
-            # A frame that cannot be decoded may be the only one.
-            elif not grabbed or now - came > STALLED:
-                if not self._again():
+                    self._changed.notify()
+            # A single frame that cannot be decoded is no reason to open the source again.
+            elif not grabbed or now - last_frame > STALLED_SECONDS:
+                if not self._reopen():
                     break
-                came = time.monotonic()
+                last_frame = time.monotonic()
         self.capture.release()
-        with self._ready:
-            self._over = True
-            self._ready.notify()
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
 
-    def _again(self):
-        """Open the source again; False when it is given up."""
+    def _reopen(self):
+        """Open the source again; return False when it is given up."""
         self.capture.release()
-        if not self._tries:
+        if not self._attempts:
             print(f"{self.name}: no frame comes; opening it again", file=sys.stderr)
-        # What opens and yet gives no frame has used up a try as well.
-        while self._tries < len(PAUSES) and not self._stop.wait(PAUSES[self._tries]):
-            self._tries += 1
+        # An attempt that opens the source but gets no frame counts as well.
+        while (self._attempts < len(RETRY_PAUSES)
+               and not self._stop.wait(RETRY_PAUSES[self._attempts])):
+            self._attempts += 1
             capture = self._open()
             if capture is not None:
                 self.capture = capture

@@ -1,42 +1,64 @@
-"""Faces followed through the frames of a video."""
+"""Face tracking: frames of a video in, tracked faces with landmarks out.
+
+In each frame the network runs once per known face, in the crop that the landmarks of the previous
+frame give (`utils.detection.refine`); the detector is needed only for new and lost faces and runs
+every few frames, in the background while faces are tracked. Each `Track` has an id and landmarks
+smoothed by the One Euro filter.
+"""
+from __future__ import annotations
+
 import concurrent.futures
 import copy
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy
 
-from utils.detection.detector import matches, overlap
+from utils.detection.detector import iou, match_scores
 from utils.detection.refine import crop_rolls, has_moved, place_crops, predict_boxes, refine
 from utils.landmarks.eyelids import EyeThresholds
 from utils.tracking.one_euro import FaceFilter
 
-# Nothing else shows a shot cut as well: on 275 frames of video with three cuts the correlation of
-# thumbnails fell to 0.24 or less at the cuts and never below 0.64 within a shot.
-SAME_SHOT = 0.45
-# Mean confidence below which a face is given up where weights say nothing of faces (main.py
-# --fit-eyes), or so many times what they ask of eyes: where both were fitted, 1.1 to 1.6 times.
-MIN_CONFIDENCE, OF_EYES = 0.15, 1.4
-# Times min_confidence that a face needs which the detector does not see: with 1.25 `tiny` loses a
-# face whose lower half is covered in 388 of 1850 frames that Haar looks at, with 1.12 in 79.
-UNSEEN = 1.12
-MISSED = 2  # Looks in a row that do not see a face, where confidence says nothing: it is lost.
-SAME_FACE = 0.5  # Overlap above which two crops are of one face.
-MEMORY = 0.5  # Seconds for which a lost face's id waits for it.
-# While faces are followed, the detector looks for others on a thread of its own, and what it sees
-# is used so many frames later (or less, with a small `every`): a fixed number, as a film must give
-# the same landmarks each time. Two frames of the smallest network take as long as a quick look.
-LAG = 2
-# After so many quick looks comes one at the whole size, for the small faces that they miss.
-THOROUGH = 6
+if TYPE_CHECKING:
+    from utils.detection.detector import Detector
+    from utils.predictor import Predictor
+
+# Correlation of two frames' thumbnails below which a new shot begins. On 275 frames of video with
+# three cuts it is 0.24 or less at the cuts and at least 0.64 within a shot.
+SAME_SHOT_CORRELATION = 0.45
+# Mean confidence below which a face is lost, where the weights have no face threshold (main.py
+# --fit-eyes): EYE_CONFIDENCE_FACTOR times their threshold for eyes, else MIN_CONFIDENCE. Where both
+# thresholds were fitted, that of faces is 1.1 to 1.6 times that of eyes.
+MIN_CONFIDENCE, EYE_CONFIDENCE_FACTOR = 0.15, 1.4
+# A face that the detector misses needs this many times min_confidence. With a factor of 1.25 `tiny`
+# loses a face whose lower half is covered in 388 of 1850 frames with Haar, with 1.12 in 79.
+UNDETECTED_FACTOR = 1.12
+MAX_MISSED = 2  # Without confidence, a face is lost after this many detections in a row miss it.
+SAME_FACE_IOU = 0.5  # Two crops with a higher IoU show the same face.
+LOST_SECONDS = 0.5  # A face that returns within this time gets its id back.
+# Frames between the start of a background detection and the use of its result (fewer with a small
+# detect_every). The number is fixed so that a video always gives the same landmarks. Two frames of
+# the smallest network take as long as a low-resolution detection.
+DETECTION_LAG = 2
+FULL_RES_INTERVAL = 6  # Low-resolution detections before one at full resolution, for small faces.
 
 
 @dataclasses.dataclass(eq=False)
 class Track:
-    """A face followed through frames. points_px (K, 2) steadied, raw_px (K, 2) as predicted,
-    confidence (K,), box: its nominal crop (4,); all in pixels of the frame; time in seconds;
-    missed: how many of the detector's last looks did not see it.
+    """A tracked face in one frame; all coordinates are pixels of the frame.
+
+    Attributes:
+        id: number of the face, from 1.
+        points_px: smoothed landmarks (K, 2).
+        raw_px: landmarks (K, 2) as predicted.
+        confidence: (K,), 0..1.
+        box: nominal crop (4,).
+        time: of the frame, in seconds.
+        face_filter: smooths raw_px to points_px; None for no smoothing.
+        velocity: of the crop's centre (x, y), in pixels a second.
+        missed: latest detections in a row that did not find the face.
     """
     id: int
     points_px: numpy.ndarray
@@ -44,128 +66,155 @@ class Track:
     confidence: numpy.ndarray
     box: numpy.ndarray
     time: float
-    steady: FaceFilter | None
-    velocity: tuple = (0.0, 0.0)
+    face_filter: FaceFilter | None
+    velocity: tuple[float, float] = (0.0, 0.0)
     missed: int = 0
 
     def __post_init__(self):
-        self._steady()
+        self._smooth()
 
-    def expected(self, time):
-        """The box (4,) where the face should be at `time`, at its last velocity."""
+    def predicted_box(self, time: float) -> numpy.ndarray:
+        """Extrapolate the box (4,) to `time` in seconds, at constant velocity."""
         x, y = (speed * (time - self.time) for speed in self.velocity)
         return self.box + (x, y, x, y)
 
-    def move(self, points_px, confidence, box, time):
-        """Go on to this frame's measurement."""
+    def move(self, points_px: numpy.ndarray, confidence: numpy.ndarray, box: numpy.ndarray,
+             time: float) -> None:
+        """Update the track with the prediction of the next frame."""
         step = max(time - self.time, 1e-3)
         self.velocity = tuple(
             (speed + (new - old) / step) / 2
             for speed, old, new in zip(self.velocity, _centre(self.box), _centre(box)))
         self.raw_px, self.confidence, self.box, self.time = points_px, confidence, box, time
-        self._steady(step)
+        self._smooth(step)
 
-    def _steady(self, step=None):
-        self.points_px = self.steady(self.raw_px, _side(self.box), step) if self.steady \
-            else self.raw_px
+    def _smooth(self, step=None):
+        self.points_px = self.raw_px if self.face_filter is None else \
+            self.face_filter(self.raw_px, _side(self.box), step)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
-    """A look of the detector that is under way: image as it was, track ids to their boxes then, the
-    frame in which it is used, whether it is a quick one, and the boxes to come.
+class _Detection:
+    """A detection in the background.
+
+    Attributes:
+        image: a copy of the frame it started in.
+        track_boxes: track id to box (4,) in that frame.
+        frame: number of the frame that uses the result.
+        low_resolution: whether it may miss small faces.
+        crops: future of the nominal crops (n, 4).
     """
     image: numpy.ndarray
-    tracks: dict
-    due: int
-    quick: bool
-    boxes: concurrent.futures.Future
+    track_boxes: dict
+    frame: int
+    low_resolution: bool
+    crops: concurrent.futures.Future
 
 
 class Tracker:
-    """Faces of a video: `update(image, time)` frame by frame gives the list of Tracks.
+    """Tracks the faces of a video, one `update` a frame.
 
-    every: within so many frames a new face is found. The detector looks at once, at the whole size,
-    at shot cuts, when a face is lost and each `every` frames where none is followed. Beside faces
-    that are followed it takes quick looks in the background, LAG frames long, and after THOROUGH of
-    them one at the whole size; small faces wait for that. What is found depends on the frames
-    alone, never on how long a look takes.
-    min_confidence: a face whose mean confidence is below it is lost; 0: what the weights say, else
-    MIN_CONFIDENCE: networks differ in how sure they are, by how long they were trained.
-    filter_min_cutoff (Hz) and filter_beta (Hz per face side a second) of the One Euro filter;
-    min_cutoff 0 switches it off.
+    The detector runs in the foreground at full resolution on the first frame, at shot cuts, when a
+    face is lost, and every `detect_every` frames while there is no face. While faces are tracked it
+    runs in the background at low resolution, and after FULL_RES_INTERVAL of these detections once
+    at full resolution; small new faces wait for that one. Results depend on the frames alone, not
+    on how long a detection takes.
+
+    Args:
+        predictor: the landmark model.
+        detector: the face detector.
+        detect_every: a new face is found within this many frames.
+        min_confidence: mean confidence below which a face is lost. 0 takes the threshold that comes
+            with the weights, else MIN_CONFIDENCE: models differ in their confidence.
+        filter_min_cutoff: minimum cutoff frequency of the One Euro filter in Hz; 0 for no filter.
+        filter_beta: its speed coefficient, in Hz per face side a second.
+
+    Attributes:
+        rejected: boxes of the detector in which the network found no face.
     """
 
-    def __init__(self, predictor, detector, every=10, min_confidence=0.0, filter_min_cutoff=1.2,
-                 filter_beta=5.0):
+    def __init__(self, predictor: Predictor, detector: Detector, detect_every: int = 10,
+                 min_confidence: float = 0.0, filter_min_cutoff: float = 1.2,
+                 filter_beta: float = 5.0):
         self.predictor, self.detector = predictor, detector
-        limits = getattr(predictor, "eyes", EyeThresholds())
-        self.scored = getattr(predictor, "scored", True)
-        self.every = every
-        # A face that appears just after a look is seen by the next one, and is there LAG later.
-        self.lag = min(LAG, (every - 1) // 2)
-        self.min_confidence = (min_confidence or limits.face or OF_EYES * limits.min_confidence
+        thresholds = getattr(predictor, "eyes", EyeThresholds())
+        self.has_confidence = getattr(predictor, "has_confidence", True)
+        self.detect_every = detect_every
+        # A face may appear just after a detection starts: it waits for the next one and its lag.
+        self.lag = min(DETECTION_LAG, (detect_every - 1) // 2)
+        self.min_confidence = (min_confidence or thresholds.face
+                               or EYE_CONFIDENCE_FACTOR * thresholds.min_confidence
                                or MIN_CONFIDENCE)
         self.filter_settings = filter_min_cutoff, filter_beta
         self.tracks, self.lost = [], []
         self.frame, self.next_detection, self.next_id, self.thumbnail = 0, 0, 1, None
-        self.look, self.quick_looks, self.background = None, 0, None
-        self.refused = 0  # Boxes of the detector in which the network saw no face.
+        self.detection, self.low_res_detections, self.executor = None, 0, None
+        self.rejected = 0
 
-    def update(self, image, time):
-        """The faces of the next frame, RGB uint8 (H, W, 3), at `time` in seconds."""
+    def update(self, image: numpy.ndarray, time: float) -> list[Track]:
+        """Track the faces of the next frame.
+
+        Args:
+            image: RGB uint8 (H, W, 3).
+            time: of the frame, in seconds.
+
+        Returns:
+            Copies of the tracks, by id.
+        """
         if self._is_cut(image):
-            # The network may believe in what took a face's place: a new shot starts from nothing.
+            # In a new shot, the network may take whatever is in a face's place for that face.
             self.tracks, self.lost, self.next_detection = [], [], self.frame
-            self._forget_look()
-        self.lost = [track for track in self.lost if time - track.time <= MEMORY]
-        before = len(self.tracks)
+            self._cancel_detection()
+        self.lost = [track for track in self.lost if time - track.time <= LOST_SECONDS]
+        tracked = len(self.tracks)
         self._follow(image, time)
-        if len(self.tracks) < before:
-            self._detect(image, time)
-        elif self.look and self.frame >= self.look.due:
-            self._use_look(image, time)
+        if len(self.tracks) < tracked:
+            self._detect_now(image, time)
+        elif self.detection and self.frame >= self.detection.frame:
+            self._use_detection(image, time)
         if self.frame >= self.next_detection:
             if self.tracks and not self.lost and self.lag:
-                self._begin_look(image, self.frame + self.lag)
-                self.next_detection = self.frame + self.every - self.lag
+                self._start_detection(image, self.frame + self.lag)
+                self.next_detection = self.frame + self.detect_every - self.lag
             else:
-                self._detect(image, time)
+                self._detect_now(image, time)
         self.frame += 1
-        # Copies: what the caller keeps must not change with the next frame.
         return [copy.copy(track) for track in self.tracks]
 
     def _is_cut(self, image):
-        # Single pixels first: the mean of all of a large frame takes longer than a crop.
+        # Nearest pixels first: averaging all pixels of a large frame takes longer than a crop.
         small = cv2.resize(image, (64, 36), interpolation=cv2.INTER_NEAREST)
         small = cv2.resize(small, (32, 18), interpolation=cv2.INTER_AREA)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).ravel().astype(numpy.float64)
         grey -= grey.mean()
-        size = math.sqrt(grey @ grey)
-        last, self.thumbnail = self.thumbnail, (grey, size)
-        return last is not None and bool(last[0] @ grey < SAME_SHOT * last[1] * size)
+        norm = math.sqrt(grey @ grey)
+        previous, self.thumbnail = self.thumbnail, (grey, norm)
+        return previous is not None and bool(
+            previous[0] @ grey < SAME_SHOT_CORRELATION * previous[1] * norm)
 
     def _follow(self, image, time):
+        """Predict the known faces in this frame; those that are not found become `lost`."""
         if not self.tracks:
             return
         boxes = numpy.array([track.box for track in self.tracks])
-        rolls = crop_rolls(numpy.array([track.raw_px for track in self.tracks]), self.predictor.scheme)
+        rolls = crop_rolls(numpy.array([track.raw_px for track in self.tracks]),
+                           self.predictor.scheme)
         points, confidence = predict_boxes(self.predictor, image, boxes, rolls)
-        wanted, rolls = place_crops(self.predictor, points)
-        again = [i for i in range(len(boxes)) if has_moved(boxes[i], wanted[i])]
-        if again:
-            points[again], confidence[again] = predict_boxes(self.predictor, image, wanted[again],
-                                                         rolls[again])
-            wanted[again] = place_crops(self.predictor, points[again])[0]
-        # Where two tracks come to lie on one face, the one that jumps there goes, and waits at its
-        # own velocity: behind a face that passes in front, it is found again on the other side.
-        jump = [math.dist(_centre(box), _centre(track.expected(time)))
-                for track, box in zip(self.tracks, wanted)] if len(wanted) > 1 else [0]
+        crops, rolls = place_crops(self.predictor, points)
+        moved = [i for i in range(len(boxes)) if has_moved(boxes[i], crops[i])]
+        if moved:
+            points[moved], confidence[moved] = predict_boxes(self.predictor, image, crops[moved],
+                                                             rolls[moved])
+            crops[moved] = place_crops(self.predictor, points[moved])[0]
+        # Where two tracks land on one face, the one that jumped farther is lost and moves on at its
+        # last velocity: a face behind a passing one is found again on the other side.
+        jumps = [math.dist(_centre(crop), _centre(track.predicted_box(time)))
+                 for track, crop in zip(self.tracks, crops)] if len(crops) > 1 else [0]
         kept = []
-        for i in sorted(range(len(jump)), key=jump.__getitem__):
+        for i in sorted(range(len(jumps)), key=jumps.__getitem__):
             track = self.tracks[i]
-            if self._is_face(confidence[i], wanted[i], image) and _is_apart(wanted[i], kept):
-                track.move(points[i], confidence[i], wanted[i], time)
+            if self._is_face(confidence[i], crops[i], image) and _is_apart(crops[i], kept):
+                track.move(points[i], confidence[i], crops[i], time)
                 kept.append(track)
             else:
                 self.lost.append(track)
@@ -174,144 +223,147 @@ class Tracker:
     def _is_face(self, confidence, box, image):
         x, y = _centre(box)
         inside = 0 <= x < image.shape[1] and 0 <= y < image.shape[0]
-        # Not mean(), which does the same in Python and takes five times as long.
+        # confidence.mean() gives the same and takes five times as long.
         return bool(inside and confidence.sum() >= self.min_confidence * len(confidence))
 
-    def _detect(self, image, time):
-        """Look at once, at the whole size."""
-        self._forget_look()
-        boxes = self._boxes(self.detector, image)
-        new, doubtful = self._compare({track.id: track.box for track in self.tracks}, boxes)
-        self._drop(doubtful)
-        self._add(*self._start(image, boxes[new]), time)
-        # A face just lost is looked for more often than a new one.
-        self.next_detection = self.frame + (max(1, self.every // 3) if self.lost else
-                                            self.every - self.lag if self.tracks else self.every)
+    def _detect_now(self, image, time):
+        """Detect in the foreground, at full resolution."""
+        self._cancel_detection()
+        crops = self._detect_crops(self.detector, image)
+        new, doubtful = self._match({track.id: track.box for track in self.tracks}, crops)
+        self._lose(doubtful)
+        self._add(*self._verify(image, crops[new]), time)
+        # A lost face is searched for more often than a new one.
+        self.next_detection = self.frame + (
+            max(1, self.detect_every // 3) if self.lost else
+            self.detect_every - self.lag if self.tracks else self.detect_every)
 
-    def _forget_look(self):
-        """Let a look that is out of date end, as a detector does one thing at a time."""
-        if self.look:
-            concurrent.futures.wait([self.look.boxes])
-            self.look = None
+    def _cancel_detection(self):
+        """Wait for the background detection and drop its result: detectors are not reentrant."""
+        if self.detection:
+            concurrent.futures.wait([self.detection.crops])
+            self.detection = None
 
-    def _begin_look(self, image, due, quick=True):
-        if self.background is None:
-            self.background = concurrent.futures.ThreadPoolExecutor(1, "detector")
-        detector = self.detector.quick() if quick else self.detector
-        # The caller may write the next frame to the same memory.
-        image = image.copy()
-        self.look = _Look(image, {track.id: track.box for track in self.tracks}, due,
-                          detector is not self.detector,
-                          self.background.submit(self._boxes, detector, image))
+    def _start_detection(self, image, frame, low_resolution=True):
+        if self.executor is None:
+            self.executor = concurrent.futures.ThreadPoolExecutor(1, "detector")
+        detector = self.detector.low_resolution() if low_resolution else self.detector
+        image = image.copy()  # The caller may reuse the buffer for the next frame.
+        self.detection = _Detection(
+            image, {track.id: track.box for track in self.tracks}, frame,
+            detector is not self.detector,
+            self.executor.submit(self._detect_crops, detector, image))
 
-    def _use_look(self, image, time):
-        look, self.look = self.look, None
-        boxes = look.boxes.result()
-        new, doubtful = self._compare(look.tracks, boxes)
-        # What was no face then would else be looked for in vain each time.
-        then = self._start(look.image, boxes[new])[2]
-        if len(then) and look.tracks:
-            then = then[overlap(then, list(look.tracks.values())).max(1) <= SAME_FACE]
-        now = self._start(image, then)
-        if len(now[2]) < len(then) or (look.quick and doubtful):
-            self._detect(image, time)
+    def _use_detection(self, image, time):
+        detection, self.detection = self.detection, None
+        crops = detection.crops.result()
+        new, doubtful = self._match(detection.track_boxes, crops)
+        # First in the old frame: a box without a face there would always trigger a new detection.
+        then = self._verify(detection.image, crops[new])[2]
+        if len(then) and detection.track_boxes:
+            known = list(detection.track_boxes.values())
+            then = then[iou(then, known).max(1) <= SAME_FACE_IOU]
+        now = self._verify(image, then)
+        if len(now[2]) < len(then) or (detection.low_resolution and doubtful):
+            self._detect_now(image, time)
             return
-        self._drop(doubtful)
+        self._lose(doubtful)
         self._add(*now, time)
         if self.lost:
-            self.next_detection = min(self.next_detection, self.frame + max(1, self.every // 3))
-        elif look.quick:
-            self.quick_looks += 1
-            if self.quick_looks % THOROUGH == 0:
-                # It sees large faces too, so the next quick one can wait for it.
-                self.next_detection = self.frame + self.every - self.lag
-                self._begin_look(image, self.next_detection, quick=False)
+            self.next_detection = min(self.next_detection,
+                                      self.frame + max(1, self.detect_every // 3))
+        elif detection.low_resolution:
+            self.low_res_detections += 1
+            if self.low_res_detections % FULL_RES_INTERVAL == 0:
+                # It finds large faces too, so the next low-resolution detection can wait for it.
+                self.next_detection = self.frame + self.detect_every - self.lag
+                self._start_detection(image, self.next_detection, low_resolution=False)
 
-    def _boxes(self, detector, image):
-        """Nominal crops (n, 4) of the faces that detector sees."""
+    def _detect_crops(self, detector, image):
+        """Return the nominal crops (n, 4) of the faces that the detector finds."""
         return detector.to_crop(detector(image), self.predictor.crop["scale"])
 
-    def _compare(self, known, boxes):
-        """Which of boxes are none of known {track id: box}, and the tracks among these that have no
-        box and are not certain enough without one, or had none the last time either.
-        """
-        ids = list(known)
-        pairs = _pairs(list(known.values()), boxes, matches, 0)
-        seen = {ids[i] for i in pairs}
-        looked_for = [track for track in self.tracks if track.id in known]
-        for track in looked_for:
-            track.missed = 0 if track.id in seen else track.missed + 1
-        # A hand may pass for a face in one frame: what the detector misses must look better.
-        doubtful = [track for track in looked_for if track.missed and (
-            track.confidence.mean() < UNSEEN * self.min_confidence if self.scored
-            else track.missed >= MISSED)]
-        return [j for j in range(len(boxes)) if j not in pairs.values()], doubtful
+    def _match(self, track_boxes, crops):
+        """Match detected crops to tracks, given as {track id: box}.
 
-    def _drop(self, doubtful):
+        Returns the indices of crops that match no track, and the doubtful tracks: those that match
+        no crop and have too low a confidence, or have been missed too often.
+        """
+        ids = list(track_boxes)
+        pairs = _greedy_pairs(list(track_boxes.values()), crops, match_scores, 0)
+        detected = {ids[i] for i in pairs}
+        candidates = [track for track in self.tracks if track.id in track_boxes]
+        for track in candidates:
+            track.missed = 0 if track.id in detected else track.missed + 1
+        # A hand may pass for a face in one frame, so an undetected face needs more confidence.
+        doubtful = [track for track in candidates if track.missed and (
+            track.confidence.mean() < UNDETECTED_FACTOR * self.min_confidence if self.has_confidence
+            else track.missed >= MAX_MISSED)]
+        return [j for j in range(len(crops)) if j not in pairs.values()], doubtful
+
+    def _lose(self, doubtful):
         self.tracks = [track for track in self.tracks if track not in doubtful]
         self.lost += doubtful
 
-    def _start(self, image, boxes):
-        """Points (n, K, 2), confidence (n, K) and nominal crops (n, 4) of those boxes in which, or
-        near which, there is a face.
-        """
-        points, confidence, wanted = refine(self.predictor, image, boxes)
-        good = [i for i in range(len(boxes)) if self._is_face(confidence[i], wanted[i], image)
-                and matches(wanted[[i]], boxes[[i]]) > 0]
-        self.refused += len(boxes) - len(good)
-        return points[good], confidence[good], wanted[good]
+    def _verify(self, image, crops):
+        """Return landmarks, confidence and refined crops of the crops that show a face."""
+        points, confidence, refined = refine(self.predictor, image, crops)
+        faces = [i for i in range(len(crops)) if self._is_face(confidence[i], refined[i], image)
+                 and match_scores(refined[[i]], crops[[i]]) > 0]
+        self.rejected += len(crops) - len(faces)
+        return points[faces], confidence[faces], refined[faces]
 
-    def _add(self, points, confidence, wanted, time):
-        """Tracks of new faces, or of lost ones that are back."""
+    def _add(self, points, confidence, crops, time):
+        """Start tracks of new faces, and resume those of lost faces that returned."""
         lost = list(self.lost)
-        expected = [track.expected(time) for track in lost]
-        back = {j: i for i, j in _pairs(expected, wanted, overlap, 0.3).items()}
-        for j in range(len(wanted)):
-            if not _is_apart(wanted[j], self.tracks):
+        predicted = [track.predicted_box(time) for track in lost]
+        returned = {j: i for i, j in _greedy_pairs(predicted, crops, iou, 0.3).items()}
+        for j in range(len(crops)):
+            if not _is_apart(crops[j], self.tracks):
                 continue
-            track = Track(self.next_id, points[j], points[j], confidence[j], wanted[j], time,
-                          self._filter())
-            if j in back:
-                track.id, track.velocity = lost[back[j]].id, lost[back[j]].velocity
-                self.lost.remove(lost[back[j]])
+            track = Track(self.next_id, points[j], points[j], confidence[j], crops[j], time,
+                          self._face_filter())
+            if j in returned:
+                track.id, track.velocity = lost[returned[j]].id, lost[returned[j]].velocity
+                self.lost.remove(lost[returned[j]])
             else:
                 self.next_id += 1
             self.tracks.append(track)
         self.tracks.sort(key=lambda track: track.id)
 
-    def _filter(self):
+    def _face_filter(self):
         lids = sum(self.predictor.scheme.eyes or (), [])
         return FaceFilter(*self.filter_settings, lids) if self.filter_settings[0] else None
 
 
-def largest(tracks):
-    """The Track with the largest crop, or None where there is none."""
+def largest(tracks: list[Track]) -> Track | None:
+    """Return the track with the largest crop, or None where there is none."""
     return max(tracks, default=None, key=lambda track: (track.box[2:] - track.box[:2]).prod())
 
 
 def _centre(box):
-    """x, y of the middle of a box (4,). Plain numbers: numpy is slow on so few."""
+    # Plain numbers here and in _side: NumPy is slow on so few.
     x_min, y_min, x_max, y_max = (float(v) for v in box)
     return (x_min + x_max) / 2, (y_min + y_max) / 2
 
 
 def _side(box):
-    """The longer side of a box (4,)."""
+    """Return the longer side of a box (4,)."""
     x_min, y_min, x_max, y_max = (float(v) for v in box)
     return max(x_max - x_min, y_max - y_min)
 
 
 def _is_apart(box, tracks):
-    """Whether box (4,) is another face than those of tracks."""
-    return not tracks or overlap(box[None], [track.box for track in tracks]).max() <= SAME_FACE
+    """Return whether a box (4,) shows none of the tracked faces."""
+    return not tracks or iou(box[None], [track.box for track in tracks]).max() <= SAME_FACE_IOU
 
 
-def _pairs(boxes, others, share, least):
-    """{i: j} of boxes and others whose share is more than `least`, best first, each used once."""
-    shared = share(numpy.reshape(boxes, (-1, 4)), numpy.reshape(others, (-1, 4)))
+def _greedy_pairs(boxes, others, score, min_score):
+    """Return {i: j} of boxes and others that score above min_score, best first, each used once."""
+    scores = score(numpy.reshape(boxes, (-1, 4)), numpy.reshape(others, (-1, 4)))
     pairs = {}
-    while shared.size and shared.max() > least:
-        i, j = (int(v) for v in numpy.unravel_index(shared.argmax(), shared.shape))
+    while scores.size and scores.max() > min_score:
+        i, j = (int(v) for v in numpy.unravel_index(scores.argmax(), scores.shape))
         pairs[i] = j
-        shared[i], shared[:, j] = 0, 0
+        scores[i], scores[:, j] = 0, 0
     return pairs

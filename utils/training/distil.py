@@ -1,50 +1,65 @@
-"""Distillation: trained models correct the landmarks that another one learns from."""
+"""Distillation: move training labels towards the predictions of trained models."""
+from __future__ import annotations
+
 import torch
 
-from utils import checkpoint
+from utils import checkpoint, provenance
 from utils.errors import UserError
 from utils.landmarks import eyelids, schemes
 
 
 class Teacher:
-    """Called with images and their landmarks, gives landmarks moved towards what it sees itself.
+    """Moves labels towards the mean prediction of one or more trained models.
 
-    setting: a .pt of this repository, of any backbone and input size, or several, A.pt,B.pt, of
-    whose landmarks it is the mean. scheme: of the landmarks, which may be some of each model's.
-    share: how far they move, 0 (not at all) to 1. Eyes that the labels shut stay as they are: a
-    teacher that has seen few such would open them. Raises UserError where a model knows other
-    points.
+    Eyes that the labels show closed stay as labelled, because a teacher that saw few of them would
+    open them.
+
+    Args:
+        setting: A.pt, or several as A.pt,B.pt: checkpoints of this repository, of any backbone and
+            input size.
+        scheme: of the labels; each model must predict at least these landmarks.
+        share: how far to move labels, from 0 (not at all) to 1 (to the prediction).
+        device: where the models run.
+
+    Raises:
+        UserError: if a model does not predict the landmarks of the scheme.
     """
 
-    def __init__(self, setting, scheme, share, device="cpu"):
+    def __init__(self, setting: str, scheme: schemes.Scheme, share: float,
+                 device: torch.device | str = "cpu"):
         self.share, self.models, self.points = share, [], []
-        for path in checkpoint.teachers(setting):
+        for path in provenance.teacher_paths(setting):
             model = checkpoint.load_model(path, device)
             known = model.scheme
             same = (known.name, known.points) == (scheme.name, scheme.points)
-            if not same and not schemes.fits(scheme, known):
+            if not same and not schemes.is_part_of(scheme, known):
                 raise UserError(f"teacher: {path}: has the {known.name} scheme ({known.points} "
                                 f"points), which does not hold {scheme.name} ({scheme.points})")
             self.models.append(model)
-            # On the device: a list as an index would be copied there each time.
+            # A tensor on the device: a list as index would be copied there in each step.
             self.points.append(slice(None) if same else
                                torch.tensor(list(scheme.indices), device=device))
         self.eyes = [(contour, torch.tensor(contour, device=device))
                      for contour in scheme.eyes or ()]
 
     @torch.no_grad()
-    def __call__(self, images, landmarks):
-        """Images (N, 3, S, S) of 0..255 and landmarks (N, K, 2) in crop units to such landmarks."""
-        found = sum(model.predict(_resized(images, model.input_size))[0][:, points]
+    def __call__(self, images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        """Return the moved labels.
+
+        Args:
+            images: uint8 (N, 3, S, S).
+            landmarks: labels (N, K, 2) in crop units; NaN stays NaN.
+        """
+        found = sum(model.predict(_resize(images, model.input_size))[0][:, points]
                     .to(landmarks.dtype) for model, points in zip(self.models, self.points))
         move = self.share * (found / len(self.models) - landmarks)
         for contour, indices in self.eyes:
-            shut = eyelids.aspect_ratio(landmarks.double(), contour) < eyelids.NEARLY_SHUT
-            move[:, indices] *= ~shut[:, None, None]
+            closed = eyelids.aspect_ratio(landmarks.double(), contour) < eyelids.NEARLY_SHUT
+            move[:, indices] *= ~closed[:, None, None]
         return landmarks + move
 
 
-def _resized(images, size):
+def _resize(images, size):
     if images.shape[-1] != size:
         images = torch.nn.functional.interpolate(images.float(), (size, size), mode="bilinear",
                                                  antialias=True)

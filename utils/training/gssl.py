@@ -1,76 +1,100 @@
 """Self-training on faces without landmarks: rounds, their tasks, pseudo-labels and losses.
 
-A round is a training with another list and loss: the labelled faces, and the unlabelled ones as the
-network of the round before labels them. The curriculum is PIPNet's (arXiv 2003.03771, section 3.5).
+Round 0 trains on the labelled faces. Each later round adds the unlabelled faces, with pseudo-labels
+that the network of the round before predicts. PIPNet (arXiv 2003.03771), section 3.5, gives the
+curriculum of `--gssl-preset paper`.
 """
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import math
+import pathlib
+import typing
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy
 import torch
 
+from nets.head import CoarseMaps, Maps
+from nets.model import LandmarkNet
 from utils import checkpoint, draw, experiment
 from utils.data import unlabelled
 from utils.data.augment import pixel_matrix
-from utils.data.dataset import FaceDataset, FaceList, PreparedSet
+from utils.data.dataset import FaceDataset, PreparedSet
+from utils.data.face_list import FaceList
 from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.evaluation import predict
-from utils.landmarks.schemes import model_scheme
+from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training.ddp import Ranks
+from utils.training.loss import PIPLoss
 
-# What the unlabelled faces teach: only the 2x2 score map of an 8x8 grid, only the 4x4 one, or all
-# that labelled faces teach.
+# Tasks of the paper's rounds: cls3 trains only the 2x2 score map of an 8x8 grid on unlabelled
+# faces, cls2 only the 4x4 one, std all maps.
 PAPER = ("cls3", "cls2", "std", "std", "std")
-COARSE = {"cls2": 2, "cls3": 4}  # How many cells of the grid are one cell of the coarse map.
-# (mirrored, degrees): the copies of a face whose mean is its pseudo-label in the default preset.
+COARSE = {"cls2": 2, "cls3": 4}  # Grid cells on a side of one cell of the coarse map.
+# (mirrored, degrees) of the views of a face whose mean is its pseudo-label in the default preset.
 VIEWS = ((False, 0), (True, 0), (False, 15), (True, -15), (False, -15), (True, 15))
-# In the default preset labelled faces are repeated until they are this share of a round's list,
-# and a step has so many times the faces: as many labelled ones as before, and others beside them.
+# In the default preset labelled faces are repeated up to this share of a round's list, and steps
+# grow by this factor. A step then has as many labelled faces as in round 0.
 LABELLED, LARGER = 1 / 2, 2
+# Arrays of a pseudo-label file, in the order of `label`.
+LABELS = ("points", "confidence", "spread")
 SHEET_SIZE = 224  # Side in pixels of a face on the sheet of pseudo-labels.
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """One training of the plan.
+    """One stage of a training.
 
-    task: `supervised`, or what the unlabelled faces teach (std, cls2, cls3). epochs: its length.
-    first: its first epoch in the numbering through all rounds. fresh: whether it starts from new
-    weights and not from the round before. views: of the pseudo-labels. keep: share of them, see
-    `agreed`. labelled: least share of labelled faces. start_epoch, cosine_epochs: epochs of
-    its learning-rate cosine that are before it, and all of them (None: its own; 0: no cosine, the
-    rate stays at its peak and the next rounds bring it down). batches: how many times the faces of
-    effective_batch are in a step.
+    Attributes:
+        number: 0 for the labelled faces alone, then the rounds of self-training.
+        task: `supervised`, or what the unlabelled faces train (`std`, `cls2`, `cls3`).
+        epochs: length.
+        first_epoch: epochs in all earlier rounds.
+        fresh: whether it starts from new weights instead of the round before's.
+        views: (mirrored, degrees) of the views that pseudo-labels are averaged over.
+        keep_share: share of the pseudo-labels to keep, see `reject_doubtful`.
+        labelled_share: least share of labelled faces in the list.
+        start_epoch: epochs of this round's learning-rate cosine that lie in earlier rounds.
+        cosine_epochs: length of that cosine; None for `epochs`, 0 for a constant rate after the
+            warm-up, which later rounds bring down.
+        batch_factor: faces per step as a multiple of effective_batch.
     """
     number: int
     task: str
     epochs: int
-    first: int
+    first_epoch: int
     fresh: bool = True
     views: tuple = VIEWS[:1]
-    keep: float = 1.0
-    labelled: float = 0.0
+    keep_share: float = 1.0
+    labelled_share: float = 0.0
     start_epoch: int = 0
     cosine_epochs: int | None = None
-    batches: int = 1
+    batch_factor: int = 1
 
-    def args(self, args):
-        """The args of this round: its epochs, of which the warm-up is the same share in all
-        rounds that start anew, and a seed so that no two draw alike.
+    def args(self, args: argparse.Namespace) -> argparse.Namespace:
+        """Return the settings of this round from those of the experiment.
+
+        Rounds with fresh weights spend the same share of their epochs on the warm-up. Each round
+        has its own seed.
         """
         warm_up = args.warmup_epochs * self.epochs / args.epochs if self.fresh else 0.0
         return argparse.Namespace(**{
             **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,
-            "effective_batch": self.batches * args.effective_batch,
+            "effective_batch": self.batch_factor * args.effective_batch,
             "warmup_epochs": warm_up,
             "min_lr": args.lr if self.cosine_epochs == 0 else args.min_lr})
 
 
-def plan(args):
-    """The Rounds that args ask for; a single one without gssl. Raises UserError."""
+def plan(args: argparse.Namespace) -> list[Round]:
+    """Return the rounds that the settings ask for: one without gssl.
+
+    Raises:
+        UserError: for settings that self-training cannot use.
+    """
     rounds = [Round(0, "supervised", args.epochs, 0)]
     if not args.gssl:
         return rounds
@@ -88,42 +112,48 @@ def plan(args):
     half = math.ceil(args.epochs / 2)
     epochs = args.gssl_epochs or math.ceil(half / args.gssl_rounds)
     number = args.gssl_rounds if args.gssl_epochs else math.ceil(half / epochs)
-    # One training in all but its labels, which are made anew often: in equal steps, few long rounds
-    # that began from the average learned less, and so did rounds with a cosine each.
+    # One continuous training whose pseudo-labels are renewed often. At equal steps, few long rounds
+    # that start from the average learn less, and so do rounds with a cosine each.
     return [dataclasses.replace(rounds[0], cosine_epochs=0)] + [
         Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
               LABELLED, (i - 1) * epochs, number * epochs, LARGER)
         for i in range(1, number + 1)]
 
 
-# What is known of a face without labels, in the order of `label`.
-LABELS = ("points", "confidence", "spread")
-
-
 class RoundLoss:
-    """The PIP loss of a round: labelled faces have the standard task, the others the round's.
+    """PIP loss of a round: labelled faces train all maps, unlabelled ones those of the task.
 
-    loss: a loss.PIPLoss. labelled: how many faces of the list, its first, have labels. A landmark
-    that is NaN is unknown and teaches nothing.
+    Landmarks that are NaN do not count.
+
+    Attributes:
+        loss: PIPLoss.
+        task: of the round.
+        labelled: number of faces with labels, which are the first of the training list.
     """
 
-    def __init__(self, loss, task, labelled):
+    def __init__(self, loss: PIPLoss, task: str, labelled: int):
         self.loss, self.task, self.labelled = loss, task, labelled
 
-    def terms(self, predicted, landmarks, indices):
-        """The unweighted terms as a dict of scalars, see loss.PIPLoss.terms.
+    def terms(self, predicted: Maps | CoarseMaps, landmarks: torch.Tensor,
+              indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the unweighted terms as scalars, see PIPLoss.terms.
 
-        predicted: head.Maps or head.CoarseMaps. landmarks (N, K, 2). indices (N,): in the list.
+        Args:
+            predicted: output of the head.
+            landmarks: (N, K, 2) in crop units.
+            indices: (N,) of the faces in the training list.
         """
         return self.loss.terms(predicted, landmarks.nan_to_num(),
                                *self._masks(predicted, landmarks, indices))
 
-    def __call__(self, predicted, landmarks, indices):
+    def __call__(self, predicted: Maps | CoarseMaps, landmarks: torch.Tensor,
+                 indices: torch.Tensor) -> torch.Tensor:
+        """Return the scalar loss; arguments as in `terms`."""
         return self.loss(predicted, landmarks.nan_to_num(), indices,
                          *self._masks(predicted, landmarks, indices))
 
     def _masks(self, predicted, landmarks, indices):
-        """Which landmarks count (N, K), and for which coarse map, where there are such maps."""
+        """Return masks (N, K) of the landmarks that count: for the fine and each coarse map."""
         known = ~landmarks.isnan().any(-1)
         pseudo = (indices.to(landmarks.device, non_blocking=True) >= self.labelled)[:, None]
         coarse = None
@@ -134,35 +164,57 @@ class RoundLoss:
 
 
 class View:
-    """A fixed mirroring and rotation of the nominal crop, in the place of FaceDataset's augment."""
+    """A fixed mirroring and rotation of the nominal crop, in place of FaceDataset's augmentation.
 
-    def __init__(self, mirror, degrees):
+    Args:
+        mirror: whether to mirror horizontally.
+        degrees: rotation.
+    """
+
+    def __init__(self, mirror: bool, degrees: float):
         self.mirror = mirror
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         self.linear = numpy.array([[cos, -sin], [sin, cos]]) @ numpy.diag([-1 if mirror else 1, 1])
 
-    def __call__(self, stored, landmarks, margin, size, rng):
-        """A stored crop (T, T, 3) to the view (size, size, 3); landmarks (K, 2) are not moved."""
+    def __call__(self, stored: numpy.ndarray, landmarks: numpy.ndarray, margin: float, size: int,
+                 rng: typing.Any) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """Warp a stored crop (T, T, 3) to the view (size, size, 3); landmarks stay in place."""
         matrix = pixel_matrix(self.linear, numpy.zeros(2), margin, stored.shape[0], size)
         image = cv2.warpAffine(stored, matrix, (size, size), flags=cv2.INTER_LINEAR)
         return image, landmarks.astype(numpy.float32)
 
-    def back(self, landmarks, flip):
-        """Landmarks (N, K, 2) found in the view, in crop units of the nominal crop."""
+    def invert(self, landmarks: numpy.ndarray, flip: Sequence[int]) -> numpy.ndarray:
+        """Map landmarks (N, K, 2) from the view to crop units of the nominal crop.
+
+        Args:
+            landmarks: predicted in the view.
+            flip: index of each landmark's mirror image (Scheme.flip).
+        """
         landmarks = (landmarks - 0.5) @ numpy.linalg.inv(self.linear).T + 0.5
         return landmarks[:, flip] if self.mirror else landmarks
 
 
-def label(model, faces, margin, size, views, ranks, workers=0):
-    """Pseudo-labels of a FaceList, on every rank: (points (N, K, 2) in crop units, confidence
-    (N, K), spread (N, K): mean distance of the views' landmarks from their mean, in crop units).
+def label(model: LandmarkNet, faces: FaceList, margin: float, size: int, views: Sequence,
+          ranks: Ranks, workers: int = 0) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Predict pseudo-labels of a list. All ranks must call this.
 
-    model: a LandmarkNet in evaluation mode, on the ranks' device.
+    Args:
+        model: network in evaluation mode, on the ranks' device.
+        faces: list to label.
+        margin: of its stored crops.
+        size: side of the network's input in pixels.
+        views: (mirrored, degrees) of the views to average over.
+        ranks: process group.
+        workers: loader processes.
+
+    Returns:
+        On every rank: points (N, K, 2) in crop units, confidence (N, K), and spread (N, K), the
+        mean distance of the views' landmarks from their mean in crop units.
     """
     flip = model.scheme.flip
 
     @torch.inference_mode()
-    def function(images):
+    def landmarks_and_confidence(images):
         landmarks, confidence = model.predict(images.to(ranks.device))
         return torch.cat([landmarks, confidence[..., None]], -1).float().cpu().numpy()
 
@@ -171,66 +223,105 @@ def label(model, faces, margin, size, views, ranks, workers=0):
         if mirror and not model.scheme.mirrors:
             continue
         view = View(mirror, degrees)
-        out = predict.predict_list(function, faces, margin, size, workers=workers, ranks=ranks,
-                                      augmentation=view)
-        found.append(view.back(out[..., :2], flip))
+        out = predict.predict_list(landmarks_and_confidence, faces, margin, size, workers=workers,
+                                   ranks=ranks, augmentation=view)
+        found.append(view.invert(out[..., :2], flip))
         confidence.append(out[:, flip, 2] if mirror else out[..., 2])
     points = numpy.mean(found, 0)
     spread = numpy.linalg.norm(numpy.array(found) - points, axis=-1).mean(0)
     return points, numpy.mean(confidence, 0), spread
 
 
-def round_faces(folder, round, labeller, labelled, unlabelled, prepared, scheme, args, ranks):
-    """The list that a Round trains on: (FaceList, how many of its first faces have labels).
+def round_faces(folder: pathlib.Path, stage: Round, labeller: LandmarkNet | None,
+                labelled: FaceList, unlabelled: FaceList, prepared: PreparedSet, scheme: Scheme,
+                args: argparse.Namespace, ranks: Ranks) -> tuple[FaceList, int]:
+    """Build the training list of a round of self-training. All ranks must call this.
 
-    labeller: the LandmarkNet that labels the unlabelled faces, or None in a resumed round, which
-    goes on with the labels it began with. args: the round's. Raises UserError.
+    Args:
+        folder: of the experiment, which keeps the pseudo-labels.
+        stage: the round.
+        labeller: network that labels the unlabelled faces. None in a resumed round, which reads
+            the labels it started with.
+        labelled: labelled training faces.
+        unlabelled: faces without labels.
+        prepared: set of the labelled faces.
+        scheme: landmarks to train.
+        args: settings of the round.
+        ranks: process group.
+
+    Returns:
+        The list, and how many of its first faces have labels.
+
+    Raises:
+        UserError: if the pseudo-labels of a resumed round are missing or of other faces.
     """
     make = None if labeller is None else lambda: label(
-        labeller.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, round.views,
+        labeller.to(ranks.device).eval(), unlabelled, prepared.margin, args.input_size, stage.views,
         ranks, args.workers)
-    path = folder / f"pseudo-{round.number}.pt"
-    points, confidence, spread = pseudo_labels(path, make, unlabelled, ranks)
+    path = folder / f"pseudo-{stage.number}.pt"
+    points, confidence, spread = load_or_create_labels(path, make, unlabelled, ranks)
     if args.dump_pseudo:
-        path = ranks.share(dump, folder, unlabelled, prepared.margin, scheme, args.dump_pseudo)
-        if ranks.first:
+        path = ranks.broadcast_result(dump, folder, unlabelled, prepared.margin, scheme,
+                                      args.dump_pseudo)
+        if ranks.is_main:
             print(f"{path}: the least confident faces and their pseudo-labels")
-    known = agreed(points, confidence, spread, round.keep)
-    return join(labelled, unlabelled, known, scheme.indices, round.labelled)
+    known = reject_doubtful(points, confidence, spread, stage.keep_share)
+    return join(labelled, unlabelled, known, scheme.indices, stage.labelled_share)
 
 
-def pseudo_labels(path, make, faces, ranks):
-    """(points, confidence, spread) of `label`, from the file at path, or made and written there.
+def load_or_create_labels(path: pathlib.Path, make: Callable | None, faces: FaceList,
+                          ranks: Ranks) -> list[numpy.ndarray]:
+    """Read pseudo-labels from a file, or make and write them. All ranks must call this.
 
-    make: gives them; None where the file must be there. A round's labels are written once, so that
-    it goes on with the same ones when it is resumed. Raises UserError where the file is of other
-    faces, or gone.
+    A round's labels are written once, so that a resumed round continues with the same ones.
+
+    Args:
+        path: pseudo-<round>.pt.
+        make: returns what `label` returns; None if the file must exist.
+        faces: the unlabelled list.
+        ranks: process group.
+
+    Returns:
+        points, confidence and spread as `label` returns them.
+
+    Raises:
+        UserError: if the file is missing or has the labels of other faces.
     """
     names = [image.name for image in faces.images]
-    state = ranks.share(lambda: checkpoint.read(path) if path.is_file() else None)
+    state = ranks.broadcast_result(lambda: checkpoint.read(path) if path.is_file() else None)
     if state is None:
         if make is None:
-            raise UserError(f"{path}: is gone, and this round trains on it; train anew with "
+            raise UserError(f"{path}: is missing, and this round trains on it; train anew with "
                             f"another --exp")
-        # Single precision, as it is in the file: a resumed round must see the very same numbers.
+        # float32 as in the file, because a resumed round must see the same numbers.
         values = [torch.from_numpy(value).float() for value in make()]
         state = {"format": checkpoint.FORMAT, "images": names, **dict(zip(LABELS, values))}
-        ranks.share(checkpoint.save, state, path)
+        ranks.broadcast_result(checkpoint.save, state, path)
     if state.get("images") != names:
         raise UserError(f"{path}: has labels of other faces than --unlabelled-dir has now; train "
                         f"anew with another --exp")
     return [state[name].double().numpy() for name in LABELS]
 
 
-def agreed(points, confidence, spread, keep):
-    """Points (N, K, 2) with NaN where the views agree least and are least confident.
+def reject_doubtful(points: numpy.ndarray, confidence: numpy.ndarray, spread: numpy.ndarray,
+                    keep_share: float) -> numpy.ndarray:
+    """Set the most doubtful pseudo-labels to NaN.
 
-    Spread (N, K) and confidence (N, K) count alike, each against its landmark's mean. Of each
-    landmark the share `keep` of the faces is kept, so that the hard landmarks, whose spread is
-    always larger, are taught as often as the easy ones.
+    Doubt is spread minus confidence, each relative to its landmark's mean. The share is kept of
+    each landmark, so that hard landmarks, whose spread is always larger, remain as frequent as easy
+    ones.
+
+    Args:
+        points: (N, K, 2).
+        confidence: (N, K).
+        spread: (N, K) in crop units.
+        keep_share: share of the faces to keep of each landmark, above 0 to 1.
+
+    Returns:
+        Points (N, K, 2).
     """
     doubt = spread / _positive(spread.mean(0)) - confidence / _positive(confidence.mean(0))
-    limit = numpy.sort(doubt, 0)[math.ceil(keep * len(doubt)) - 1]
+    limit = numpy.sort(doubt, 0)[math.ceil(keep_share * len(doubt)) - 1]
     return numpy.where((doubt <= limit)[..., None], points, numpy.nan)
 
 
@@ -238,15 +329,22 @@ def _positive(values):
     return numpy.where(values > 0, values, 1)
 
 
-def join(labelled, unlabelled, points, indices=None, share=0.0):
-    """(one FaceList, how many of its first faces have labels).
+def join(labelled: FaceList, unlabelled: FaceList, points: numpy.ndarray,
+         indices: Sequence[int] | None = None, share: float = 0.0) -> tuple[FaceList, int]:
+    """Join labelled and pseudo-labelled faces to one list.
 
-    The labelled faces come first, repeated a whole number of times until they are at least `share`
-    of the list; the unlabelled ones follow with `points` (N, K, 2), which are the points `indices`
-    of the set (None: all).
+    Args:
+        labelled: come first, repeated a whole number of times up to `share` of the list.
+        unlabelled: follow.
+        points: pseudo-labels (N, K, 2) of the unlabelled faces.
+        indices: which of the set's landmarks these are; None for all.
+        share: least share of labelled faces.
+
+    Returns:
+        The list, and how many of its first faces have labels.
     """
     count = len(labelled) * repeats(len(labelled), len(unlabelled), share)
-    first = labelled.take(numpy.resize(numpy.arange(len(labelled)), count))
+    first = labelled.select(numpy.resize(numpy.arange(len(labelled)), count))
     known = unlabelled.points.copy()
     known[:, slice(None) if indices is None else list(indices)] = points
     faces = FaceList([*first.images, *unlabelled.images],
@@ -256,22 +354,31 @@ def join(labelled, unlabelled, points, indices=None, share=0.0):
     return faces, count
 
 
-def repeats(labelled, unlabelled, share):
-    """How often so many labelled faces stand in a list to be at least `share` of it, or once."""
+def repeats(labelled: int, unlabelled: int, share: float) -> int:
+    """Return how often labelled faces are repeated to be at least `share` of a list, 1 or more."""
     return max(1, math.ceil(share / (1 - share) * unlabelled / labelled))
 
 
-def dump(folder, faces, margin, scheme, count):
-    """Write pseudo-<round>.jpg of the experiment's newest pseudo-labels; returns its path.
+def dump(folder: pathlib.Path, faces: FaceList, margin: float, scheme: Scheme,
+         count: int) -> pathlib.Path:
+    """Draw an experiment's newest pseudo-labels to pseudo-<round>.jpg; return its path.
 
-    It shows `count` faces, the least confident first, with their mean confidence and the mean
-    distance between the views in % of the crop. scheme: the model's. Raises UserError where no
-    round has labelled them yet.
+    Captions are the mean confidence and the spread in % of the crop.
+
+    Args:
+        folder: of the experiment.
+        faces: the unlabelled list.
+        margin: of its stored crops.
+        scheme: of the model.
+        count: number of faces to draw, least confident first.
+
+    Raises:
+        UserError: if there are no pseudo-labels yet.
     """
     found = sorted(folder.glob("pseudo-*.pt"), key=lambda p: int(p.stem.split("-")[1]))
     if not found:
         raise UserError(f"{folder}: has no pseudo-labels yet; train it with --gssl")
-    points, confidence, spread = pseudo_labels(found[-1], None, faces, Ranks())
+    points, confidence, spread = load_or_create_labels(found[-1], None, faces, Ranks())
     size, dataset = SHEET_SIZE, FaceDataset(faces, margin, SHEET_SIZE)
     worst = numpy.argsort(confidence.mean(1), kind="stable")[:count]
     images = [draw.landmarks(dataset[int(i)][0].numpy(), points[i] * size - 0.5, scheme,
@@ -283,8 +390,12 @@ def dump(folder, faces, margin, scheme, count):
     return path
 
 
-def dump_pseudo(args):
-    """Draw the newest pseudo-labels of an experiment; args: those it was trained with."""
+def dump_pseudo(args: argparse.Namespace) -> None:
+    """Draw the newest pseudo-labels of an experiment, given the settings it was trained with.
+
+    Raises:
+        UserError: if there are none, or of other faces.
+    """
     folder = experiment.find_experiment(args.exp)
     prepared = PreparedSet(set_folder(args))
     scheme = model_scheme(args.scheme, prepared.scheme)

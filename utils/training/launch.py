@@ -1,194 +1,198 @@
-"""main.sh and its processes: the checks before they start, and what they tell each other.
+"""Start and supervise a training: main.sh passes its torchrun command to this module.
 
-They share the folder $PIPNET_CONTROL: main.sh makes the file `stop` there when it is told to end, a
-process that ends therefore `stopped`, one that ends in a user's mistake writes it to `error`.
-torchrun starts dead processes again; those that find one of these files end at once.
-Imports nothing slow: signals must be caught early.
+    python -m utils.training.launch PROCESSES python -m torch.distributed.run ... main.py FLAGS
+
+torchrun starts the processes and restarts them after a crash. This module adds checks before the
+start, one experiment name for all processes, stops that finish the step and save, errors of one
+line, and exit codes. control.py has the processes' side of it. Where nothing is to be trained,
+main.py runs once, without torchrun.
+
+This module imports nothing slow, so that signals are handled soon after the start.
 """
+from __future__ import annotations
+
+import argparse
 import contextlib
-import errno
-import io
 import os
 import pathlib
+import shlex
 import signal
-import stat
+import subprocess
 import sys
-import time
+import tempfile
 
 from utils import experiment, machine
-from utils.args import load_args, parse
+from utils.args import Request, parse
 from utils.errors import UserError, run
-
-# Settings of what follows a training, which a later command does not have unless it says so.
-OF_ONE_COMMAND = ("flip_test", "boxes", "names", "by_pose", "report", "opset", "dump_pseudo")
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+from utils.training import control
+from utils.training.settings import experiment_settings, resolve_newest
 
 
-def main():
-    """Print the experiment's name, or nothing where there is nothing to train. Raises UserError."""
-    processes, *flags = sys.argv[1:]
+def main() -> None:
+    """Check the command line and run it; exits with the code of the training.
+
+    Raises:
+        UserError: for mistakes in the command line, and those that the processes report.
+    """
+    processes, *command = sys.argv[1:]
     if not processes.isdecimal() or not int(processes):
         raise UserError(f"the first argument is the number of processes, found {processes!r}: "
                         f"bash main.sh 4 --train")
-    # --help prints and exits; main.sh then runs main.py --help, and must not take it for a name.
-    with contextlib.redirect_stdout(io.StringIO()):
-        request = parse(flags)
+    flags = command[command.index("main.py") + 1:]
+    request = parse(flags)
     if "train" not in request.actions:
-        return
-    name_newest(request)
+        os.execvp(command[0], [command[0], "main.py", *flags])
+    resolve_newest(request)
+    node_rank = check_nodes(request.args)
     args, resume = request.args, "resume" in request.actions
-    machines, machine = (int(os.environ.get(k, v)) for k, v in (("NNODES", 1), ("NODE_RANK", 0)))
-    if machines > 1 and args.exp == "none":
-        raise UserError("several machines need the same --exp NAME on each")
-    # The folder is the first machine's, which others need not see.
-    if resume and not machine:
-        experiment.find_experiment(args.exp)
     if resume:
-        args = resumed(request)
-    if args.device == "cuda" or args.device == "auto" and int(processes) > 1:
-        import torch
-        count = torch.cuda.device_count()
-        if int(processes) > count:
-            raise UserError(f"{processes} processes asked for, this machine has {count} GPUs; ask "
-                            f"for fewer, or give --device cpu")
-    print(args.exp if resume or machine else experiment.new_experiment(args.exp).name)
+        # Experiments lie on the first machine; the others may not see its disk.
+        if node_rank == 0:
+            experiment.find_experiment(args.exp)
+        args = experiment_settings(request)
+    check_gpus(int(processes), args.device)
+    with tempfile.TemporaryDirectory(prefix="pipnet-", ignore_cleanup_errors=True) as folder:
+        supervisor = Supervisor(pathlib.Path(folder))
+        name = args.exp if resume or node_rank else experiment.new_experiment(args.exp).name
+        try:
+            code = supervisor.run([*command, "--exp", name], default_threads(int(processes)))
+            if supervisor.stopped:
+                print_stop(processes, flags, request, name, node_rank)
+        finally:
+            # The folder of an experiment that failed before it wrote anything is empty.
+            with contextlib.suppress(OSError):
+                (experiment.WEIGHTS / name).rmdir()
+    sys.exit(code)
 
 
-def name_newest(request):
-    """Put the newest experiment in the place of a bare --exp, and say which. Raises UserError."""
-    if request.args.exp:
+def check_nodes(args: argparse.Namespace) -> int:
+    """Check the environment variables of a training on several machines; return this one's rank."""
+    nodes = os.environ.get("NNODES") or "1"
+    if not nodes.isdecimal() or not int(nodes):
+        raise UserError(f"NNODES is the number of machines, found {nodes!r}")
+    if int(nodes) == 1:
+        return 0
+    if args.exp == "none":
+        raise UserError("several machines need the same --exp NAME on each")
+    rank = os.environ.get("NODE_RANK", "")
+    if not rank.isdecimal() or int(rank) >= int(nodes):
+        raise UserError(f"NODE_RANK is the number of this machine, 0 to {int(nodes) - 1}, found "
+                        f"{rank!r}")
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError("MASTER_ADDR is not set; set it to the address of the first machine")
+    return int(rank)
+
+
+def check_gpus(processes: int, device: str) -> None:
+    """Raise UserError if the processes need more GPUs than this machine has."""
+    if device != "cuda" and (device != "auto" or processes == 1):
         return
-    resume = "resume" in request.actions
-    if "train" in request.actions and not resume:
-        raise UserError("--exp without a name means the newest experiment, and a training begins a "
-                        "new one: give it a name, or leave --exp out for the next number")
-    name = experiment.newest_experiment(*["last.pt"] * resume)
-    # Not on stdout, where main.sh reads the name.
-    print(f"--exp: {name}, the newest experiment", file=sys.stderr)
-    request.args.exp = request.typed["exp"] = name
+    # Another process imports torch, which is slow and large. In a session of its own it does not
+    # receive Ctrl-C, which it would answer with a traceback.
+    counting = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+        stdout=subprocess.PIPE, check=True, start_new_session=True)
+    count = int(counting.stdout)
+    if processes > count:
+        raise UserError(f"{processes} processes asked for, this machine has {count} GPUs; ask for "
+                        f"fewer, or give --device cpu")
 
 
-def resumed(request):
-    """The settings that the experiment of a request, or of the file that it names, was started
-    with; those typed now win.
-    """
-    exp = pathlib.Path(request.args.exp)
-    folder = exp.parent if exp.suffix in (".pt", ".onnx") else experiment.WEIGHTS / exp
-    path = folder / "args.yaml"
-    return load_args(request.typed, path) if path.is_file() else request.args
+def default_threads(processes: int) -> int:
+    """Return the CPU threads of each process: this machine's cores divided by the processes."""
+    # macOS does not know which cores a process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return -(-(cores or 1) // processes)
 
 
-def disk_mistake(error):
-    """An OSError as a UserError where the disk refused, which its user can mend, else as it is."""
-    if error.errno not in DISK:
-        return error
-    where = f"{error.filename}: " if error.filename else ""
-    return UserError(f"{where}{error.strerror}; what was saved before is untouched. Make room or "
-                     f"mend the rights; a training goes on with --resume")
+class Supervisor:
+    """Runs torchrun, and turns signals into requests to stop.
 
+    Signals are handled from the construction on. The first one lets the processes finish their
+    step, save and end; a second Ctrl-C or SIGTERM ends them at once.
 
-def restarts():
-    """How often torchrun has started this process's group again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-def _told(name):
-    folder = os.environ.get("PIPNET_CONTROL")
-    return pathlib.Path(folder, name) if folder else None
-
-
-def _has(name):
-    path = _told(name)
-    return path is not None and path.exists()
-
-
-def has_parent():
-    """Whether main.sh and torchrun run this process, and would start it again."""
-    return _told("stop") is not None
-
-
-def is_over():
-    """Whether main.sh was told to end, or an earlier try ended in a user's mistake."""
-    over = [name for name in ("stop", "stopped", "error") if _has(name)]
-    if "stop" in over:
-        tell_stopped()  # Told before it began: main.sh is to say how to go on.
-    return bool(over)
-
-
-def tell_error(error):
-    """Leave a UserError for main.sh, if there is one, which shows it once."""
-    if has_parent():
-        _told("error").write_text(str(error), encoding="utf-8")
-
-
-def tell_stopped():
-    """Let main.sh, if there is one, say how to go on."""
-    if has_parent():
-        _told("stopped").touch()
-
-
-def leave(patience=5.0):
-    """Say that this process ends; returns whether all of this machine do so within seconds.
-
-    They do where all have met the same mistake. Ending with exit code 0 then keeps torchrun from
-    reporting a crash; where some go on, it must hear of one to end them.
-    """
-    path = _told("ended")
-    if path is None:
-        return False
-    path.with_name(f"ended-{os.environ.get('LOCAL_RANK', 0)}").touch()
-    until = time.monotonic() + patience
-    while len(list(path.parent.glob("ended-*"))) < int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _leave_terminal():
-    """Print into nothing where the terminal was: a closed one answers every line with an error."""
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-
-
-class Stop:
-    """`asked`: whether a signal or main.sh has asked to end. Used with `with`.
-
-    Within, SIGTERM, SIGINT and SIGHUP (the terminal was closed) only ask, so that a step is
-    finished and saved before the process ends; a second Ctrl-C ends it at once. Under nohup a
-    closed terminal asks nothing.
+    Args:
+        folder: the empty folder for the messages of control.py.
     """
 
-    def __init__(self):
-        self._signal, self._file = None, _told("stop")
-
-    def __enter__(self):
-        self._before = {number: signal.signal(number, self._ask)
-                        for number in (*machine.ending_signals(), signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, _):
-        if self._signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number not in (signal.SIGTERM, signal.SIGINT):
-            _leave_terminal()
-        self._signal = number
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.torchrun = folder, None
+        # The code that stays if another machine was asked to stop.
+        self.stop_code = 128 + signal.SIGTERM
+        self.signals = [number for number in (*machine.termination_signals(), signal.SIGINT)
+                        if signal.getsignal(number) != signal.SIG_IGN]
+        for number in self.signals:
+            signal.signal(number, self._handle)
 
     @property
-    def asked(self):
-        """Whether to end after this step; the ranks' answers may differ for a moment."""
-        return bool(self._signal) or self._file is not None and self._file.exists()
+    def stopped(self) -> bool:
+        """Whether a process has ended before the training was complete."""
+        return (self.folder / control.STOPPED).exists()
 
-    @property
-    def code(self):
-        """The exit code of who was stopped: as if by SIGTERM where only another rank was asked."""
-        return 128 + (self._signal or signal.SIGTERM)
+    def run(self, command: list[str], threads: int) -> int:
+        """Run torchrun to its end; return the exit code.
+
+        Args:
+            command: torchrun's, with main.py and its flags.
+            threads: OMP_NUM_THREADS of each process, if the environment does not set it.
+
+        Raises:
+            UserError: that a process has reported.
+        """
+        env = {**os.environ, control.VARIABLE: str(self.folder),
+               "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads)}
+        # torchrun answers a signal with a traceback; in a session of its own it receives none from
+        # the terminal.
+        self.torchrun = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL,
+                                         start_new_session=True)
+        code = self.torchrun.wait()
+        for number in self.signals:
+            signal.signal(number, signal.SIG_IGN)
+        error = self.folder / control.ERROR
+        if error.exists():
+            raise UserError(error.read_text(encoding="utf-8"))
+        if self.stopped:
+            return self.stop_code
+        return code if code >= 0 else 128 - code
+
+    def _handle(self, number, _):
+        hangup = number not in (signal.SIGINT, signal.SIGTERM)
+        stop = self.folder / control.STOP
+        # A closed terminal may send its signal several times.
+        if stop.exists() and not hangup:
+            self._kill()
+        self.stop_code = 128 + number
+        stop.touch()
+        if hangup:
+            control.detach_terminal()
+            self._send(os.kill, number)
+
+    def _kill(self):
+        (self.folder / control.STOPPED).touch()
+        # torchrun first: it would report the death of its processes and restart them.
+        if self.torchrun is not None:
+            self.torchrun.kill()
+        # torchrun makes each process the leader of a group, which holds its loader processes.
+        self._send(os.killpg, signal.SIGKILL)
+
+    def _send(self, send, number):
+        """Send a signal to the registered processes, by os.kill or to their groups by os.killpg."""
+        for record in self.folder.glob(f"{control.PROCESS}*"):
+            with contextlib.suppress(OSError, ValueError):  # It has just ended, or just begins.
+                send(int(record.read_text(encoding="utf-8")), number)
+
+
+def print_stop(processes: str, flags: list[str], request: Request, name: str, node_rank: int):
+    """Print how to resume a stopped training."""
+    if node_rank == 0 and not (experiment.WEIGHTS / name / "last.pt").exists():
+        text = "stopped before anything was saved"
+    else:
+        again = [*flags, *["--exp", name] * ("exp" not in request.typed),
+                 *["--resume"] * ("resume" not in request.actions)]
+        text = f"stopped; go on with: {shlex.join(['bash', 'main.sh', processes, *again])}"
+    # Not by print: where nobody reads the output any more, the exit code must stay that of a stop.
+    with contextlib.suppress(OSError):
+        os.write(1, os.fsencode(f"{text}\n"))
 
 
 if __name__ == "__main__":

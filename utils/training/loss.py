@@ -1,16 +1,35 @@
-"""Training losses of the two heads. Targets stay sparse: landmarks in, cells computed per batch."""
+"""Training losses of the PIP head and the regression head.
+
+Targets are sparse: losses take landmarks, and compute cells and offsets for a whole batch on its
+device. To add a loss of offsets, write an elementwise function here, list it in OFFSET_LOSSES, and
+add its name to the choices of `offset_loss` in utils/args.py. To replace a whole loss, return
+another callable from `build_loss`.
+"""
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 
 import torch
 
+from nets.head import CoarseMaps, Maps
+from nets.model import LandmarkNet
 from utils.errors import UserError
 
 
-def encode(landmarks, neighbours, grid):
-    """Landmarks (N, K, 2) in crop units to the targets of the PIP head on a grid x grid map.
+def encode(landmarks: torch.Tensor, neighbours: torch.Tensor,
+           grid: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the targets of the PIP head (PIPNet, section 3.1).
 
-    Returns cell (N, K) int64, row-major; offset (N, K, 2) and neighbour (N, K, M, 2), float, in
-    cells from the cell's top-left corner. Cells are clamped to the map, offsets not. PIPNet 3.1.
+    Args:
+        landmarks: (N, K, 2) in crop units.
+        neighbours: (K, M) int64, the neighbours of each landmark.
+        grid: cells on a side of the maps.
+
+    Returns:
+        cell (N, K) int64, row-major, of the cell that contains each landmark, clamped to the map;
+        offset (N, K, 2) of the landmark and neighbour (N, K, M, 2) of its neighbours from the
+        cell's top-left corner, in cells, not clamped.
     """
     at = landmarks * grid
     corner = at.floor().clamp(0, grid - 1)
@@ -18,21 +37,25 @@ def encode(landmarks, neighbours, grid):
     return cell, at - corner, at[:, neighbours] - corner[:, :, None]
 
 
-def l1(error):
-    """|error|, elementwise."""
+def l1(error: torch.Tensor) -> torch.Tensor:
+    """Compute the absolute error, elementwise."""
     return error.abs()
 
 
-def smooth_l1(error, beta=0.1):
-    """Quadratic below beta, linear above; Fast R-CNN's loss, elementwise."""
+def smooth_l1(error: torch.Tensor, beta: float = 0.1) -> torch.Tensor:
+    """Compute the smooth L1 loss (Girshick, Fast R-CNN, 2015), elementwise.
+
+    It is quadratic below beta, in the unit of the error, and linear above.
+    """
     return torch.nn.functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none",
                                               beta=beta)
 
 
-def wing(error, width=0.5, curvature=0.1):
-    """Wing loss (Feng et al., CVPR 2018), elementwise: logarithmic below width, linear above.
+def wing(error: torch.Tensor, width: float = 0.5, curvature: float = 0.1) -> torch.Tensor:
+    """Compute the wing loss (Feng et al., CVPR 2018), elementwise.
 
-    width and curvature are in the unit of the error; the defaults suit grid cells.
+    It is logarithmic below width and linear above. width and curvature are in the unit of the
+    error; the defaults suit grid cells.
     """
     error = error.abs()
     shift = width - width * math.log1p(width / curvature)
@@ -43,37 +66,55 @@ OFFSET_LOSSES = {"l1": l1, "smooth_l1": smooth_l1, "wing": wing}
 
 
 class PIPLoss:
-    """cls * score maps + reg * (offset and neighbour terms at the target cells). PIPNet 3.1.
+    """Loss of the PIP head (PIPNet, section 3.1).
 
-    Called with the head's output, landmarks (N, K, 2) in crop units, the indices (N,) of the faces
-    (not needed here), and what counts (see `terms`) it gives the scalar loss. weights (K,): how
-    much each landmark counts in every mean, None for all alike. missing: whether landmarks may be
-    NaN, which then do not count.
+    The loss is cls * score term + reg * (offset terms + neighbour terms at the target cells).
+
+    Args:
+        neighbours: (K, M) int64, the neighbours of each landmark.
+        cls: weight of the score maps.
+        reg: weight of the offset and neighbour terms.
+        offset_loss: key of OFFSET_LOSSES.
+        weights: (K,) weight of each landmark in every mean; None for equal weights.
+        missing: whether landmarks may be NaN; these do not count.
     """
 
-    def __init__(self, neighbours, cls=10.0, reg=1.0, offset_loss="l1", weights=None,
-                 missing=False):
+    def __init__(self, neighbours: torch.Tensor, cls: float = 10.0, reg: float = 1.0,
+                 offset_loss: str = "l1", weights: torch.Tensor | None = None,
+                 missing: bool = False):
         self.neighbours, self.cls, self.reg = neighbours, cls, reg
         self.offset_loss, self.weights = OFFSET_LOSSES[offset_loss], weights
         self.missing = missing
 
-    def terms(self, predicted, landmarks, mask=None, coarse=None):
-        """The unweighted terms as a dict of scalars: score, offset_x, offset_y, neighbour_x,
-        neighbour_y, and those of the coarse maps.
+    def terms(self, predicted: Maps | CoarseMaps, landmarks: torch.Tensor,
+              mask: torch.Tensor | None = None,
+              coarse: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Compute the unweighted terms.
 
-        predicted: head.Maps or head.CoarseMaps. mask (N, K): which landmarks count, None for all;
-        a neighbour counts where both ends do. coarse: the name of a coarse map's term to its mask,
-        in the order of CoarseMaps. Every term is a mean over what counts; one without anything is 0
-        and still part of the graph, as DDP wants.
+        Each is the mean over the landmarks that count. A term without any is 0 and remains in the
+        graph, as DDP requires.
+
+        Args:
+            predicted: output of the head.
+            landmarks: (N, K, 2) in crop units, without NaN.
+            mask: (N, K) bool, which landmarks count; None for all. A neighbour counts if both of
+                its landmarks do.
+            coarse: for CoarseMaps: mask (N, K) by the name of the coarse map's term, in the order
+                of the maps.
+
+        Returns:
+            Scalars by name: score, offset_x, offset_y, neighbour_x, neighbour_y and the coarse
+            maps' terms.
         """
         maps, *coarse_maps = predicted if coarse else (predicted,)
         cell, offset, neighbour = encode(landmarks, self.neighbours, maps.score.shape[-1])
         both = None if mask is None else mask[..., None] & mask[:, self.neighbours]
         if self.weights is not None:
-            # A neighbour's prediction counts as much as the landmark that is predicted.
+            # A neighbour's prediction has the weight of the landmark that is predicted.
             mask = self.weights * (torch.ones_like(cell) if mask is None else mask)
-            towards = self.weights[self.neighbours]
-            both = towards.expand(len(cell), -1, -1) if both is None else towards * both
+            neighbour_weights = self.weights[self.neighbours]
+            both = (neighbour_weights.expand(len(cell), -1, -1) if both is None
+                    else neighbour_weights * both)
         terms = {"score": _score_term(maps.score, landmarks, mask)}
         for axis, name in enumerate("xy"):
             error = _at(getattr(maps, f"offset_{name}"), cell, landmarks.dtype) - offset[..., axis]
@@ -87,11 +128,14 @@ class PIPLoss:
                         landmarks.dtype)
             error = found.view_as(neighbour[..., axis]) - neighbour[..., axis]
             terms[f"neighbour_{name}"] = _mean(self.offset_loss(error), both)
-        for (name, counts), score in zip((coarse or {}).items(), coarse_maps):
-            terms[name] = _score_term(score, landmarks, counts)
+        for (name, coarse_mask), score in zip((coarse or {}).items(), coarse_maps):
+            terms[name] = _score_term(score, landmarks, coarse_mask)
         return terms
 
-    def __call__(self, predicted, landmarks, indices=None, mask=None, coarse=None):
+    def __call__(self, predicted: Maps | CoarseMaps, landmarks: torch.Tensor,
+                 indices: torch.Tensor | None = None, mask: torch.Tensor | None = None,
+                 coarse: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Compute the scalar loss; `indices` is unused, other arguments as in `terms`."""
         if self.missing and mask is None:
             mask, landmarks = ~landmarks.isnan().any(-1), landmarks.nan_to_num()
         terms = self.terms(predicted, landmarks, mask, coarse)
@@ -100,15 +144,15 @@ class PIPLoss:
 
 
 def _at(maps, cell, dtype):
-    """Maps (N, C, G, G) at the cells (N, C) of their landmarks: (N, C).
+    """Read maps (N, C, G, G) at one cell per map (N, C), as `dtype`: (N, C).
 
-    They may be half precision under autocast; errors are summed in `dtype`.
+    Maps may be half precision under autocast; errors are computed in `dtype`.
     """
     return maps.flatten(2).gather(2, cell[..., None])[..., 0].to(dtype)
 
 
 def _score_term(score, landmarks, mask):
-    """Mean squared error of score maps (N, K, G, G), over the maps that count (N, K)."""
+    """Compute the mean squared error of score maps (N, K, G, G) over those in the mask (N, K)."""
     grid = score.shape[-1]
     at = (landmarks * grid).floor().clamp(0, grid - 1).long()
     score = score.flatten(2).to(landmarks.dtype)
@@ -123,17 +167,25 @@ def _mean(values, mask):
 
 
 class RegressionLoss:
-    """reg * a robust loss of coordinates (N, K, 2), measured in the cells of an 8 x 8 grid.
+    """Loss of the regression head: reg * mean robust loss of the coordinates.
 
-    The unit is that of the PIP head at 256 px, so that the same `reg` and curve suit both heads.
+    Errors are in cells of an 8 x 8 grid, the unit of the PIP head at 256 px, so that the same `reg`
+    and offset loss suit both heads.
+
+    Args:
+        reg: weight of the loss.
+        offset_loss: key of OFFSET_LOSSES.
+        missing: whether landmarks may be NaN; these do not count.
     """
 
     GRID = 8
 
-    def __init__(self, reg=1.0, offset_loss="wing", missing=False):
+    def __init__(self, reg: float = 1.0, offset_loss: str = "wing", missing: bool = False):
         self.reg, self.offset_loss, self.missing = reg, OFFSET_LOSSES[offset_loss], missing
 
-    def __call__(self, predicted, landmarks, indices=None):
+    def __call__(self, predicted: torch.Tensor, landmarks: torch.Tensor,
+                 indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the scalar loss of predicted and true landmarks (N, K, 2) in crop units."""
         mask = None
         if self.missing:
             mask, landmarks = ~landmarks.isnan(), landmarks.nan_to_num()
@@ -141,9 +193,23 @@ class RegressionLoss:
         return self.reg * _mean(self.offset_loss(error), mask)
 
 
-def build_loss(model, cls, reg, offset_loss, eye_weight=1.0, missing=False):
-    """The loss of a LandmarkNet's head. eye_weight: of the eyes' landmarks against the others, of
-    the PIP head. missing: see PIPLoss. Raises UserError for an unknown offset loss.
+def build_loss(model: LandmarkNet, cls: float, reg: float, offset_loss: str,
+               eye_weight: float = 1.0, missing: bool = False) -> PIPLoss | RegressionLoss:
+    """Build the loss of a network's head.
+
+    Args:
+        model: network.
+        cls: weight of the score maps, of the PIP head only.
+        reg: weight of offsets and neighbours, or of the regression.
+        offset_loss: key of OFFSET_LOSSES.
+        eye_weight: weight of the eyes' landmarks relative to others, of the PIP head only.
+        missing: whether landmarks may be NaN; these do not count.
+
+    Returns:
+        A callable of (output of the head, landmarks (N, K, 2), indices (N,)) that returns a scalar.
+
+    Raises:
+        UserError: for an unknown offset loss.
     """
     if offset_loss not in OFFSET_LOSSES:
         raise UserError(f"offset_loss must be one of {', '.join(OFFSET_LOSSES)}, found "

@@ -1,4 +1,13 @@
-"""Faces drawn from nothing, with their 68 landmarks of 300W known exactly."""
+"""Draw synthetic faces whose 68 landmarks of 300W are known exactly.
+
+`render` makes one face from a seed. utils.data.drawn_faces.shape gives its 3D shape, pose and
+shading; the functions here paint background, body, facial features, hair, glasses and occluders,
+and finally the exposure and noise of a photo. All colours are float32 RGB in 0..255 until then.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import cv2
 import numpy
 
@@ -14,7 +23,17 @@ _IRISES = ((70, 46, 30), (44, 28, 20), (90, 110, 130), (90, 100, 60))
 
 
 def _stamp(image, outline, paint, alpha=1.0, blur=0.0, width=None, closed=True):
-    """Blend paint (a colour or an image) into float32 image inside outline (n, 2), or along it."""
+    """Blend paint into a float32 image (H, W, 3), in place.
+
+    Args:
+        image: the image.
+        outline: polygon (n, 2) in pixels.
+        paint: a colour, or an image like `image`.
+        alpha: opacity.
+        blur: standard deviation of the soft edge in pixels.
+        width: width of a line along the outline; None: fill the outline.
+        closed: whether the line is closed.
+    """
     if alpha < .02 or len(outline) < 2:
         return
     outline = numpy.ascontiguousarray(numpy.asarray(outline)[:, :2], numpy.float32)
@@ -25,7 +44,7 @@ def _stamp(image, outline, paint, alpha=1.0, blur=0.0, width=None, closed=True):
     y0, y1 = max(y - grow, 0), min(y + high + grow, image.shape[0])
     if x1 <= x0 or y1 <= y0:
         return
-    # A soft mask is drawn small: a wide blur there is a narrow one.
+    # A soft mask is drawn at low resolution, where a wide blur costs little.
     mask = numpy.zeros((-(-(y1 - y0) // coarse), -(-(x1 - x0) // coarse)), numpy.uint8)
     points = [numpy.round(((outline - (x0, y0) + .5) / coarse - .5) * 16).astype(numpy.int32)]
     if width is None:
@@ -59,7 +78,7 @@ def _backdrop(rng, size):
 
 
 def _body(rng, image, project, points, turn, unit, skin, hair, strands):
-    """Shoulders, neck, hair behind the face and ears, into image."""
+    """Paint shoulders, neck, the hair behind the face and the ears."""
     sphere = numpy.array([(numpy.cos(a) * numpy.cos(b), numpy.sin(b), numpy.sin(a) * numpy.cos(b))
                           for a in numpy.arange(0, 6.28, .4) for b in numpy.arange(-1.5, 1.6, .3)])
     volume = rng.choice([1.0, rng.uniform(1.02, 1.12), rng.uniform(1.1, 1.4)])
@@ -94,7 +113,19 @@ def _body(rng, image, project, points, turn, unit, skin, hair, strands):
 
 
 def _features(rng, face, p, at, skin, hair, unit, gaze, turn):
-    """Albedo of brows, eyes, nose and lips over the skin image; p: landmarks (68, 2) in pixels."""
+    """Paint brows, eyes, nose and lips over the skin, without shading.
+
+    Args:
+        rng: random number generator.
+        face: float32 image of the skin.
+        p: landmarks (68, 2) in its pixels.
+        at: the face's unit vectors to the right and down, (2, 2), in the image.
+        skin: its colour.
+        hair: its colour, or None for a bald head.
+        unit: half the width of the face in pixels.
+        gaze: shift (2,) of the irises in pixels.
+        turn: rotation (3, 3) of the head.
+    """
     dark, thin = skin * (.42, .36, .36), max(1, round(unit / 60))
     brow = skin * .3 if hair is None else .5 * dark + .5 * hair * rng.uniform(.4, 1)
     lip = skin * (.92, .66, .66)
@@ -152,11 +183,12 @@ def _features(rng, face, p, at, skin, hair, unit, gaze, turn):
 
 
 def _extras(rng, image, project, controls, mesh, p, hair, strands, unit):
-    """Fringe or side hair, glasses and things before the face."""
-    # A turned head hides the hairline of its far side.
+    """Paint fringe, side hair, glasses and occluders."""
+    # The far side of the hairline is hidden when the head is turned.
     seen = numpy.less(*numpy.linalg.norm(mesh[[12, 14], :, :2] - p[27], axis=2))
     if hair is not None:
-        # Rings nearer the middle lie lower on the forehead; without a fringe only the edge is soft.
+        # Inner rings of the mesh are lower on the forehead; without a fringe only the hairline is
+        # softened.
         low = rng.uniform(.95, .99)
         if rng.random() < .5:
             low = rng.uniform(.74, .95) + rng.uniform(-.1, .1) * numpy.linspace(-1, 1, 19)
@@ -198,7 +230,7 @@ def _extras(rng, image, project, controls, mesh, p, hair, strands, unit):
 
 
 def _develop(rng, image):
-    """Exposure, colour cast, grey, softness and grain of a photo; float32 to uint8."""
+    """Add exposure, colour cast, greyscale, softness and grain; convert float32 to uint8."""
     image = cv2.convertScaleAbs(cv2.max(image, 0.))
     if rng.random() < .12:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -212,11 +244,17 @@ def _develop(rng, image):
     return cv2.add(image, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
 
 
-def render(seed, size=320, rasterise=True):
-    """A drawn face: RGB uint8 (size, size, 3) and its 300W landmarks (68, 2) in pixels.
+def render(seed: int | Sequence[int], size: int = 320, rasterise: bool = True
+           ) -> tuple[numpy.ndarray | None, numpy.ndarray]:
+    """Draw a face.
 
-    seed: a whole number or a sequence of them; the face is a function of it alone. Without
-    rasterise the image is None and only the landmarks are computed.
+    Args:
+        seed: determines the face completely.
+        size: side of the image in pixels.
+        rasterise: if False, compute only the landmarks.
+
+    Returns:
+        Image, RGB uint8 (size, size, 3), or None; and 300W landmarks (68, 2) in its pixels.
     """
     rng = numpy.random.default_rng(seed)
     controls = face_shape(rng)
@@ -231,7 +269,7 @@ def render(seed, size=320, rasterise=True):
     strands = numpy.float32(skin * .8 if hair is None else hair) * streaks
     light = rng.normal((0, -.35, .75), (.6, .35, .15))
     mesh = project(MESH @ controls).reshape(*MESH_SHAPE, 3)
-    # What lies behind the face is drawn at half size: four times as fast, and softer, as in photos.
+    # Everything behind the face is drawn at half size, which is faster and as soft as in photos.
     image = _backdrop(rng, half)
     _body(rng, image, lambda points: project(points)[:, :2] / 2 - .25, points / 2 - .25, turn,
           unit / 2, skin, hair, strands)

@@ -1,13 +1,19 @@
-"""The form of drawn faces: a posable, lit mesh on the 300W mean face, its depth invented.
+"""3D shape, pose and shading of drawn faces.
 
-The unit of the model is half the width of a face; x right, y down, z towards the viewer.
+The model is the mean face of 300W with hand-made depths. `face_shape` varies its control points,
+`pose` rotates and projects them, and `lighting` shades the mesh that a thin-plate spline spans over
+them. The unit of the model is half the width of a face; x right, y down, z towards the viewer.
 """
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import cv2
 import numpy
 
 from utils.landmarks.schemes import SCHEMES
 
-# Invented depths of jaw, brow, nose, eye and lips of one half; the other half mirrors them.
+# Depths of jaw, brow, nose, eye and lips of one half, set by hand; the other half mirrors them.
 _DEPTH = {**dict(zip(range(9), (-1.2, -1.18, -1.12, -1.02, -.88, -.7, -.48, -.25, -.1))),
           **dict(zip(range(17, 22), (-.4, -.2, -.08, -.02, 0))),
           **dict(zip(range(27, 34), (-.03, .12, .26, .4, .02, .1, .16))),
@@ -21,8 +27,17 @@ _INSIDE = ((.5, .05, -.1), (.82, -.12, -.45), (.86, -.55, -.58), (.66, .42, -.4)
 _CENTRE = numpy.array([0, -.1])
 
 
-def smooth(points, closed=True, steps=4):
-    """Catmull-Rom curve through points (n, d), `steps` per segment; point i is at i * steps."""
+def smooth(points: numpy.ndarray, closed: bool = True, steps: int = 4) -> numpy.ndarray:
+    """Return a Catmull-Rom curve through points (n, d).
+
+    Args:
+        points: the points.
+        closed: whether the last point is joined to the first.
+        steps: number of curve points per segment; point i is at index i * steps.
+
+    Returns:
+        Curve points (n * steps, d), or ((n - 1) * steps + 1, d) for an open curve.
+    """
     points = numpy.asarray(points)
     ends = (points[-1:], points[:2]) if closed else (points[:1], points[-1:])
     p = numpy.concatenate([ends[0], points, ends[1]])
@@ -35,7 +50,10 @@ def smooth(points, closed=True, steps=4):
 
 
 def _build():
-    """Controls (C, 3): 68 landmarks, 9 of the hairline, others; weights of mesh and jaw rays."""
+    """Return the values of the module constants CONTROLS to RAYS_SHAPE.
+
+    The control points (C, 3) are 68 landmarks, 9 of the hairline and others.
+    """
     scheme = SCHEMES["300W"]
     mean = (scheme.mean_face - .5) * (2.27, 2.06)
     mean = (mean + mean[scheme.flip] * (-1, 1)) / 2
@@ -54,7 +72,7 @@ def _build():
         square = ((at[:, None] - controls[None]) ** 2).sum(-1)
         return square * numpy.log(square + 1e-9)
 
-    # Thin-plate splines are linear in the controls' values, so the mesh of any face is one product.
+    # A thin-plate spline is linear in its controls, so the mesh of any face is a matrix product.
     xy, count = controls[:, :2], len(controls)
     system = numpy.zeros((count + 3, count + 3))
     system[:count, :count] = kernel(xy, xy) + .002 * numpy.eye(count)
@@ -66,19 +84,20 @@ def _build():
     return controls, *weights, mesh.shape[:2], rays.shape[:2]
 
 
-# MESH @ controls (C, 3) is the surface, MESH_SHAPE (rings, rays): ring 0 is the middle of the face,
-# the last its outline; ray 2 i ends at jaw point i, rays 34 to 50 along the hairline.
+# MESH @ controls (C, 3) is the surface, of shape MESH_SHAPE (rings, rays). Ring 0 is the middle of
+# the face, the last ring its outline. Ray 2 i ends at jaw point i, rays 34 to 50 at the hairline.
+# RAYS @ controls are points on the rays to the jaw points, of shape RAYS_SHAPE (points, 17).
 CONTROLS, MESH, RAYS, MESH_SHAPE, RAYS_SHAPE = _build()
 
 
-def face_shape(rng):
-    """An individual face with an expression: controls (C, 3)."""
-    # The factors are about the spread that the landmarks of 300W show, pose taken away.
+def face_shape(rng: numpy.random.Generator) -> numpy.ndarray:
+    """Return the control points (C, 3) of a random face with a random expression."""
+    # The factors are close to the spread of the landmarks of 300W without pose.
     c = CONTROLS.copy()
     x, y, side = c[:, 0].copy(), c[:, 1].copy(), numpy.sign(c[:, 0])
     right, left, lips = numpy.arange(36, 42), numpy.arange(42, 48), numpy.arange(48, 68)
     n = rng.normal(size=24).clip(-2.2, 2.2)
-    # No face is symmetric: one brow is higher, the mouth a little askew.
+    # Asymmetry: one brow is higher, and the mouth is slightly tilted.
     c[17:22, 1] += .015 * n[22]
     c[lips, 1] += .02 * n[23] * x[lips]
     low = numpy.clip((y + .2) / 1.2, 0, 1)
@@ -100,7 +119,7 @@ def face_shape(rng):
     c[lips, 1] = centre + (c[lips, 1] - centre) * (.97 + .16 * n[15]) + .03 * n[16] + .03 * n[11]
     c[3:14, 1] += .06 * n[17] * (1 - numpy.abs(x[3:14])) ** 1.5
     c[68:77, 1] -= .13 * n[18] * numpy.clip(-y[68:77] - .8, 0, 1) - .05
-    # Expression. The mean face's lips are a little apart: most faces close them first.
+    # Expression. The lips of the mean face are slightly open, so they are closed first.
     opened = rng.choice([0, 0, rng.uniform(0, .2), rng.uniform(.1, 1)])
     smile = rng.choice([0, rng.uniform(-.4, .4), rng.uniform(.2, 1.2)])
     gap = c[[67, 66, 65], 1] - c[[61, 62, 63], 1]
@@ -130,11 +149,18 @@ def face_shape(rng):
     return c
 
 
-def pose(rng, controls, size):
-    """Where the camera sees the face.
+def pose(rng: numpy.random.Generator, controls: numpy.ndarray, size: int
+         ) -> tuple[Callable, numpy.ndarray, numpy.ndarray, float]:
+    """Rotate a face at random and project it into an image.
 
-    Returns project((n, 3)) -> (n, 3), x and y in pixels and depth; the landmarks (68, 2) in pixels;
-    the rotation (3, 3); pixels per unit of the model.
+    Args:
+        rng: random number generator.
+        controls: control points (C, 3).
+        size: side of the image in pixels.
+
+    Returns:
+        A function that projects points (n, 3) to (n, 3), x and y in pixels and depth; the landmarks
+        (68, 2) in pixels; the rotation (3, 3); and the pixels per unit of the model.
     """
     yaw, pitch, roll = numpy.radians(numpy.clip(rng.normal((0, 2, 0), (17, 10, 9)),
                                                 (-45, -25, -35), (45, 28, 35)))
@@ -149,7 +175,7 @@ def pose(rng, controls, size):
         return points * (distance / (distance - points[:, 2:])) ** (1, 1, 0)
 
     points = view(controls[:68])
-    # A jaw point that the cheek hides slides along its ray to the visible contour, as in 300W.
+    # 300W labels the visible contour: a jaw point hidden by the cheek moves along its ray to it.
     rays = view(RAYS @ controls)[:, :2].reshape(*RAYS_SHAPE, 2)
     normal = numpy.gradient(controls[:17, :2], axis=0)[:, ::-1] * (-1, 1)
     normal = normal @ turn[:2, :2].T
@@ -165,10 +191,18 @@ def pose(rng, controls, size):
     return project, points[:, :2] * scale + shift, turn, scale
 
 
-def lighting(mesh, light, ambient, shape):
-    """Shade, about 1 on average, and coverage 0..1 of the mesh (rings, rays, 3): (*shape, 1) each.
+def lighting(mesh: numpy.ndarray, light: numpy.ndarray, ambient: float, shape: tuple[int, int]
+             ) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Shade a mesh.
 
-    light (3,): the direction towards it; ambient: the share that comes from all sides.
+    Args:
+        mesh: projected points (rings, rays, 3) in pixels of the image.
+        light: direction (3,) towards the light.
+        ambient: share of the light that comes from all directions.
+        shape: height and width of the image.
+
+    Returns:
+        Shade, about 1 on average, and coverage in 0..1, both (*shape, 1).
     """
     light = light / numpy.linalg.norm(light)
     ring = numpy.concatenate([mesh, mesh[:, :1]], 1)
@@ -187,7 +221,7 @@ def lighting(mesh, light, ambient, shape):
     order = order[normal[order, 2] > 0]
     for quad, tone in zip(points[order], (value[order] * 140).clip(0, 255).tolist()):
         cv2.fillConvexPoly(shade, quad, (tone, 255), shift=4)
-    # Divided by the blurred coverage, the shade has no dark rim where the face ends.
+    # Division by the blurred coverage avoids a dark rim at the edge of the face.
     blur = numpy.ptp(mesh[..., 1]) / 130
     shade, filled = cv2.split(cv2.GaussianBlur(shade, (0, 0), blur).astype(numpy.float32))
     shade = cv2.resize(shade / (filled + 1) * numpy.float32(255 / 140), shape[::-1])

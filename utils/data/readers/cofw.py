@@ -1,5 +1,8 @@
-"""COFW: COFW_{train,test}_color.mat with images, 29 points and boxes inside."""
+"""Reader of COFW: COFW_{train,test}_color.mat with images, 29 points and boxes inside."""
+from __future__ import annotations
+
 import functools
+import pathlib
 
 import numpy
 
@@ -10,22 +13,25 @@ NAME = "COFW"
 SCHEME = "COFW"
 LAYOUT = "COFW_train_color.mat or COFW_test_color.mat"
 EXPECTED = {"train": 1345, "test": 507}
+CROP = {"rule": "box", "scale": 1.0}
 _FILES = {"train": "COFW_train_color.mat", "test": "COFW_test_color.mat"}
 # Names of images, landmarks and boxes in each file.
 _FIELDS = {"train": ("IsTr", "phisTr", "bboxesTr"), "test": ("IsT", "phisT", "bboxesT")}
 _POINTS = 29
 
 
-def matches(folder):
-    """Whether the folder (pathlib.Path) holds a .mat file of COFW."""
+def matches(folder: pathlib.Path) -> bool:
+    """Return True if the folder holds a .mat file of COFW."""
     return any((folder / file).is_file() for file in _FILES.values())
 
 
-def read(folder, problems):
-    """All faces, 29 points and a box each; bad ones go to `problems`.
+def read(folder: pathlib.Path, problems: list) -> list[Face]:
+    """Read all faces, 29 points and a box each; bad ones go to `problems`.
 
-    The images stay in the file, which `photo` names: image_of(face) decodes one. Raises UserError
-    where a file or a field of it cannot be read.
+    `Face.photo` is the .mat file; image_of decodes the image of a face when it is needed.
+
+    Raises:
+        UserError: a file or one of its fields cannot be read.
     """
     faces = []
     for split, file in _FILES.items():
@@ -55,21 +61,25 @@ def read(folder, problems):
     return faces
 
 
-def image_of(face):
-    """The RGB uint8 image (H, W, 3) of a face that `read` returned. Raises UserError."""
+def image_of(face: Face) -> numpy.ndarray:
+    """Return the image of a face from `read`, RGB uint8 (H, W, 3).
+
+    Raises:
+        UserError: the image cannot be read from the .mat file.
+    """
     field = _FIELDS[face.subset][0]
     index = int(face.name.rsplit("_", 1)[1])
     if _is_hdf5(face.photo):
         import h5py
         try:
             with h5py.File(face.photo) as file:
-                # HDF5 holds MATLAB's (H, W, 3) back to front.
+                # MATLAB stores arrays in HDF5 with the axes reversed.
                 image = file[file[field][()].ravel()[index]][()].T
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{face.photo}: image {index + 1} of {field} cannot be read: "
                             f"{error}") from None
     else:
-        image = _old_images(face.photo, field)[index]
+        image = _images_before_73(face.photo, field)[index]
     image = numpy.asarray(image)
     if image.dtype != numpy.uint8 or image.ndim not in (2, 3) or image.size == 0 \
             or image.ndim == 3 and image.shape[2] != 3:
@@ -80,13 +90,13 @@ def image_of(face):
     return numpy.ascontiguousarray(image)
 
 
-def _is_hdf5(path):
+def _is_hdf5(path: pathlib.Path) -> bool:
     import h5py
     return bool(h5py.is_hdf5(path))
 
 
-def _read_tables(path, split):
-    """Landmark rows (n, 87), boxes (n, 4) and the number of images of a .mat file."""
+def _read_tables(path: pathlib.Path, split: str) -> tuple[numpy.ndarray, numpy.ndarray, int]:
+    """Return landmark rows (n, 87), boxes (n, 4) and the number of images of a .mat file."""
     images, phis, boxes = _FIELDS[split]
     if _is_hdf5(path):
         import h5py
@@ -98,16 +108,16 @@ def _read_tables(path, split):
         except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path}: damaged MATLAB 7.3 file: {error}") from None
     else:
-        # Only the tables are unpacked here, not the images.
-        file, shapes = _load_old(path, (phis, boxes))
+        # The images are not loaded here, to save memory.
+        file, shapes = _load_before_73(path, (phis, boxes))
         _require(path, shapes, (images, phis, boxes))
         phis, boxes, count = file[phis], file[boxes], int(numpy.prod(shapes[images]))
     return _table(path, _FIELDS[split][1], phis, 3 * _POINTS), \
         _table(path, _FIELDS[split][2], boxes, 4), count
 
 
-def _table(path, field, values, columns):
-    """Numbers as (n, columns) float64, whichever way round they lie."""
+def _table(path: pathlib.Path, field: str, values, columns: int) -> numpy.ndarray:
+    """Return the numbers of a field as float64 (n, columns), transposed if needed."""
     try:
         values = numpy.asarray(values, numpy.float64)
     except (TypeError, ValueError):
@@ -119,25 +129,25 @@ def _table(path, field, values, columns):
     return values
 
 
-def _require(path, file, fields):
+def _require(path: pathlib.Path, file, fields) -> None:
     missing = [field for field in fields if field not in file]
     if missing:
         found = ", ".join(sorted(key for key in file if not key.startswith(("_", "#"))))
         raise UserError(f"{path}: no field {missing[0]}; found: {found or 'none'}")
 
 
-def _load_old(path, fields):
-    """Fields of a MATLAB file older than 7.3, and the shapes of all it has. Raises UserError."""
+def _load_before_73(path: pathlib.Path, fields):
+    """Return fields of a MATLAB file older than 7.3, and the shapes of all its fields."""
     import scipy.io
     try:
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
         return scipy.io.loadmat(path, variable_names=fields), shapes
-    except Exception as error:  # noqa: BLE001 - scipy raises anything over damage
+    except Exception as error:  # noqa: BLE001 - scipy raises many types for damaged files
         raise UserError(f"{path}: no readable .mat file: {error or type(error).__name__}") from None
 
 
 @functools.lru_cache(maxsize=1)
-def _old_images(path, field):
-    # The format cannot be read from the middle, so all images are loaded, once a process.
-    file, _ = _load_old(path, (field,))
+def _images_before_73(path: pathlib.Path, field: str):
+    # The format has no random access, so each process loads all images once.
+    file, _ = _load_before_73(path, (field,))
     return file[field].ravel()

@@ -1,8 +1,13 @@
-"""LaPa: {train,val,test}/{images,landmarks}/, a landmark file = its count, then 106 lines x y."""
+"""Reader of LaPa: {train,val,test}/{images,landmarks}/ with a text file of 106 points per image."""
+from __future__ import annotations
+
+import pathlib
 import re
 
+import numpy
+
 from utils.data.readers.face import Face
-from utils.data.readers.pts import pair, read_lines, rows_to_points, short, unique_name
+from utils.data.readers.pts import pair_files, read_lines, rows_to_points, shorten, unique_name
 
 NAME = "LaPa"
 SCHEME = "LaPa"
@@ -10,14 +15,14 @@ LAYOUT = "{train,val,test}/{images,landmarks}/"
 EXPECTED = {"train": 18176, "val": 2000, "test": 2000}
 
 
-def matches(folder):
-    """Whether the folder (pathlib.Path) holds images/ and landmarks/ of at least one split."""
+def matches(folder: pathlib.Path) -> bool:
+    """Return True if the folder holds images/ and landmarks/ of at least one split."""
     return any((folder / split / "images").is_dir() and (folder / split / "landmarks").is_dir()
                for split in EXPECTED)
 
 
-def read(folder, problems):
-    """All faces, 106 points each; missing splits are skipped, bad items go to `problems`."""
+def read(folder: pathlib.Path, problems: list) -> list[Face]:
+    """Read all faces of 106 points; absent splits are skipped, bad files go to `problems`."""
     faces, taken = [], set()
     for split in EXPECTED:
         images, landmarks = folder / split / "images", folder / split / "landmarks"
@@ -26,7 +31,7 @@ def read(folder, problems):
                 problems.append((part, f"no such folder beside {other.name}"))
         if not (images.is_dir() and landmarks.is_dir()):
             continue
-        for photo, path in pair(landmarks.iterdir(), ".txt", problems, images.iterdir()):
+        for photo, path in pair_files(landmarks.iterdir(), ".txt", problems, images.iterdir()):
             try:
                 points = _read_landmarks(path)
             except (ValueError, OSError) as error:
@@ -39,9 +44,10 @@ def read(folder, problems):
     return faces
 
 
-def _read_landmarks(path):
-    """Landmarks (106, 2) in pixels, 0-based as they stand. Raises ValueError, OSError."""
+def _read_landmarks(path: pathlib.Path) -> numpy.ndarray:
+    """Read landmarks (106, 2); the first line is their number. Raises ValueError, OSError."""
     (line, count), *rows = read_lines(path)
     if count != str(len(rows)):
-        raise ValueError(f"line {line}: the count says {short(count)}, {len(rows)} points found")
+        raise ValueError(f"line {line}: the count says {shorten(count)}, {len(rows)} points found")
+    # The file's pixels count from 0.
     return rows_to_points(rows, 106)

@@ -1,60 +1,74 @@
-"""Landmark text files (.pts of 300W, .txt of LaPa), the images beside them, names of faces."""
+"""Helpers of the readers: landmark text files, files of a folder, file names of crops.
+
+`walk` and `pair_files` find images and landmark files, `read_pts` and `read_lines` parse their text
+and `unique_name` gives each face the file stem of its crop.
+"""
+from __future__ import annotations
+
 import math
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy
 
 from utils.data.photo import IMAGE_SUFFIXES
 
-# Bytes of a face's name: with a source's before it and a suffix it is still none too long.
-LONGEST = 100
+# Bytes of a crop's file stem. File systems allow 255 for the name with a source prefix and suffix.
+MAX_NAME_BYTES = 100
 
 
-def short(value, length=50):
-    """A value as one short printable line, for messages about files that may hold anything."""
+def shorten(value: object, length: int = 50) -> str:
+    """Return a value as one short printable line, for messages about files with any content."""
     text = ascii(value)
     return text if len(text) <= length else text[:length - 4] + "...'"
 
 
-def mark_missing(points):
-    """Points (K, 2) as they stand in a file, with NaN for those that its tool left out.
+def mark_missing(points: numpy.ndarray) -> numpy.ndarray:
+    """Return points (K, 2) with both coordinates NaN where a point was not labelled.
 
-    Such are -1 -1, 0 0 (the corner of the photo, where no landmark lies) and NaN in either place.
+    Annotation tools write such a point as -1 -1, as 0 0 (the corner of the photo) or as NaN.
     """
     points = numpy.array(points, numpy.float64)
-    out = (points == -1).all(1) | (points == 0).all(1) | numpy.isnan(points).any(1)
-    points[out] = numpy.nan
+    missing = (points == -1).all(1) | (points == 0).all(1) | numpy.isnan(points).any(1)
+    points[missing] = numpy.nan
     return points
 
 
-def numbers(fields, missing=False):
-    """Strings to a float64 array. Raises ValueError naming the first that is no finite number.
+def parse_numbers(fields: Sequence[str], allow_missing: bool = False) -> numpy.ndarray:
+    """Convert strings to a float64 array (n,).
 
-    missing: whether an empty field, NaN or NA is one that was left out, and is NaN.
+    Args:
+        fields: the strings.
+        allow_missing: read an empty field, "nan" and "na" as NaN.
+
+    Raises:
+        ValueError: names the first field that is not a finite number.
     """
     values = numpy.empty(len(fields))
     for i, field in enumerate(fields):
-        if missing and field.strip().lower() in ("", "nan", "na"):
+        if allow_missing and field.strip().lower() in ("", "nan", "na"):
             values[i] = numpy.nan
             continue
         try:
             # float() reads 1_5 as 15.
             values[i] = float(field.replace("_", "?"))
         except ValueError:
-            raise ValueError(f"{short(field)} is no number") from None
+            raise ValueError(f"{shorten(field)} is no number") from None
         if not math.isfinite(values[i]):
-            raise ValueError(f"{short(field)} is no finite number")
+            raise ValueError(f"{shorten(field)} is no finite number")
     return values
 
 
-def read_lines(path):
-    """The lines of a file that are not blank: [(line number from 1, text), ...].
+def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, with their numbers from 1.
 
-    latin-1, because every byte is valid there: a stray byte spoils one line and not the file.
-    Raises ValueError for a file without text, OSError.
+    Raises:
+        ValueError: the file has no text.
+        OSError: the file cannot be read.
     """
+    # Every byte is valid latin-1, so a damaged byte affects one line and not the whole file.
     lines = re.split(r"\r\n|\n|\r", path.read_bytes().decode("latin-1"))
     lines = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     if not lines:
@@ -62,10 +76,17 @@ def read_lines(path):
     return lines
 
 
-def rows_to_points(rows, points, missing=False):
-    """Lines "x y", as of read_lines, to (points, 2) float64. Raises ValueError naming the line.
+def rows_to_points(rows: Sequence[tuple[int, str]], points: int,
+                   allow_missing: bool = False) -> numpy.ndarray:
+    """Convert "x y" lines of `read_lines` to float64 (points, 2).
 
-    missing: see numbers.
+    Args:
+        rows: line numbers and texts.
+        points: expected number of rows.
+        allow_missing: see parse_numbers.
+
+    Raises:
+        ValueError: names the line that cannot be parsed, or gives the wrong number of points.
     """
     if len(rows) != points:
         raise ValueError(f"{len(rows)} points found, {points} expected")
@@ -73,43 +94,50 @@ def rows_to_points(rows, points, missing=False):
     for i, (line, text) in enumerate(rows):
         fields = text.split()
         if len(fields) != 2:
-            raise ValueError(f"line {line}: x y expected, found {short(text)}")
+            raise ValueError(f"line {line}: x y expected, found {shorten(text)}")
         try:
-            out[i] = numbers(fields, missing)
+            out[i] = parse_numbers(fields, allow_missing)
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from None
     return out
 
 
-def read_pts(path, points, missing=False):
-    """Landmarks (points, 2) of a .pts file, 0-based pixels (the file counts from 1).
+def read_pts(path: pathlib.Path, points: int, allow_missing: bool = False) -> numpy.ndarray:
+    """Read a .pts file, whose pixels count from 1.
 
-    missing: whether points may be left out, see mark_missing; they are NaN. Raises ValueError with
-    the reason where the file is not what it should be, OSError.
+    Args:
+        path: the file.
+        points: expected number of points.
+        allow_missing: accept points that were not labelled (see mark_missing); they become NaN.
+
+    Returns:
+        Landmarks (points, 2) in pixels, 0-based, float64.
+
+    Raises:
+        ValueError: gives the reason why the file cannot be parsed.
+        OSError: the file cannot be read.
     """
     lines = read_lines(path)
     start = next((i for i, (_, text) in enumerate(lines) if text == "{"), None)
     stop = next((i for i, (_, text) in enumerate(lines) if text == "}"), None)
     if start is None:
-        raise ValueError(f"no .pts file: no line {{ found; it begins with {short(lines[0][1])}")
+        raise ValueError(f"no .pts file: no line {{ found; it begins with {shorten(lines[0][1])}")
     if stop is None or stop < start:
         raise ValueError("no line } after the points: the file is cut off")
     rows = lines[start + 1:stop]
     for line, text in lines[:start]:
         key, _, value = text.partition(":")
         if key.strip() == "n_points" and value.strip() != str(len(rows)):
-            raise ValueError(f"line {line}: n_points says {short(value.strip())}, "
+            raise ValueError(f"line {line}: n_points says {shorten(value.strip())}, "
                              f"{len(rows)} points found")
-    found = rows_to_points(rows, points, missing)
-    return (mark_missing(found) if missing else found) - 1
+    found = rows_to_points(rows, points, allow_missing)
+    return (mark_missing(found) if allow_missing else found) - 1
 
 
-def walk(folder):
-    """Files (pathlib.Path) under a folder, sorted. Linked folders are followed, each folder once.
-
-    A folder's own place comes before links to it, so that it does not matter where those lie.
-    """
+def walk(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return all files under a folder, sorted; links to folders are followed, each folder once."""
     found, seen = [], set()
+    # Links are followed last, so that a folder inside the tree is listed under its real path.
     folders, links = [folder], []
     while folders or links:
         current = folders.pop() if folders else links.pop(0)
@@ -117,7 +145,7 @@ def walk(folder):
             status = os.stat(current)
             entries = sorted(os.scandir(current), key=lambda entry: entry.name)
         except OSError:
-            continue  # A broken link, or a folder that is not ours to read.
+            continue  # A broken link, or a folder without read permission.
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -129,12 +157,21 @@ def walk(folder):
     return sorted(found)
 
 
-def pair(files, suffix, problems, photos=None):
-    """Images and landmark files of the same stem: [(image, landmark file), ...] sorted by name.
+def pair_files(files: Iterable[pathlib.Path], suffix: str, problems: list,
+               photos: Iterable[pathlib.Path] | None = None
+               ) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Pair images with the landmark files of the same stem.
 
-    files: paths of one folder; photos: the images, where they lie in another. An image without
-    landmarks, landmarks without an image and a second image of a stem go to `problems`. Mirrored
-    copies (_mirror) and hidden files are left out.
+    Mirrored copies (stem ends in _mirror) and hidden files are ignored.
+
+    Args:
+        files: files of one folder.
+        suffix: suffix of the landmark files, lower case.
+        problems: receives (path, reason) of unpaired files and of further files of a stem.
+        photos: files of the folder that holds the images, if it is another one.
+
+    Returns:
+        (image, landmark file) pairs, sorted by stem.
     """
     def by_stem(paths, suffixes):
         found = {}
@@ -158,12 +195,14 @@ def pair(files, suffix, problems, photos=None):
     return [(images[stem], landmarks[stem]) for stem in sorted(landmarks.keys() & images.keys())]
 
 
-def unique_name(text, taken):
-    """A file stem for `text` (blanks and slashes become _) unlike all in the set `taken`.
+def unique_name(text: str, taken: set[str]) -> str:
+    """Return a file stem for `text` that is not in `taken`, and add it to `taken`.
 
-    It is added to `taken`; letter case does not count, as on some file systems. A long one is cut.
+    Runs of characters other than letters, digits and ".+-_" become "_". Long stems are truncated.
+    `taken` holds lower-case stems, because some file systems ignore case.
     """
-    name = stem = re.sub(r"[^\w.+-]+", "_", text).encode()[:LONGEST].decode(errors="ignore")
+    stem = re.sub(r"[^\w.+-]+", "_", text).encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    name = stem
     number = 2
     while name.lower() in taken:
         name, number = f"{stem}_{number}", number + 1

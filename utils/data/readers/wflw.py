@@ -1,11 +1,14 @@
-"""WFLW: WFLW_images/ and lists with a line of 98 points, box, attributes and image per face."""
+"""Reader of WFLW: WFLW_images/ and lists with 98 points, box, attributes and image on a line."""
+from __future__ import annotations
+
 import collections
 import os
+import pathlib
 
 import numpy
 
 from utils.data.readers.face import Face
-from utils.data.readers.pts import numbers, read_lines, short, unique_name
+from utils.data.readers.pts import parse_numbers, read_lines, shorten, unique_name
 from utils.errors import UserError
 
 NAME = "WFLW"
@@ -13,20 +16,23 @@ SCHEME = "WFLW"
 LAYOUT = ("WFLW_images/ and WFLW_annotations/list_98pt_rect_attr_train_test/"
           "list_98pt_rect_attr_{train,test}.txt")
 EXPECTED = {"train": 7500, "test": 2500}
+CROP = {"rule": "box", "scale": 1.2}
 SUBSETS = ("largepose", "expression", "illumination", "makeup", "occlusion", "blur")
 _POINTS, _BOX, _ATTRIBUTES = 98, 4, 6
 
 
-def matches(folder):
-    """Whether the folder (pathlib.Path) holds a WFLW list."""
+def matches(folder: pathlib.Path) -> bool:
+    """Return True if the folder holds a WFLW list."""
     return any(_list(folder, split).is_file() for split in EXPECTED)
 
 
-def read(folder, problems):
-    """All faces, 98 points and a box each; bad lines go to `problems`.
+def read(folder: pathlib.Path, problems: list) -> list[Face]:
+    """Read all faces, 98 points and a box each; bad lines go to `problems`.
 
-    A test face is also in the lists test_largepose, test_expression, ... that name it. Raises
-    UserError where the images' folder or both lists are missing or a list cannot be read.
+    A test face also belongs to the subset lists (test_largepose, test_expression, ...) with it.
+
+    Raises:
+        UserError: the image folder or both lists are absent, or a list cannot be read.
     """
     images = folder / "WFLW_images"
     if not images.is_dir():
@@ -44,7 +50,7 @@ def read(folder, problems):
                 name, points, box = _parse(text)
                 photo = images / name
                 if not os.path.isfile(photo):
-                    raise ValueError(f"no image {short(str(photo), 200)}")
+                    raise ValueError(f"no image {shorten(str(photo), 200)}")
             except ValueError as error:
                 problems.append((path, f"line {line}: {error}"))
                 continue
@@ -55,37 +61,37 @@ def read(folder, problems):
     return faces
 
 
-def _list(folder, split):
+def _list(folder: pathlib.Path, split: str) -> pathlib.Path:
     return (folder / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
             / f"list_98pt_rect_attr_{split}.txt")
 
 
-def _lines(path):
+def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
     try:
         return read_lines(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def _parse(text):
-    """A line to image name, points (98, 2) and box (4,). Raises ValueError."""
+def _parse(text: str) -> tuple[str, numpy.ndarray, numpy.ndarray]:
+    """Parse a line to image name, points (98, 2) and box (4,). Raises ValueError."""
     values = 2 * _POINTS + _BOX + _ATTRIBUTES
-    # The image name is all that follows the numbers, blanks included.
+    # The image name may contain blanks.
     fields = text.split(None, values)
     if len(fields) != values + 1:
         raise ValueError(f"{values + 1} fields expected (196 coordinates, 4 of the box, 6 "
                          f"attributes, image), {len(fields)} found")
-    points = numbers(fields[:2 * _POINTS]).reshape(_POINTS, 2)
-    box = numbers(fields[2 * _POINTS:2 * _POINTS + _BOX])
+    points = parse_numbers(fields[:2 * _POINTS]).reshape(_POINTS, 2)
+    box = parse_numbers(fields[2 * _POINTS:2 * _POINTS + _BOX])
     if not (box[2] > box[0] and box[3] > box[1]):
         raise ValueError(f"the box {box.tolist()} is no x_min y_min x_max y_max")
     for attribute in fields[2 * _POINTS + _BOX:values]:
         if attribute not in ("0", "1"):
-            raise ValueError(f"attributes are 0 or 1, found {short(attribute)}")
+            raise ValueError(f"attributes are 0 or 1, found {shorten(attribute)}")
     return fields[values], points, box
 
 
-def _mark_subsets(folder, faces, problems):
+def _mark_subsets(folder: pathlib.Path, faces: list[Face], problems: list) -> None:
     """Add test_largepose etc. to the lists of the test faces that the subset lists name."""
     by_image = collections.defaultdict(list)
     for face in faces:
@@ -102,15 +108,15 @@ def _mark_subsets(folder, faces, problems):
                 if len(fields) <= 2 * _POINTS:
                     raise ValueError(f"196 coordinates and an image expected, {len(fields)} fields "
                                      f"found")
-                points = numbers(fields[:2 * _POINTS]).reshape(_POINTS, 2)
+                points = parse_numbers(fields[:2 * _POINTS]).reshape(_POINTS, 2)
             except ValueError as error:
                 problems.append((path, f"note: line {line}: {error}"))
                 continue
-            # An image has several faces; the subset's line repeats the coordinates of one.
-            near = [face for face in by_image[fields[-1]]
+            # An image may have several faces; the line repeats the coordinates of one of them.
+            same = [face for face in by_image[fields[-1]]
                     if numpy.abs(face.points - points).max() < 0.5]
-            if near:
-                near[0].lists += (f"test_{subset}",)
+            if same:
+                same[0].lists += (f"test_{subset}",)
             else:
                 problems.append((path, f"note: line {line}: no such test face of "
-                                       f"{short(fields[-1])}"))
+                                       f"{shorten(fields[-1])}"))

@@ -1,4 +1,4 @@
-"""The filter that steadies points, and the tracks that use it."""
+"""The One Euro filter on landmarks, and the tracks that use it."""
 import numpy
 import pytest
 from helpers import painted_faces
@@ -13,10 +13,10 @@ MEAN = SCHEMES["300W"].mean_face
 
 
 def noisy(velocity, frames=300, side=200.0):
-    """True and measured landmarks of a face that moves at velocity (face sides a second)."""
+    """Return true and noisy landmarks of a face that moves at velocity (face sides a second)."""
     random, seconds = numpy.random.default_rng(0), numpy.arange(frames)[:, None, None] / RATE
     true = (MEAN - 0.5) * side / 1.2 + seconds * side * numpy.array([velocity, 0.3 * velocity])
-    # Each point on its own, and the face as a whole, in sides of the face.
+    # Independent noise per landmark and common noise, in sides of the face.
     return true, true + random.normal(0, 0.004, true.shape) * side \
         + random.normal(0, 0.0015, (frames, 1, 2)) * side
 
@@ -28,8 +28,8 @@ def jitter(points):
 @pytest.mark.parametrize("velocity", [0, 0.1, 0.3, 1, 3])
 def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
     true, measured = noisy(velocity)
-    steady = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings)
-    found = numpy.stack([steady(points, 200.0, 1 / RATE) for points in measured])
+    face_filter = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings)
+    found = numpy.stack([face_filter(points, 200.0, 1 / RATE) for points in measured])
     error, before = (found - true)[30:], (measured - true)[30:]
     assert jitter(error) <= 0.4 * jitter(before)
     if velocity:
@@ -37,12 +37,12 @@ def test_filter_cuts_jitter_and_lags_less_than_a_frame(velocity):
         assert -(error.mean((0, 1)) @ step) / (step @ step) < 1
 
 
-def test_a_blink_of_three_frames_is_seen_in_the_steadied_points():
+def test_a_blink_of_three_frames_remains_after_filtering():
     _, measured = noisy(0, 90)
     eyes = SCHEMES["300W"].eyes
     openness = []
     for lids in ((), sum(eyes, [])):
-        steady = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings, lids)
+        face_filter = FaceFilter(*Tracker(painted_faces.Painted(), None).filter_settings, lids)
         found = []
         for frame, points in enumerate(measured):
             points = points.copy()
@@ -50,11 +50,11 @@ def test_a_blink_of_three_frames_is_seen_in_the_steadied_points():
                 for upper, lower in ((1, 5), (2, 4)):
                     if 60 <= frame < 63:
                         points[contour[upper]] = points[contour[lower]]
-            found.append(aspect_ratio(steady(points, 200.0, 1 / RATE)[None], eyes[0])[0])
+            found.append(aspect_ratio(face_filter(points, 200.0, 1 / RATE)[None], eyes[0])[0])
         openness.append(numpy.array(found) / numpy.median(found))
-    slow, quick = openness
-    assert quick[62] < 0.1 < 0.2 < slow[62]
-    assert quick[64] > slow[64] + 0.1
+    default, lid = openness
+    assert lid[62] < 0.1 < 0.2 < default[62]
+    assert lid[64] > default[64] + 0.1
 
 
 def test_filter_does_not_depend_on_the_size_of_the_frame():
@@ -64,16 +64,16 @@ def test_filter_does_not_depend_on_the_size_of_the_frame():
         assert numpy.allclose(2 * small(points, 200, 1 / RATE), large(2 * points, 400, 1 / RATE))
 
 
-def test_tracks_are_steadied_and_raw_points_kept():
+def test_tracks_have_filtered_and_raw_landmarks():
     predictor = painted_faces.Painted()
     predictor.noise = 0.004
     made = Tracker(predictor, painted_faces.detector())
     image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
-    films = [made.update(image, i / RATE)[0] for i in range(3)]
+    first_tracks = [made.update(image, i / RATE)[0] for i in range(3)]
     points, raw = [], []
     for i in range(3, 60):
         track = made.update(image, i / RATE)[0]
         points.append(track.points_px)
         raw.append(track.raw_px)
-    assert films[0].id == track.id
+    assert first_tracks[0].id == track.id
     assert jitter(numpy.array(points)) < 0.4 * jitter(numpy.array(raw))

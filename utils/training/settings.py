@@ -1,0 +1,39 @@
+"""Settings of a command that names an experiment."""
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from utils import experiment
+from utils.args import Request, load_args
+from utils.errors import UserError
+
+
+def resolve_newest(request: Request) -> None:
+    """Replace a bare --exp by the name of the newest experiment, and print it on stderr.
+
+    Raises:
+        UserError: if there is no experiment yet, or if a new training is requested.
+    """
+    if request.args.exp:
+        return
+    resume = "resume" in request.actions
+    if "train" in request.actions and not resume:
+        raise UserError("--exp without a name means the newest experiment, and a training begins a "
+                        "new one: give it a name, or leave --exp out for the next number")
+    name = experiment.newest_experiment(*["last.pt"] * resume)
+    print(f"--exp: {name}, the newest experiment", file=sys.stderr)
+    request.args.exp = request.typed["exp"] = name
+
+
+def experiment_settings(request: Request) -> argparse.Namespace:
+    """Return the settings that the named experiment was started with; typed ones override them.
+
+    The experiment may also be named by one of its files. Without its args.yaml the settings of the
+    request are returned.
+    """
+    exp = pathlib.Path(request.args.exp)
+    folder = exp.parent if exp.suffix in (".pt", ".onnx") else experiment.WEIGHTS / exp
+    path = folder / "args.yaml"
+    return load_args(request.typed, path, saved=True) if path.is_file() else request.args
