@@ -4,6 +4,7 @@ python demo.py                                   first webcam, shipped weights; 
 python demo.py --source sample                   the portrait that comes with matplotlib
 python demo.py --source clip.mp4 --output out.mp4 --landmarks out.csv --eyes
 python demo.py --source 0 --driver --events trip.csv --alarm      driver monitoring
+python demo.py --serve 8000                      a page that uses the camera of the browser
 
 `run_demo` opens the source (`utils.tracking.sources`), loads detector and model, and passes each
 frame to `utils.pipeline.Pipeline`, which tracks, writes and draws.
@@ -33,9 +34,10 @@ from utils.args import Parser  # noqa: E402
 from utils.data.photo import WRITABLE_SUFFIXES, read_photo, why_unread  # noqa: E402
 from utils.detection.detector import get_detector  # noqa: E402
 from utils.drowsiness.states import STATES  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
+from utils.errors import UserError, printable, run  # noqa: E402
 from utils.pipeline import Pipeline  # noqa: E402
 from utils.tracking import outputs, sources  # noqa: E402
+from utils.tracking.window import show, why_no_window  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy
@@ -53,7 +55,6 @@ TRACKING = {
     "filter_beta": (float, 5.0, 0, math.inf, "speed coefficient of the One Euro filter in Hz per "
                     "face side a second; higher: less lag"),
 }
-WINDOW = "landmarks: q quits, s saves"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,13 +66,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="demo.py", allow_abbrev=False, description="Facial landmarks on a webcam, "
                     "a stream, a video, an image or a folder of images.")
     group = parser.add_argument_group("Input")
-    group.add_argument("--source", default="0", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
+    group.add_argument("--source", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
                        help="number or /dev/video0 of a camera, rtsp:// or http:// address, path, "
-                       "or sample: a portrait [0]")
+                       "or sample: a portrait [0; with --serve the viewers' cameras]")
     group.add_argument("--camera-size", type=_size, metavar="WxH",
                        help="size to request from the camera, such as 1280x720 [its default]")
     group.add_argument("--camera-rate", type=_rate, metavar="N",
-                       help="frames a second to request from the camera [its default]")
+                       help="frames a second to request from the camera, or those of a film whose "
+                       "time stamps are missing or wrong [its default]")
+    group.add_argument("--aspect", type=_aspect, metavar="W:H", help="width to height of the "
+                       "picture, such as 16:9, of a video, stream or camera that reports a wrong "
+                       "one [as reported]")
     group = parser.add_argument_group("Model")
     group.add_argument("--weights", metavar="PATH|EXP",
                        help="a .pt or .onnx file, or an experiment [the shipped weights, else "
@@ -80,6 +85,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="face detector: haar, or a YuNet or SCRFD file [haar]")
     group.add_argument("--device", metavar="DEVICE",
                        help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
+    group.add_argument("--flip-test", action="store_true", help="average with the mirrored face, "
+                       "which needs a .pt and twice the time; with --landmarks each face also has "
+                       "its mirror_error, in twice the time again")
     group = parser.add_argument_group("Output")
     group.add_argument("--output", metavar="PATH",
                        help="write an image, a video or a folder instead of opening a window")
@@ -97,6 +105,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--alarm", nargs="?", const="bell", choices=("bell", "line"),
                        help="ring the terminal's bell, or write a line to stderr, when a person is "
                        "not awake or is out of sight [bell]")
+    group = parser.add_argument_group("Page", "a page in place of a window")
+    group.add_argument("--serve", metavar="[HOST:]PORT", help="serve a page that shows landmarks, "
+                       "eyes and events of the viewer's camera, or of --source [127.0.0.1:PORT]")
+    group.add_argument("--token", metavar="TEXT", help="text that the page's address must contain "
+                       "[none on this machine, else a random one]")
+    group.add_argument("--viewers", type=_number(int, 1, 64), default=4, metavar="N",
+                       help="people whose cameras are processed at the same time [4]")
     group = parser.add_argument_group("Tracking")
     for name, (kind, default, least, most, sentence) in TRACKING.items():
         group.add_argument("--" + name.replace("_", "-"), type=_number(kind, least, most),
@@ -112,6 +127,16 @@ def _size(text):
     if not found or "0" in found.groups():
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 1280x720, found {text}")
     return int(found[1]), int(found[2])
+
+
+def _aspect(text):
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or "0" in found.groups():
+        raise argparse.ArgumentTypeError(f"expected WIDTH:HEIGHT, such as 16:9, found {text}")
+    aspect = int(found[1]) / int(found[2])
+    if not 1 / 4 <= aspect <= 4:
+        raise argparse.ArgumentTypeError(f"must be 1:4 to 4:1, found {text}")
+    return aspect
 
 
 def _rate(text):
@@ -178,12 +203,6 @@ def read_image(path: pathlib.Path | str) -> numpy.ndarray:
     return image
 
 
-def has_display() -> bool:
-    """Return whether a window can be opened, as far as is known beforehand (on Linux)."""
-    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY")
-                                                        or os.environ.get("WAYLAND_DISPLAY"))
-
-
 def output_path(output, kind, what):
     """Return where to write the source (kind, what): --output, or a name made from the source's.
 
@@ -221,32 +240,6 @@ def check_outputs(kind, what, output, options):
     for flag, path in tables:
         outputs.check_suffix(flag, path)
     outputs.refuse_sources([pair for pair in dict.fromkeys(written + tables) if pair[1]], files)
-
-
-def show(image: numpy.ndarray, wait: int) -> bool:
-    """Show an RGB image in the window.
-
-    Args:
-        image: RGB uint8 (H, W, 3).
-        wait: milliseconds to wait for a key; 0: until there is one.
-
-    Returns:
-        Whether the user quits.
-    """
-    try:
-        cv2.imshow(WINDOW, image[..., ::-1])
-        key = cv2.waitKey(wait) & 0xff
-    except cv2.error:
-        raise UserError("this OpenCV cannot open windows; give --output PATH") from None
-    if key == ord("s"):
-        number = 1
-        while pathlib.Path(f"snapshot_{number}.png").exists():
-            number += 1
-        draw.save(f"snapshot_{number}.png", image)
-        print(f"snapshot_{number}.png")
-    # The window's close button quits as well.
-    closed = cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
-    return key in (ord("q"), 27) or closed
 
 
 def run_images(pipeline, kind, what, output):
@@ -297,7 +290,8 @@ def run_video(pipeline, source, output, window):
     """
     from tqdm import tqdm
     last = time.monotonic()
-    frame_rate = drawn = None
+    # A film shows its own rate, a live source that at which its frames are processed.
+    frame_rate, drawn = None if source.live else source.rate, None
     ended = False
     video = None if output is None else outputs.VideoFile(output, source.rate)
     # Programs read the lines of --alarm line from stderr, so there is no progress bar.
@@ -317,8 +311,9 @@ def run_video(pipeline, source, output, window):
             image, seconds = cv2.cvtColor(taken[0], cv2.COLOR_BGR2RGB), taken[1]
             drawn = pipeline(image, seconds, source.name, frame_rate)
             now = time.monotonic()
-            current = 1 / max(now - last, 1e-6)
-            frame_rate = current if frame_rate is None else 0.9 * frame_rate + 0.1 * current
+            if source.live:
+                current = 1 / max(now - last, 1e-6)
+                frame_rate = current if frame_rate is None else 0.9 * frame_rate + 0.1 * current
             last = now
             if video is not None:
                 video.write(drawn, seconds)
@@ -334,14 +329,20 @@ def run_video(pipeline, source, output, window):
             video.close()
     if pipeline.frames == 0:
         raise UserError(f"{source.name}: no frame could be read; the file or the camera is damaged")
-    missed = 0 if source.live else source.missed
-    if missed:
-        print(f"{source.name}: {missed} frames could not be decoded and were left out",
-              file=sys.stderr)
-    if ended and not source.live and pipeline.frames + missed < (source.count or 0):
-        print(f"{source.name}: ended after {pipeline.frames} of {source.count} frames; the file is "
-              f"cut off", file=sys.stderr)
+    if ended and not source.live:
+        _report_damage(source)
     return ended and source.live
+
+
+def _report_damage(recording):
+    """Print what is missing of a sources.Recording that has been read to its end."""
+    if recording.missed:
+        print(f"{recording.name}: {recording.missed} frames could not be decoded and were left out",
+              file=sys.stderr)
+    cut = recording.cut_off()
+    if cut:
+        print(f"{recording.name}: ended after {cut[0]:.1f} of {cut[1]:.1f} s; the file is cut off "
+              f"or damaged there", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -366,34 +367,54 @@ def run_demo(options: argparse.Namespace) -> None:
     Raises:
         UserError: for mistakes of the user.
     """
+    tracker_settings = {name: getattr(options, name) for name in TRACKING}
+    if options.serve and options.flip_test:
+        raise UserError("--flip-test: not with --serve, whose page needs the time")
+    if options.serve:
+        from utils.web.start import serve
+        serve(options, find_weights(options.weights, options.device), tracker_settings)
+        return
     machine.tune_malloc()
-    kind, what = sources.find_source(options.source)
+    if options.flip_test:
+        options.weights = str(experiment.find_weights(options.weights or "none", ".pt",
+                                                      experiment.WEIGHTS))
+    kind, what = (("camera", 0) if options.source is None
+                  else sources.find_source(options.source))
     still = kind in ("image", "folder")
     if still and (options.driver or options.events or options.alarm):
         raise UserError("--driver, --events and --alarm need a video, a camera or a stream; for "
                         "pictures there is --eyes")
-    if kind != "camera" and (options.camera_size or options.camera_rate):
-        raise UserError("--camera-size and --camera-rate need a camera, which this source is not")
-    # Without a display a video is written, unless the user asks for other outputs only.
+    if kind != "camera" and options.camera_size:
+        raise UserError("--camera-size needs a camera, which this source is not")
+    if still and (options.camera_rate or options.aspect):
+        raise UserError("--camera-rate and --aspect need a camera, a stream or a video")
+    live = kind in ("camera", "stream")
+    # A live source is shown while it is written.
+    obstacle = why_no_window() if live or not options.output else ""
+    # Without a window a video is written, unless the user asks for other outputs only.
     other_outputs = options.landmarks or options.events or options.alarm
-    write = bool(options.output) or not (has_display() or other_outputs)
+    write = bool(options.output) or not (obstacle is None or other_outputs)
     output = output_path(options.output, kind, what) if write else None
     check_outputs(kind, what, output, options)
+    if obstacle:
+        print(f"note: {obstacle}; " + (f"{printable(output)} is written" if output else
+                                       "nothing is shown"), file=sys.stderr)
     # Mistakes in the command line are reported before a model is loaded, which takes seconds.
     find_weights(options.weights, options.device)
     source = None if still else sources.open_source(kind, what, options.camera_size,
-                                                    options.camera_rate)
+                                                    options.camera_rate, options.aspect)
     detector = get_detector(options.detector)
-    tracker_settings = {name: getattr(options, name) for name in TRACKING}
-    pipeline = Pipeline(get_predictor(options.weights, options.device), detector, options,
-                        tracker_settings, draws=write or has_display())
+    predictor = get_predictor(options.weights, options.device)
+    if options.flip_test:
+        predictor.use_flip_test()
+    pipeline = Pipeline(predictor, detector, options,
+                        tracker_settings, draws=write or obstacle is None)
     lost = False
     try:
         if still:
             run_images(pipeline, kind, what, output)
         else:
-            live = kind in ("camera", "stream")
-            lost = run_video(pipeline, source, output, has_display() and (not write or live))
+            lost = run_video(pipeline, source, output, obstacle is None)
     finally:
         pipeline.close()
     if not pipeline.faces:

@@ -15,6 +15,10 @@ def pipnet(weights: str = "fast", device: str = "cpu") -> LandmarkNet:
     landmarks (N, K, 2) in crop units and confidence (N, K). `model.crop` is the rule of the crops,
     `model.scheme` the landmark scheme.
 
+    `.half()` and `.bfloat16()` convert the backbone; the heads stay in float32, and so do landmarks
+    and confidence. `torch.compile(model.predict)` works; torch.export takes a module whose forward
+    calls predict. The model called itself returns the maps of the head.
+
     Args:
         weights: name of a shipped model (tiny, fast, accurate, eyes, irnet18), an experiment, or
             the path of a .pt.

@@ -72,13 +72,14 @@ def train(request: Request) -> bool:
         # Within `stop`, so that a signal during the import of torch is handled too.
         from utils.evaluation import score
         from utils.training import ddp, trainer
-        if request.actions & {"test", "test_onnx"}:
-            score.check_settings(request.args)
+        check = score.check_settings if request.actions & {"test", "test_onnx"} else None
         try:
-            args = experiment_settings(request) if resume else request.args
-            folder = trainer.train(args, resume, stop)
-        finally:
-            ddp.stop()
+            args = ddp.from_rank_0(lambda: experiment_settings(request) if resume else request.args)
+            folder = trainer.train(args, resume, stop, check)
+        except BaseException as error:
+            ddp.stop(error)
+            raise
+        ddp.stop()
     if folder is None:
         control.report_stopped()
         if not control.is_supervised():

@@ -11,11 +11,16 @@ training, which is what the network is accurate on.
 """
 import argparse
 import json
+import os
 import pathlib
+import sys
 
-import cv2
-import numpy
-import onnxruntime
+# OpenCV prints messages of its own about damaged files; this must be set before the import.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+
+import cv2  # noqa: E402
+import numpy  # noqa: E402
+import onnxruntime  # noqa: E402
 
 # The square around a face's landmarks relative to the detector's box: how far its centre lies below
 # that of the box, and its side, both in sides of the box. Measured on faces with 68 landmarks.
@@ -57,6 +62,44 @@ def find_faces(image: numpy.ndarray, detector: str = "haar") -> numpy.ndarray:
     return numpy.hstack([(centre + 0.5) / zoom - 0.5, side * ratio / zoom])
 
 
+def load(path: str) -> tuple[onnxruntime.InferenceSession, dict, dict, float]:
+    """Load an .onnx and what its metadata says.
+
+    Returns:
+        Session, crop rule, landmark scheme, and the mean confidence below which a crop is no face.
+
+    Raises:
+        ValueError: for a file that main.py --export did not write, or that is damaged.
+    """
+    check_file(path)
+    if path.endswith(".pt"):
+        raise ValueError("is a checkpoint; main.py --export --exp PATH.pt writes the .onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises exception types that it does not export.
+        raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: "
+                         f"{' '.join(str(error).split())[:160]}") from None
+    try:
+        return session, *read_metadata(session)
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"its metadata is damaged ({error!r}); export it again") from None
+
+
+def check_file(path: str) -> None:
+    """Raise ValueError where a path is no file, an empty one or a pointer of Git LFS."""
+    if not pathlib.Path(path).is_file():
+        raise ValueError("is a folder or a device" if pathlib.Path(path).exists() else
+                         "no such file")
+    with open(path, "rb") as file:
+        start = file.read(40)
+    if not start:
+        raise ValueError("is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("is a pointer of Git LFS; `git lfs pull` fetches the file itself")
+
+
 def read_metadata(session: onnxruntime.InferenceSession) -> tuple[dict, dict, float]:
     """Read the crop rule, the landmark scheme and the minimum confidence from an .onnx.
 
@@ -66,8 +109,28 @@ def read_metadata(session: onnxruntime.InferenceSession) -> tuple[dict, dict, fl
     metadata = session.get_modelmeta().custom_metadata_map
     if "crop" not in metadata or session.get_outputs()[0].name != "landmarks":
         raise ValueError("is no .onnx of main.py --export (for a .raw.onnx see decode_maps.py)")
+    crop, scheme = json.loads(metadata["crop"]), json.loads(metadata["scheme"])
     min_confidence = json.loads(metadata.get("eyes", "{}")).get("face") or MIN_CONFIDENCE
-    return json.loads(metadata["crop"]), json.loads(metadata["scheme"]), min_confidence
+    # Read here, so that a key that is missing is found before a photo is.
+    crop["rule"], crop["scale"], scheme["base"], scheme["mean_face"]
+    return crop, scheme, min_confidence
+
+
+def read_photo(path: str) -> numpy.ndarray:
+    """Read a photo, upright, as (H, W, 3) uint8 BGR.
+
+    Raises:
+        ValueError: where OpenCV cannot read it.
+    """
+    check_file(path)
+    try:
+        # Unlike imread, this reads paths with any letters on Windows.
+        image = cv2.imdecode(numpy.fromfile(path, numpy.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("is no image that OpenCV can read; convert it to .jpg or .png")
+    return image
 
 
 def predict(session: onnxruntime.InferenceSession, image: numpy.ndarray, centre: numpy.ndarray,
@@ -156,6 +219,12 @@ def refine(session: onnxruntime.InferenceSession, image: numpy.ndarray, centre: 
     return points, confidence
 
 
+def fail(path: str, problem: object) -> None:
+    """Print one line about a file and end the program with exit code 2."""
+    print(f"error: {path}: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     """Find the faces of a photo, print and draw their landmarks, and save the picture."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -165,25 +234,28 @@ def main() -> None:
     parser.add_argument("output", help="the picture to write")
     parser.add_argument("--detector", default="haar", help="haar, or the path of a YuNet .onnx")
     options = parser.parse_args()
-    for path in (options.weights, options.detector):
-        if path != "haar" and not pathlib.Path(path).is_file():
-            parser.error(f"{path}: no such file")
-    session = onnxruntime.InferenceSession(options.weights, providers=["CPUExecutionProvider"])
-    image = cv2.imread(options.photo)
-    if image is None:
-        parser.error(f"{options.photo}: is no image that OpenCV can read")
+    path = options.weights
     try:
-        crop, scheme, min_confidence = read_metadata(session)
-    except ValueError as error:
-        parser.error(f"{options.weights}: {error}")
-    try:
-        faces = find_faces(image, options.detector)
+        session, crop, scheme, min_confidence = load(path)
+        image = read_photo(path := options.photo)
+        path = options.detector
+        if path == "haar" and not hasattr(cv2, "CascadeClassifier"):
+            raise ValueError(f"OpenCV {cv2.__version__} has no Haar detector; pip install "
+                             f"'opencv-python<5', or give a YuNet file")
+        if path != "haar":
+            check_file(path)
+        faces = find_faces(image, path)
+    except (OSError, ValueError) as error:
+        fail(path, getattr(error, "strerror", None) or error)
     except cv2.error:
-        parser.error(f"{options.detector}: OpenCV cannot use it as a YuNet .onnx")
+        fail(path, "OpenCV cannot use it as a YuNet .onnx")
     drawn, count = image.copy(), 0
     for x, y, side in faces:
-        points, confidence = refine(session, image, numpy.array([x, y]), side * crop["scale"],
-                                    crop, scheme)
+        try:
+            points, confidence = refine(session, image, numpy.array([x, y]), side * crop["scale"],
+                                        crop, scheme)
+        except Exception as error:  # Again a type that ONNX Runtime does not export.
+            fail(options.weights, f"fails in use: {' '.join(str(error).split())[:160]}")
         if confidence.mean() < min_confidence:
             continue
         count += 1
@@ -191,13 +263,27 @@ def main() -> None:
         for px, py in points:
             cv2.circle(drawn, (round(float(px)), round(float(py))), max(2, round(side / 100)),
                        (0, 255, 0), -1)
+    write(options.output, options.photo, drawn)
+    print(f"{count} faces: {options.output}" + ("" if count else (
+        f" ({len(faces)} boxes of the detector in which the network sees no face)" if len(faces)
+        else " (the detector found none; YuNet finds more than Haar: --detector yunet.onnx)")))
+
+
+def write(path: str, photo: str, image: numpy.ndarray) -> None:
+    """Write a picture; end the program where it cannot be written or would replace the photo."""
+    target = pathlib.Path(path)
+    if target.exists() and target.samefile(photo):
+        fail(path, "is the photo itself; give another name")
     try:
-        written = cv2.imwrite(options.output, drawn)
+        encoded, content = cv2.imencode(target.suffix or ".", image)
     except cv2.error:
-        written = False
-    if not written:
-        parser.error(f"{options.output}: cannot be written; give a .png or .jpg")
-    print(f"{count} faces: {options.output}")
+        encoded = False
+    if not encoded:
+        fail(path, "cannot be written; give a .png or .jpg")
+    try:
+        target.write_bytes(content.tobytes())
+    except OSError as error:
+        fail(path, f"cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,30 @@ class LandmarkNet(torch.nn.Module):
         Returns:
             Maps (PIP head), or landmarks (N, K, 2) in crop units (regression).
         """
-        return self.head(self.backbone(self.normalise(images)))
+        features = self._features(self.normalise(images))
+        autocast = torch.is_autocast_enabled(features.device.type)
+        return self.head(features if autocast else to_float32(features))
+
+    def _features(self, images):
+        """Run the backbone on normalised images, in the precision of its weights."""
+        weights = next(self.backbone.parameters(), images)
+        return self.backbone(images.to(weights.dtype))
+
+    def _apply(self, fn: typing.Callable, recurse: bool = True) -> LandmarkNet:
+        """Move or convert the model, as `.to()`, `.half()` and `.bfloat16()` do.
+
+        Only the backbone takes half precision. Everything else stays in float32, because half
+        precision holds neither the pixels' mean nor the sum of a cell and an offset.
+        """
+        def without_half(values):
+            converted = fn(values)
+            is_half = converted.dtype in (torch.float16, torch.bfloat16)
+            return values.to(converted.device) if is_half else converted
+
+        if recurse:
+            for name, child in self.named_children():
+                child._apply(fn if name == "backbone" else without_half)
+        return super()._apply(without_half, recurse=False)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Normalise images (N, 3, S, S), uint8 or floats of 0..255, to mean 0 and deviation 1."""
@@ -106,9 +129,9 @@ class LandmarkNet(torch.nn.Module):
                              f"(N, 3, S, S), S a multiple of 32")
         images = self.normalise(images)
         if not self.flip_test:
-            features = self.backbone(images)
+            features = self._features(images)
             return self._apply_fitted_heads(features, *self.head.predict(features))
-        both = self.backbone(torch.cat([images, images.flip(3)]))
+        both = self._features(torch.cat([images, images.flip(3)]))
         features, (landmarks, mirrored), (confidence, other) = (
             v.unflatten(0, (2, -1)) for v in (both, *self.head.predict(both)))
         x, y = mirrored.index_select(1, self.flip).unbind(2)
@@ -116,6 +139,21 @@ class LandmarkNet(torch.nn.Module):
         return self._apply_fitted_heads(features[0],
                                         (landmarks + torch.stack([1 - x, y], 2)) / 2,
                                         (confidence + other.index_select(1, self.flip)) / 2)
+
+    def predict_both(self, images: torch.Tensor) -> torch.Tensor:
+        """Predict landmarks of images and of their mirror images, without the fitted heads.
+
+        Args:
+            images: uint8 RGB crops (N, 3, S, S).
+
+        Returns:
+            (N, 2, K, 2) in crop units of the images, for metrics.mirror_error.
+        """
+        images = self.normalise(images)
+        features = self._features(torch.cat([images, images.flip(3)]))
+        landmarks, mirrored = self.head.predict(features)[0].unflatten(0, (2, -1))
+        x, y = mirrored.index_select(1, self.flip).unbind(2)
+        return torch.stack([landmarks, torch.stack([1 - x, y], 2)], 1)
 
     def predict_without_lids(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict landmarks (N, K, 2) and confidence (N, K) of features, without the lid head."""

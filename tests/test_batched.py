@@ -1,10 +1,14 @@
 """Augmentation of a batch in torch: equal to that of each face in OpenCV, and its loader."""
+import contextlib
+import itertools
+
 import numpy
 import pytest
 import torch
 
+from tools.benchmark.launches import OperationCounter
 from utils.args import load_args
-from utils.data import augment, batched, cache, dataset, operations
+from utils.data import augment, batched, cache, dataset, operations, pixel_grid
 from utils.errors import UserError
 from utils.training.ddp import Ranks
 from utils.training.loader import make_loader
@@ -37,7 +41,9 @@ def draw_params(faces, seeds, **settings):
 
 def augment_both(params, crops):
     """The images of OpenCV and those of torch, (N, S, S, 3) int each."""
-    ours = augment.BatchAugment(SIZE)(torch.from_numpy(numpy.stack(crops)), params)
+    packed = pixel_grid.Packed(augment.pack_params(params, crops[0].shape[0], SIZE))
+    ours = augment.BatchAugment(SIZE)(torch.from_numpy(numpy.stack(crops)),
+                                      packed.send(torch.device("cpu")))
     assert ours.dtype == torch.uint8
     assert ours.shape == (len(crops), SIZE, SIZE, 3)
     theirs = [augment.apply_params(face, crop, SIZE) for face, crop in zip(params, crops)]
@@ -186,3 +192,91 @@ def test_a_device_that_is_too_small_is_reported_before_memory_is_taken(faces, mo
     monkeypatch.setattr(cache, "_available", lambda: cache.RESERVE + 1000)
     with pytest.raises(UserError, match="cache: device: needs .* GB of cpu's memory are free"):
         cache.make_cache("device", data, Ranks())
+
+
+@pytest.fixture
+def loader(faces):
+    """A BatchedLoader of five batches of four faces."""
+    prepared = faces[0]
+    args = load_args({"input_size": 64, "batch_size": 4, "seed": 5, "workers": 0, "shut": 0.3,
+                      "cache": "device"})
+    listed = prepared.lists["train"].select(numpy.arange(20))
+    found, sampler = make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
+    sampler.set_epoch(2)
+    return found
+
+
+def test_loader_processes_draw_the_same_batches(faces, loader):
+    prepared = faces[0]
+    args = load_args({"input_size": 64, "batch_size": 4, "seed": 5, "workers": 2, "shut": 0.3,
+                      "cache": "device"})
+    listed = prepared.lists["train"].select(numpy.arange(20))
+    other, sampler = make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
+    sampler.set_epoch(2)
+    for ours, theirs in zip(other, loader, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a, b)
+        # As those of the other loaders, so that convolutions take their fast path.
+        assert ours[0].permute(0, 3, 1, 2).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_is_launched_one_ahead_on_its_own_stream(loader, monkeypatch):
+    calls, numbers = [], itertools.count(1)
+
+    class Stream:
+        """Write down what is asked of a stream."""
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            calls.append(f"{self.name} waits for {other.name}")
+
+        def record_event(self):
+            calls.append(f"{self.name} launched")
+            return next(numbers)
+
+        def wait_event(self, event):
+            calls.append(f"{self.name} waits for batch {event}")
+
+    main = Stream("main")
+    loader.stream = Stream("side")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.Tensor, "record_stream",
+                        lambda tensor, stream: calls.append(f"kept for {stream.name}"),
+                        raising=False)
+    batches = iter(loader)
+    next(batches)
+    kept = ["kept for main"] * 2
+    assert calls == ["side waits for main", "side launched", "side launched",
+                     "main waits for batch 1", *kept]
+    calls.clear()
+    assert len(list(batches)) == 4
+    assert calls == [call for batch in range(2, 6) for call in
+                     (["side launched"] * (batch < 5) + [f"main waits for batch {batch}"] + kept)]
+
+
+def test_arrays_survive_packing_and_need_one_copy():
+    arrays = {"a": numpy.arange(3), "b": numpy.array([True, False, True]),
+              "c": numpy.arange(6, dtype=numpy.float64).reshape(2, 3) / 7,
+              "d": numpy.zeros((0, 2), numpy.float32), "e": numpy.arange(5, dtype=numpy.uint8)}
+    packed = pixel_grid.Packed(arrays)
+    for found in (packed.on_host(), packed.send(torch.device("cpu"))):
+        assert list(found) == list(arrays)
+        for name, array in arrays.items():
+            numpy.testing.assert_allclose(found[name].numpy(), array, rtol=1e-6)
+            assert found[name].untyped_storage().data_ptr() == packed.buffer.data_ptr()
+    assert found["c"].dtype == torch.float32
+
+
+def test_a_batch_takes_few_operations(faces):
+    params, crops = draw_params(faces, range(48), **MOVED, grey=0.3, colour=0.7, blur=0.5,
+                                occlusion=0.5, shut=0.3)
+    for kind in operations.OPERATIONS:
+        assert any(getattr(face, kind) is not None for face in params), kind
+    stored, batch = torch.from_numpy(numpy.stack(crops)), augment.BatchAugment(SIZE)
+    packed = pixel_grid.Packed(augment.pack_params(params, crops[0].shape[0], SIZE))
+    with OperationCounter() as counter:
+        batch(stored, packed.send(torch.device("cpu")))
+    assert sum(counter.counts.values()) < 180, counter.counts

@@ -120,8 +120,13 @@ reads = []
 read = data.read
 data.read = lambda index: reads.append(index) or read(index)
 crops = cache.CropCache(data, ranks)
+before = len(reads)
+kept = cache.DeviceCache(data, ranks)
+again = len(reads) - before
 same = all((crops[i] is None) if read(i) is None else (crops[i] == read(i)).all()
+           and (kept.crops[i, :kept.sides[i], :kept.sides[i]].numpy() == read(i)).all()
            for i in range(len(paths)))
+same = same and (again > 0) == ranks.is_main
 # Rank 1 changes a byte after both have compared; rank 0 must see it.
 ranks.all_gather(None)
 if not ranks.is_main:
@@ -145,3 +150,32 @@ def test_ranks_share_one_cache_and_only_the_first_decodes(prepared, tmp_path):
     # Only rank 0 reads headers and decodes.
     assert lines == ["0 True True True", "1 True False True"], done.stdout + done.stderr
     assert left_files() == before
+
+
+def test_what_torch_keeps_of_the_memory_of_a_gpu_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
+    made = []
+    monkeypatch.setattr(cache.torch, "zeros", lambda shape, **options: made.append(shape))
+    gpu = torch.device("cuda", 0)
+    cache._allocate((10, 10, 10, 1), gpu, 0.25)
+    assert made == [(10, 10, 10, 1)]
+    with pytest.raises(UserError, match="25% may be used"):
+        cache._allocate((11, 10, 10, 1), gpu, 0.25)
+
+
+@pytest.mark.parametrize("kept", ["device", "ram", "none"])
+def test_auto_keeps_what_it_chose_before_a_resume(prepared, monkeypatch, kept):
+    def make(name, kept_cache, free):
+        monkeypatch.setattr(cache, "_available", lambda: free)
+        settings = args.load_args({"input_size": 64, "batch_size": 4, "workers": 0, "cache": name})
+        batches, _ = make_loader(prepared.lists, prepared, SCHEME, settings, Ranks(), 1, kept_cache)
+        return cache.cache_name(getattr(batches, "cache", None) or batches.dataset.cache)
+
+    tight = cache.RESERVE + 5_000_000  # `auto` alone would take half of it.
+    assert make("auto", kept, tight) == kept
+    assert make("auto", None, tight) == "ram"
+    assert make("ram", kept, tight) == "ram", "what is typed wins"
+    # Where it fits no longer, `auto` goes on with the next kind.
+    assert make("auto", kept, 1000) == "none"

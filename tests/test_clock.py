@@ -6,7 +6,7 @@ from utils.tracking.clock import FileClock
 
 def seconds(stamps, rate=25):
     clock = FileClock(rate)
-    return [clock(stamp) for stamp in stamps]
+    return [clock(None if stamp is None else stamp / 1000) for stamp in stamps]
 
 
 def test_stamps_are_kept_with_their_gaps():

@@ -61,3 +61,41 @@ def test_a_compiled_training_is_the_same_but_for_rounding():
     assert "compile: the network is compiled by torch" in child.text
     one, two = (experiment.read_epochs(warm.folder(exp))[0] for exp in ("plain", "compiled"))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("world", "resets"), [(1, 0), (2, 1)])
+def test_several_processes_compile_anew_for_ddp(monkeypatch, world, resets):
+    """DDP cuts a graph where gradients are ready to be exchanged; the trial's has no cuts."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda model: calls.append("compile") or model)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(Ranks, "all_gather", lambda ranks, value: [value] * world)
+    model = Net()
+    _, description = ddp.compile_model(model, copy.deepcopy(model), settings(compile=True), None,
+                                       Ranks(world=world))
+    assert description == "compile: the network is compiled by torch"
+    assert calls == ["compile"] + ["reset"] * resets + ["compile"]
+
+
+def test_the_trial_runs_as_a_step_does(monkeypatch):
+    found = []
+
+    def watch(trial):
+        def call(images):
+            found.append(trial.layers[1].num_batches_tracked)
+            return trial(images)
+        return call
+
+    monkeypatch.setattr(torch, "compile", watch)
+    model = Net()
+    ddp.compile_model(model, copy.deepcopy(model), settings(compile=True), None, Ranks())
+    assert found == [None]
+
+
+def test_synchronised_batch_norm_is_not_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", None)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(Net())
+    call, description = ddp.compile_model(model, Net(), settings(compile=True), None, Ranks())
+    assert call is model
+    assert description == ("compile: not with synchronised batch norm, whose messages cut the "
+                           "graph at each layer; give --sync-bn never")

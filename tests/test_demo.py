@@ -3,13 +3,14 @@ import csv
 import inspect
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import cv2
 import numpy
 import pytest
-from helpers import painted_faces
+from helpers import films, painted_faces
 
 import demo
 from utils.errors import UserError
@@ -129,6 +130,36 @@ def test_video(painted, capsys):
     assert {"blinks_per_minute", "perclos", "x0", "y67"} <= set(rows[0])
     xs = [float(row["x30"]) for row in rows if row["id"] == "1"]
     assert xs[-1] - xs[0] == pytest.approx(28, abs=3)
+
+
+def test_the_rate_that_is_drawn_on_a_film_is_its_own(painted, monkeypatch):
+    lines = []
+    monkeypatch.setattr(demo.draw, "text_lines",
+                        lambda image, texts: lines.append(texts) or image)
+    films.write("two.mkv", [frame(i)[..., ::-1] for i in range(5)], range(0, 200, 40),
+                rate=1000)
+    demo.main(["--source", "two.mkv", "--output", "drawn.mp4"])
+    assert lines == [["25 FPS"]] * 5
+    written = cv2.VideoCapture("drawn.mp4")
+    assert written.get(cv2.CAP_PROP_FPS) == 25
+    assert count_frames("drawn.mp4") == 5
+
+
+def test_a_film_that_is_cut_off_is_reported_in_one_line(painted, capsys):
+    write_video("two.avi", [frame(i) for i in range(40)])
+    content = pathlib.Path("two.avi").read_bytes()
+    pathlib.Path("two.avi").write_bytes(content[:len(content) // 2])
+    demo.main(["--source", "two.avi", "--landmarks", "two.csv"])
+    line, = [line for line in capsys.readouterr().err.splitlines() if "two.avi" in line]
+    assert re.search(r"two.avi: ended after 0\.[67] of 1\.3 s; the file is cut off", line)
+
+
+def test_a_gap_is_not_called_a_low_rate(painted, capsys):
+    for name, stamps in (("gap.mkv", [0, 4500, *range(4540, 5000, 40)]),
+                         ("slow.mkv", range(0, 30000, 3000))):
+        films.write(name, [frame()[..., ::-1]] * len(stamps), list(stamps))
+        demo.main(["--source", name, "--eyes", "--landmarks", "out.csv"])
+        assert capsys.readouterr().err.count("2 s apart") == (name == "slow.mkv")
 
 
 def test_folder_leaves_out_files_that_are_no_images(painted, capsys):

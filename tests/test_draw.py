@@ -101,6 +101,52 @@ def test_text_fits_the_width_of_a_portrait_video():
     assert rows[0] == rows[1]
 
 
+SIZES = [(240, 320), (320, 240), (406, 720), (640, 480), (1080, 1920), (3840, 2160), (2160, 3840)]
+LONG = ["30 FPS", "112: eyes 100% 97%, 112 blinks/min, PERCLOS 100%, unseen 59 s",
+        "112: yaw -100, pitch +100, roll -180"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_lines_fit_any_format(size):
+    image = numpy.full((size[1], size[0], 3), 128, numpy.uint8)
+    drawn = draw.text_lines(image, LONG)
+    y, x = numpy.nonzero(drawn[:size[1] // 2, :, 0] > 200)
+    assert x.max() < size[0] - 1
+    assert y.max() < size[1] / 3
+    # The long line is wrapped rather than made small: letters have 8 px or more.
+    assert y.max() > 30
+    longer = draw.text_lines(image, [*LONG, LONG[1].replace("59", "60 more")])
+    assert (longer != drawn).any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_headline_fits_any_format_at_one_height(size):
+    image = numpy.full((size[1], size[0], 3), 255, numpy.uint8)
+    states = ("awake", "microsleep", "not visible")
+    heights = set()
+    for state in states:
+        drawn = draw.banner(image, state, (0, size[1]), size[1] / 10, (90, 200, 90), states)
+        drawn = drawn[-size[1] // 5:]
+        y, x = numpy.nonzero((drawn == 63).all(2))
+        assert x.max() < size[0] - 1
+        assert y.max() == len(drawn) - 1
+        green = numpy.nonzero((drawn == (90, 200, 90)).all(2))[1]
+        # All letters are on the dark background.
+        assert green.max() < x.max()
+        heights.add(y.max() - y.min())
+    assert len(heights) == 1
+
+
+def test_a_label_at_the_right_edge_is_whole():
+    blank, scheme = numpy.full((100, 200, 3), 128, numpy.uint8), SCHEMES["eyes"]
+    points, counts = scheme.mean_face * 30 + (160, 50), []
+    for shift in (0, 100):
+        plain, labelled = (draw.landmarks(blank, points - (shift, 0), scheme, label=label)
+                           for label in (None, "1234567"))
+        counts.append((labelled != plain).any(2).sum())
+    assert counts[0] == pytest.approx(counts[1], rel=0.15)
+
+
 def test_sheet_shape_and_order():
     images = [numpy.full((30 + i, 30, 3), 60 + 20 * i, numpy.uint8) for i in range(5)]
     page = draw.sheet(images, columns=3, size=40)

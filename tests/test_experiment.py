@@ -1,4 +1,6 @@
 """weights/<exp>/: names, locks, tables and plots."""
+import errno
+import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -11,7 +13,9 @@ import pytest
 
 from utils import args, experiment, plots
 from utils.errors import UserError
+from utils.training.ddp import Ranks
 from utils.training.settings import resolve_newest
+from utils.training.trainer import Trainer
 
 
 def test_each_number_is_given_once(tmp_path):
@@ -209,6 +213,33 @@ def test_a_second_training_of_one_experiment_is_refused(tmp_path):
     assert (tmp_path / "lock").is_file()
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_noted_and_used(tmp_path, monkeypatch, capsys, code):
+    def lockf(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    (tmp_path / "mine").mkdir()
+    with experiment.Lock(tmp_path / "mine"):
+        out = capsys.readouterr().out
+        assert out.startswith(f"note: {tmp_path}/mine: its disk has no file locks"), out
+        assert out.count("\n") == 1
+    assert not (tmp_path / "mine").exists(), "nothing was saved"
+    experiment.record({"exp": "mine", "lr": 0.1}, tmp_path)
+    assert experiment.read_records(tmp_path)[0]["lr"] == "0.1"
+
+
+def test_other_faults_of_a_lock_are_raised(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.EIO, "a fault")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.raises(OSError, match="a fault"):
+        experiment.Lock(tmp_path)
+    with pytest.raises(OSError, match="a fault"):
+        experiment.record({"exp": "mine"}, tmp_path)
+
+
 def test_a_training_that_saved_nothing_leaves_nothing(tmp_path):
     folder = experiment.new_experiment("mine", tmp_path)
     with experiment.Lock(folder):
@@ -225,3 +256,32 @@ def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", made)
     assert experiment.tensorboard_writer(tmp_path) == str(tmp_path / "tensorboard")
     assert experiment.tensorboard_writer(tmp_path, is_main=False) is None
+    training = Trainer(types.SimpleNamespace(tensorboard=True), tmp_path, Ranks(), None)
+    assert training.board == str(tmp_path / "tensorboard")
+
+
+def test_names_by_tab_completion(weights, monkeypatch):
+    monkeypatch.chdir(weights.parent)
+    (weights / "mine").mkdir()
+    for path in ("mine/best.pt", "mine/last.pt", "tiny.pt"):
+        (weights / path).touch()
+    place = weights.name
+    for name in ("mine", "mine/", f"{place}/mine", f"{place}/mine/", f"./{place}/mine",
+                 str(weights / "mine")):
+        assert experiment.find_weights(name, folder=weights) == weights / "mine/best.pt"
+        assert experiment.find_experiment(name, weights) == weights / "mine"
+    for name in ("tiny", f"{place}/tiny", f"{place}/tiny."):
+        assert experiment.find_weights(name, folder=weights) == weights / "tiny.pt"
+    # A file is that file, and names its experiment where a training is resumed.
+    last = f"{place}/mine/last.pt"
+    assert str(experiment.find_weights(last, folder=weights)) == last
+    assert experiment.find_experiment(last, weights) == weights / "mine"
+    for typed, action, name in ((last, "--resume", "mine"), (last, "--test", last),
+                                (f"{place}/mine/", "--resume", "mine"),
+                                (f"{place}/mine/", "--test", "mine"), ("mine", "--test", "mine"),
+                                (f"{place}/new", "--train", "new"), ("a b.pt", "--test", "a b.pt")):
+        request = args.parse([action, "--exp", typed])
+        resolve_newest(request)
+        assert (request.args.exp, request.typed["exp"]) == (name, name)
+    with pytest.raises(UserError, match="other/mine: no such experiment"):
+        experiment.find_weights("other/mine", folder=weights)

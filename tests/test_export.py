@@ -1,6 +1,7 @@
 """The ONNX file: inputs, outputs, metadata, equality with PyTorch, and when it is stale."""
 import argparse
 import json
+import sys
 
 import numpy
 import onnx
@@ -11,7 +12,13 @@ import torch
 import main
 from utils import checkpoint, provenance
 from utils.args import load_args
-from utils.deploy.export import export_onnx, export_weights, is_stale, licence
+from utils.deploy.export import (
+    export_onnx,
+    export_weights,
+    is_stale,
+    licence,
+    rewrite_ir_version,
+)
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -39,6 +46,26 @@ def test_inputs_outputs_and_metadata(exported):
     assert crop == model.crop
     assert not path.with_name("net.onnx.tmp").exists()
     onnx.checker.check_model(onnx.load(path), full_check=True)
+    assert onnx.load(path).ir_version == 8
+
+
+def test_without_onnxsim_the_file_predicts_the_same(exported, drawn_set, tmp_path, monkeypatch,
+                                                    capsys):
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    model, simplified = exported
+    path = export_onnx(model, tmp_path / "net.onnx")
+    assert "onnxsim is not installed" in capsys.readouterr().out
+    images = numpy.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), numpy.uint8)
+    for one, two in zip(Predictor(path)(images), Predictor(simplified)(images)):
+        assert numpy.abs(numpy.array(one) - numpy.array(two)).max() < 1e-4
+
+
+def test_a_file_of_a_newer_format_is_written_anew(exported, tmp_path):
+    path, newer = tmp_path / "net.onnx", onnx.load(exported[1])
+    newer.ir_version = 10
+    onnx.save(newer, path)
+    rewrite_ir_version(path)
+    assert path.read_bytes() == exported[1].read_bytes()
 
 
 def test_onnx_equals_pytorch(exported, drawn_set):
@@ -104,6 +131,10 @@ def test_files_that_are_no_models(exported, tmp_path):
         Predictor(tmp_path / "bad.onnx")
     with pytest.raises(UserError, match="no such file"):
         Predictor(tmp_path / "gone.onnx")
+    for name in ("pointer.onnx", "pointer.pt"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n")
+        with pytest.raises(UserError, match=f"{name}: is a pointer of Git LFS"):
+            Predictor(tmp_path / name)
     model = onnx.load(exported[1])
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")

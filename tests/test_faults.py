@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+import timm.utils
 import torch
 from helpers import warm as warm_module
 
@@ -46,7 +47,7 @@ class Poison:
         return computed * 0 + computed.detach() * 0 + self.value
 
 
-def training(faces, folder, calls=(), value=float("nan"), scaled=False, ema=None, **options):
+def training(faces, folder, calls=(), value=float("nan"), scaled=False, **options):
     """A Trainer on the CPU, six steps of two micro-batches an epoch, with a poisoned loss.
 
     options: settings, and "fused" (use the optimiser of a GPU) and "ranks".
@@ -64,7 +65,7 @@ def training(faces, folder, calls=(), value=float("nan"), scaled=False, ema=None
     poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
     state = TrainState(
         gssl.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
-        digest="", model=model, ddp_model=ddp.wrap_ddp(model, ranks, args.input_size), ema=ema,
+        digest="", model=model, ddp_model=ddp.wrap_ddp(model, ranks, args.input_size), ema=None,
         teacher=None, loss=poisoned, loader=batches, sampler=sampler,
         faults=loader.FaultCounter(faces, folder, ranks), dtype=None, scaler=scaler,
         optimizer=torch.optim.AdamW(model.parameters(), fused=fused),
@@ -170,9 +171,10 @@ def test_overflows_do_not_count_while_the_scale_can_be_halved(warm, tmp_path):
 
 
 def test_the_average_is_not_moved_by_a_skipped_step(warm, tmp_path):
-    moved = []
-    ema = SimpleNamespace(update=lambda model, number: moved.append(number))
-    training_ = training(warm.faces, tmp_path, {2}, ema=ema)
+    moved, training_ = [], training(warm.faces, tmp_path, {2})
+    training_.state.ema = ema = timm.utils.ModelEmaV3(training_.state.model, 0.9)
+    # The decay is asked for where the average moves.
+    ema.get_decay = lambda number: moved.append(number) or 0.9
     assert training_.train_one_epoch(0)
     assert moved == [0, 2, 3, 4, 5]
 
@@ -273,8 +275,10 @@ def test_a_full_disk_is_reported_for_small_files_too(warm, room):
 
 
 def test_a_killed_loader_process_is_reported_in_one_line(warm, monkeypatch):
-    child = warm.start("--train", "--exp", "starved", *warm.flags, "--epochs", 200)
-    warm_module.wait_for((warm.folder("starved") / "last.pt").exists)
+    child = warm.start("--train", "--exp", "starved", *warm.flags, "--epochs", 200,
+                       "--save-minutes", 0.01)
+    path = warm.folder("starved") / "last.pt"
+    warm_module.wait_for(lambda: path.exists() and checkpoint.read(path)["epoch"] >= 1)
     children = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children")
     # A worker that has finished its epoch exits normally when killed; repeat until one has not.
     with contextlib.suppress(FileNotFoundError):

@@ -233,7 +233,7 @@ def test_an_interrupted_set_is_prepared_again(w300, tmp_path, monkeypatch):
 def test_a_killed_worker_is_reported(w300, tmp_path, monkeypatch):
     monkeypatch.setattr(cropping, "image_of", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="worker process was killed.*workers"):
-        DataGenerator(w300, 64, tmp_path / "out", workers=1).run()
+        DataGenerator(w300, 64, tmp_path / "out", workers=2).run()
 
 
 @pytest.mark.parametrize("options", [{"target_size": 8}, {"margin": 0.5}, {"scale": 0}, {"val": 1},

@@ -109,7 +109,7 @@ def test_a_signal_lets_the_processes_save(tree, number):
     if number == signal.SIGHUP:
         # A closed terminal may send it more than once.
         child.send_signal(number)
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=300)
     assert child.returncode == 128 + number, text
     threads, stopped = text.splitlines()
     assert threads == f"threads {launch.default_threads(2)}"
@@ -126,23 +126,43 @@ def test_a_second_ctrl_c_ends_at_once(tree):
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(1)
     child.send_signal(signal.SIGINT)
-    text, _ = child.communicate(timeout=10)
+    text, _ = child.communicate(timeout=300)
     assert child.returncode == 130
     assert text.splitlines()[1:] == ["stopped before anything was saved"]
-    warm_module.wait_for(lambda: not runs(pid), 10)
+    warm_module.wait_for(lambda: not runs(pid), 60)
 
 
 def test_a_mistake_is_printed_once_and_leaves_no_empty_folder(tree):
     child = tree.train(mode="mistake")
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=300)
     assert (child.returncode, text) == (2, "error: a mistake\n")
     assert not (tree.folder / "weights" / "one").exists()
 
 
 def test_a_killed_torchrun_gives_the_exit_code_of_a_shell(tree):
     child = tree.train(mode="killed")
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=300)
     assert (child.returncode, text) == (128 + signal.SIGKILL, "")
+
+
+def test_processes_that_wait_for_a_dead_one_are_found(tmp_path):
+    supervisor = object.__new__(launch.Supervisor)
+    supervisor.folder = tmp_path
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    mine = os.getpid()
+
+    def found(*records):
+        for number, record in enumerate(records):
+            (tmp_path / f"process-{number}").write_text(record)
+        return supervisor._left_behind()
+
+    assert found() == []
+    assert found(f"{mine} 0", f"{mine} 0") == []
+    assert found(f"{mine} 0", f"{ended.pid} 0") == [mine]
+    assert found(f"{ended.pid} 0", f"{ended.pid} 0") == [], "torchrun restarts them by itself"
+    assert found(f"{mine} 1", f"{ended.pid} 0") == [], "the second one has not registered again yet"
+    assert found(f"{mine} 1", f"{ended.pid}") == [], "half of a record is written"
 
 
 def test_a_new_experiment_gets_a_number_that_all_processes_receive(tree):
@@ -150,13 +170,13 @@ def test_a_new_experiment_gets_a_number_that_all_processes_receive(tree):
     path = tree.folder / "weights" / "000" / "pid"
     warm_module.wait_for(path.is_file, 30)
     child.send_signal(signal.SIGTERM)
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=300)
     assert "bash main.sh 2 --train --device cpu --exp 000 --resume" in text
 
 
 def test_without_a_training_main_py_runs_alone(tree):
     child = tree.start("--compare", "--report", "a b.json")
-    text, _ = child.communicate(timeout=60)
+    text, _ = child.communicate(timeout=300)
     assert (child.returncode, text) == (1, "main.py ['--compare', '--report', 'a b.json']\n")
 
 
@@ -185,7 +205,8 @@ def test_main_sh_needs_only_python_and_bash(tmp_path):
     (path / "python").chmod(0o755)
     child = subprocess.Popen(
         [path / "bash", "tree/main.sh", "2", "--train", "--exp", "bare", *warm.flags,
-         "--batch-size", "2", "--save-minutes", "0.01"], cwd=warm.tree.parent, text=True,
+         "--batch-size", "2", "--save-minutes", "0.01", "--epochs", "200"],
+        cwd=warm.tree.parent, text=True,
         env={**warm.env, "PATH": str(path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True)
     warm_module.wait_for((warm.folder("bare") / "last.pt").exists)

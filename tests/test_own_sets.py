@@ -1,5 +1,7 @@
 """Users' own data: few faces, collinear points, other divisors, points without mirror partner."""
 import json
+import re
+import shlex
 
 import numpy
 import pytest
@@ -7,9 +9,11 @@ from helpers.own_sets import FACE, FIVE, QUICK, prepare, write
 
 from utils import checkpoint, experiment
 from utils.args import load_args
+from utils.data import sets
 from utils.data.augment import Augment
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
+from utils.data.sets import set_folder
 from utils.deploy import export
 from utils.errors import UserError
 from utils.evaluation import predict, score
@@ -255,3 +259,38 @@ def test_a_set_with_the_points_of_a_part_can_be_trained(tmp_path, weights):
     # A published list of such points has no set.yaml.
     (data / "set.yaml").unlink()
     assert train(data, num_nb=4, exp="again")
+
+
+def test_a_folder_with_a_number_is_no_prepared_set(tmp_path):
+    args = load_args({"data_dir": str(tmp_path / "phone"), "input_size": 64})
+    for name in ("phone", "phone-2024"):
+        (tmp_path / name).mkdir()
+    assert set_folder(args) == tmp_path / "phone"
+    for size in (48, 96):
+        (tmp_path / f"phone-{size}").mkdir()
+        (tmp_path / f"phone-{size}" / "set.yaml").touch()
+    assert set_folder(args) == tmp_path / "phone-96"
+    (tmp_path / "phone-2024" / "set.yaml").touch()
+    args.input_size = 128
+    assert set_folder(args) == tmp_path / "phone-2024"
+
+
+def test_a_set_called_samples_is_told_from_the_drawn_faces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sets, "prepare_samples", str)
+    args = load_args({"data_dir": "samples"})
+    set_folder(args)
+    assert not capsys.readouterr().err
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "set.yaml").touch()
+    set_folder(args)
+    assert "is --data-dir ./samples" in capsys.readouterr().err
+
+
+def test_a_printed_command_can_be_copied(tmp_path, capsys):
+    data = prepare(tmp_path / "it's my (own)", FIVE, [("train", FACE), ("train", FACE + 2)])
+    command = re.search(r"more: (.*)\)", capsys.readouterr().out)[1]
+    assert shlex.split(command) == ["python", "-m", "utils.data.sheet", str(data)]
+    with pytest.raises(UserError) as caught:
+        DataGenerator(data, 64, tmp_path / "other").run()
+    assert shlex.split(str(caught.value).rpartition("train with ")[2]) == ["--data-dir", str(data)]

@@ -8,11 +8,13 @@ import PIL.Image
 import PIL.ImageFile
 import pytest
 import yaml
+from helpers.own_sets import FACE, FIVE
 
 from utils.data import unlabelled
 from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
-from utils.data.photo import read_photo, why_unread
+from utils.data.photo import is_left_out, read_photo, why_unread
+from utils.data.unlabelled import photos_in
 from utils.errors import UserError
 from utils.evaluation import boxes
 
@@ -270,3 +272,50 @@ def test_unlabelled_photos_are_cropped_as_their_boxes_were_made(tmp_path):
                              prepared)
     assert result.tolist() == [0, 0, 150, 200]
     assert read_photo(tmp_path / "crop.jpg")[..., 0].mean() > 200
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.jpe", "a.JPEG", "a.JP2", "a.TIF", "a.tiff", "a.PNM"])
+def test_photos_of_every_suffix_beside_landmarks(tmp_path, name):
+    path = tmp_path / "own" / name
+    path.parent.mkdir()
+    kind = {".jfif": ".jpg"}.get(path.suffix.lower(), path.suffix.lower())
+    path.write_bytes(cv2.imencode(kind, numpy.full((90, 90, 3), 90, numpy.uint8))[1])
+    path.with_suffix(".pts").write_text("{\n" + "".join(f"{x} {y}\n" for x, y in FACE) + "}\n")
+    (tmp_path / "five.yaml").write_text(FIVE)
+    folder = DataGenerator(tmp_path / "own", 64, tmp_path / "set", workers=1,
+                           scheme=str(tmp_path / "five.yaml")).run()
+    prepared, = PreparedSet(folder).lists["train"].images
+    assert abs(int(cv2.imread(str(prepared))[51, 51, 0]) - 90) <= 2
+    assert photos_in(tmp_path / "own") == [path]
+
+
+def test_an_image_left_out_because_of_its_suffix_is_counted(tmp_path, capsys):
+    (tmp_path / "five.yaml").write_text(FIVE)
+    content = cv2.imencode(".png", numpy.full((90, 90, 3), 90, numpy.uint8))[1]
+    for name in ("own/a.png", "own/b.png_large", "own/c", "own/notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    for name in "abc":
+        (tmp_path / "own" / f"{name}.pts").write_text(
+            "{\n" + "".join(f"{x} {y}\n" for x, y in FACE) + "}\n")
+    DataGenerator(tmp_path / "own", 64, tmp_path / "set", workers=1,
+                  scheme=str(tmp_path / "five.yaml")).run()
+    out = capsys.readouterr().out
+    assert ["custom", "other", "suffix", "2", "-", "2", "0"] in [
+        line.split() for line in out.splitlines()]
+    assert "b.png_large: an image whose suffix is not that of a photo, .png_large: rename" in out
+    assert "no image" not in out
+    assert photos_in(tmp_path / "own") == [tmp_path / "own" / "a.png"]
+    assert "2 images are left out because of their suffix (b.png_large)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "is_image"), [
+    (b"\xff\xd8\xff\xe0", True), (b"II*\0\x10", True), (b"RIFF\0\0\0\0WEBP", True),
+    (b"BM\x36\0\0\0\0\0\0\0\x36", True), (b"BMW is a name", False),
+    (b"\0\0\0\x18ftypheic", True), (b"\0\0\0\x18ftypisom", False), (b"", False), (b"text", False)])
+def test_images_by_their_beginning(tmp_path, content, is_image):
+    (tmp_path / "a.bin").write_bytes(content)
+    (tmp_path / "a.png").write_bytes(content)
+    assert is_left_out(tmp_path / "a.bin") == is_image
+    assert not is_left_out(tmp_path / "a.png")

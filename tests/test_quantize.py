@@ -84,6 +84,7 @@ def test_the_int8_file_is_named_after_the_weights_and_has_their_metadata(float_m
     assert first.scheme.state() == second.scheme.state()
     assert [p.name for p in float_model.parent.glob("*tmp*")] == []
     assert int8_model.stat().st_size < float_model.stat().st_size
+    assert onnx.load(int8_model).ir_version == 8
 
 
 def test_it_predicts_like_the_float_model_at_any_batch_size(folder, float_model, int8_model):

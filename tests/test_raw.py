@@ -36,6 +36,7 @@ def test_maps_decoded_in_numpy_equal_the_model(tiny_weights, tmp_path, merge, op
     path = raw.export_raw(model, tmp_path / "net.raw.onnx", opset)
     graph = onnx.load(path)
     assert graph.opset_import[0].version == opset
+    assert graph.ir_version == 8
     assert not {node.op_type for node in graph.graph.node} & HARD
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim]
               for v in (*graph.graph.input, *graph.graph.output)]

@@ -112,12 +112,54 @@ def test_there_are_twenty_kills():
 
 
 def test_best_is_the_same_after_a_kill_between_best_and_last(warm, alone):
-    child = warm.run("--train", "--exp", "between", *warm.flags, hook="replace:4")
+    # Saves after every step: best.pt and last.pt of the second epoch's end are the 11th and 12th.
+    child = warm.run("--train", "--exp", "between", *warm.flags, "--save-minutes", 0,
+                     hook="replace:12")
     assert child.code == -signal.SIGKILL
     assert checkpoint.read(warm.folder("between") / "best.pt")["epoch"] == 2
-    assert checkpoint.read(warm.folder("between") / "last.pt")["epoch"] == 1
+    last = checkpoint.read(warm.folder("between") / "last.pt")
+    assert (last["epoch"], last["step"]) == (1, 4)
     assert warm.run("--resume", "--exp", "between").code == 0
     same_run(alone, warm.folder("between"))
+
+
+def test_short_epochs_are_saved_once_a_minute_and_at_the_end(warm, alone):
+    """Three epochs take seconds: the first two are not saved, the last one is."""
+    child = warm.run("--train", "--exp", "unsaved", *warm.flags, hook="step:15")
+    assert child.code == -signal.SIGKILL
+    folder = warm.folder("unsaved")
+    assert len(table(folder)) == 2
+    assert not (folder / "best.pt").exists()
+    assert not (folder / "last.pt").exists()
+    # The end saves best.pt and last.pt once; a kill before the second loses last.pt.
+    child = warm.run("--resume", "--exp", "unsaved", hook="replace:2")
+    assert child.code == -signal.SIGKILL, child.text
+    assert "nothing is saved yet, training starts anew" in child.text
+    assert (folder / "best.pt").exists()
+    assert not (folder / "last.pt").exists()
+    child = warm.run("--resume", "--exp", "unsaved")
+    assert child.code == 0, child.text
+    same_run(alone, folder)
+
+
+@pytest.mark.parametrize(("kill", "written"), [
+    pytest.param("half:1", [], marks=pytest.mark.slow), ("replace:1", []),
+    pytest.param("half:2", ["best.pt"], marks=pytest.mark.slow), ("replace:2", ["best.pt"]),
+    ("renamed:2", ["best.pt", "last.pt"])])
+def test_a_kill_while_a_stop_saves_the_best_average_from_memory(warm, alone, kill, written):
+    """The best epoch so far, the first, is in memory when the stop in the second epoch saves it."""
+    exp = f"stopped-{kill.replace(':', '-')}"
+    child = warm.run("--train", "--exp", exp, *warm.flags, hook=f"step:7:TERM,{kill}")
+    assert child.code == -signal.SIGKILL, child.text
+    folder = warm.folder(exp)
+    assert sorted(path.name for path in folder.glob("*.pt")) == written
+    if "last.pt" in written:
+        assert checkpoint.read(folder / "best.pt")["epoch"] == 1
+        assert checkpoint.read(folder / "last.pt")["best"] == checkpoint.read(
+            folder / "best.pt")["val_nme"]
+    child = warm.run("--resume", "--exp", exp)
+    assert child.code == 0, child.text
+    same_run(alone, folder)
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
@@ -294,6 +336,47 @@ def test_a_shorter_training_list_is_refused(warm, tmp_path):
     child = warm.run("--resume", "--exp", "shrunk")
     assert child.code == 2, child.text
     assert "had [5, 8] steps an epoch" in child.text, child.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(warm, alone):
+    """It has neither the plan of the batch nor the kind of the cache."""
+    assert warm.run("--train", "--exp", "earlier", *warm.flags, hook="step:7:TERM").code == 143
+    path = warm.folder("earlier") / "last.pt"
+    state = checkpoint.read(path)
+    del state["batch"], state["cache"]
+    checkpoint.save(state, path)
+    child = warm.run("--resume", "--exp", "earlier")
+    assert child.code == 0, child.text
+    for name in ("model", "ema", "optimizer", "best"):
+        same(checkpoint.read(path)[name], checkpoint.read(alone / "last.pt")[name], name)
+    assert checkpoint.read(path)["batch"] == {"at_once": 4, "scales": False}
+
+
+def test_the_batch_size_may_change_where_it_divides_the_step(warm):
+    assert warm.run("--train", "--exp", "divided", *warm.flags, hook="step:7:TERM").code == 143
+    child = warm.run("--resume", "--exp", "divided", "--batch-size", 3)
+    assert child.code == 2, child.text
+    assert "Traceback" not in child.text, child.text
+    assert "has 8 faces, which 1 processes x --batch-size 3 do not divide" in child.text
+    assert child.text.endswith("give --batch-size 2\n"), child.text
+    child = warm.run("--resume", "--exp", "divided", "--batch-size", 2)
+    assert child.code == 0, child.text
+    assert "batch: 2 a process x 1 processes x 4 accumulated = 8 a step (asked 8); " in child.text
+    assert len(table(warm.folder("divided"))) == 3
+
+
+def test_the_choice_of_the_cache_is_kept(warm):
+    """The memory that is free at the resume does not change how faces are augmented."""
+    for kind in ("device", "ram"):
+        exp = f"kept-{kind}"
+        child = warm.run("--train", "--exp", exp, *warm.flags, "--cache", kind,
+                         hook="step:7:TERM")
+        assert child.code == 143, child.text
+        assert checkpoint.read(warm.folder(exp) / "last.pt")["cache"] == kind
+        child = warm.run("--resume", "--exp", exp, "--cache", "auto", hook="step:2:TERM")
+        assert child.code == 143, child.text
+        assert ("MB on cpu" in child.text) == (kind == "device"), child.text
+        assert checkpoint.read(warm.folder(exp) / "last.pt")["cache"] == kind
 
 
 def test_an_existing_experiment_is_not_overwritten(warm, alone):

@@ -7,6 +7,7 @@ import sys
 import cv2
 import matplotlib
 import numpy
+import onnx
 import onnxruntime
 import pytest
 
@@ -28,7 +29,7 @@ PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jp
 def test_imports_nothing_of_the_repository():
     text = (ROOT / "examples/run_onnx.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) == {
-        "argparse", "json", "pathlib", "cv2", "numpy", "onnxruntime"}
+        "argparse", "json", "os", "pathlib", "sys", "cv2", "numpy", "onnxruntime"}
 
 
 def find(session, image, square):
@@ -89,7 +90,7 @@ def test_the_command(tmp_path):
     (tmp_path / "empty.jpg").touch()
     done = run(WEIGHTS, tmp_path / "empty.jpg", tmp_path / "no.png")
     assert done.returncode == 2
-    assert "is no image" in done.stderr
+    assert "empty.jpg: is empty" in done.stderr
     done = run(WEIGHTS, PORTRAIT, tmp_path / "no.png", "--detector", WEIGHTS)
     assert done.returncode == 2
     assert "cannot use it as a YuNet" in done.stderr
@@ -97,16 +98,96 @@ def test_the_command(tmp_path):
     cv2.imwrite(str(pixel), numpy.zeros((1, 1500, 3), numpy.uint8))
     done = run(WEIGHTS, pixel, tmp_path / "none.png")
     assert done.returncode == 0, done.stderr
-    assert "0 faces" in done.stdout
+    assert done.stdout == (f"0 faces: {tmp_path / 'none.png'} (the detector found none; YuNet "
+                           f"finds more than Haar: --detector yunet.onnx)\n")
+
+
+def foreign(path):
+    """Write an .onnx of another project."""
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
+    graph = onnx.helper.make_graph([node], "strange", values[:1], values[1:])
+    onnx.save(onnx.helper.make_model(graph, ir_version=8), path)
+
+
+def described(path, **metadata):
+    """Write a copy of the shipped .onnx with other metadata."""
+    model = onnx.load(WEIGHTS)
+    onnx.helper.set_model_props(model, {p.key: p.value for p in model.metadata_props} | metadata)
+    onnx.save(model, path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+# By name of the file: how it is made, and what is printed about it.
+WRONG = {
+    "gone.onnx": (lambda path: None, "no such file"),
+    "folder.onnx": (lambda path: path.mkdir(), "is a folder or a device"),
+    "empty.onnx": (lambda path: path.touch(), "is empty"),
+    "pointer.onnx": (lambda path: path.write_bytes(POINTER), "is a pointer of Git LFS; `git lfs"),
+    "cut.onnx": (lambda path: path.write_bytes(WEIGHTS.read_bytes()[:9999]), "cannot load it: "),
+    "text.onnx": (lambda path: path.write_text("hello"), "cannot load it: "),
+    "net.pt": (lambda path: path.write_bytes(b"PK"), "is a checkpoint; main.py --export"),
+    "foreign.onnx": (foreign, "is no .onnx of main.py --export"),
+    "json.onnx": (lambda path: described(path, crop="{"), "its metadata is damaged"),
+    "scheme.onnx": (lambda path: described(path, scheme="{}"), "its metadata is damaged"),
+    "eyes.onnx": (lambda path: described(path, eyes="3"), "its metadata is damaged"),
+    "gone.jpg": (lambda path: None, "no such file"),
+    "pointer.jpg": (lambda path: path.write_bytes(POINTER), "is a pointer of Git LFS"),
+    "text.jpg": (lambda path: path.write_text("hello"), "is no image that OpenCV can read"),
+    "cut.png": (lambda path: path.write_bytes(b"\x89PNG\r\n"), "is no image that OpenCV can read"),
+}
+
+
+def fails(capfd, monkeypatch, *argv):
+    """The only line that run_onnx prints to stderr, where it ends with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["run_onnx.py", *map(str, argv)])
+    with pytest.raises(SystemExit) as end:
+        run_onnx.main()
+    assert end.value.code == 2
+    line, = capfd.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_is_one_line(name, tmp_path, monkeypatch, capfd):
+    make, expected = WRONG[name]
+    make(tmp_path / name)
+    files = [tmp_path / name, PORTRAIT] if name.endswith((".onnx", ".pt")) else [
+        WEIGHTS, tmp_path / name]
+    line = fails(capfd, monkeypatch, *files, tmp_path / "out.png")
+    assert line.startswith(f"error: {tmp_path / name}: ")
+    assert expected in line
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("none/out.png", "cannot be written: No such file"), ("out.xyz", "give a .png or .jpg"),
+    ("out", "give a .png or .jpg"), ("photo.jpg", "is the photo itself")])
+def test_an_output_that_cannot_be_written(name, expected, tmp_path, monkeypatch, capfd):
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(PORTRAIT.read_bytes())
+    line = fails(capfd, monkeypatch, WEIGHTS, photo, tmp_path / name)
+    assert line.startswith(f"error: {tmp_path / name}: ")
+    assert expected in line
+    assert photo.read_bytes() == PORTRAIT.read_bytes()
+
+
+def test_a_wrong_detector_and_an_opencv_without_haar(tmp_path, monkeypatch, capfd):
+    (tmp_path / "pointer.onnx").write_bytes(POINTER)
+    out = tmp_path / "out.png"
+    assert "is a pointer of Git LFS" in fails(capfd, monkeypatch, WEIGHTS, PORTRAIT, out,
+                                              "--detector", tmp_path / "pointer.onnx")
+    assert "cannot use it as a YuNet" in fails(capfd, monkeypatch, WEIGHTS, PORTRAIT, out,
+                                               "--detector", WEIGHTS)
+    monkeypatch.delattr(cv2, "CascadeClassifier")
+    assert "has no Haar detector; pip install 'opencv-python<5'" in fails(
+        capfd, monkeypatch, WEIGHTS, PORTRAIT, out)
 
 
 def test_a_raw_onnx_is_refused(tmp_path, monkeypatch, capfd):
     raw = export_raw(checkpoint.load_model(ROOT / "weights/tiny.pt"), tmp_path / "t.raw.onnx", 17)
     assert not capfd.readouterr().err, "onnxsim's warnings look like a failure"
-    monkeypatch.setattr(sys, "argv", ["run_onnx.py", str(raw), str(PORTRAIT), "out.png"])
-    with pytest.raises(SystemExit):
-        run_onnx.main()
-    assert "decode_maps.py" in capfd.readouterr().err
+    assert "decode_maps.py" in fails(capfd, monkeypatch, raw, PORTRAIT, "out.png")
 
 
 def test_a_large_face_is_reduced_by_averaging():

@@ -1,4 +1,5 @@
 """docs/scaling.md: its counts are those of the code."""
+import inspect
 import pathlib
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from nets.model import LandmarkNet, count_parameters, gmacs
 from utils.landmarks.schemes import SCHEMES
 
+# Of the host in each synchronised layer.
+WAITS = 3
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
@@ -33,6 +36,13 @@ def test_counts_and_bytes(column, backbone):
     assert cell("layers", column) == f"{len(channels)}, {sum(channels)}"
     assert cell("kB forward", column) == f"{forward / 1e3:.1f}, {backward / 1e3:.1f}"
     assert cell("messages", column) == str(2 * len(channels))
+    assert cell("waits", column) == str(WAITS * len(channels))
+
+
+def test_torch_s_synchronised_norm_waits_as_often_as_the_page_says():
+    """Each selection by a mask makes the host wait for the number of selected values."""
+    source = inspect.getsource(torch.nn.modules._functions.SyncBatchNorm.forward)
+    assert source.count("[mask]") == WAITS
 
 
 def test_the_page_is_marked_as_a_plan():

@@ -13,7 +13,7 @@ from helpers import mp4, painted_faces
 
 import demo
 from utils.errors import UserError
-from utils.tracking import sources
+from utils.tracking import outputs, sources
 
 
 def numbered(i):
@@ -177,6 +177,51 @@ def test_a_video_file_at_an_address_is_read_completely():
     assert [at for _, at in found] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
 
 
+def test_a_live_stream_takes_no_rate(monkeypatch):
+    monkeypatch.setattr(sources.Live, "_open", lambda self: Film())
+    with pytest.raises(UserError, match="time of their arrival"):
+        sources.open_source("stream", "rtsp://anywhere", rate=30.0)
+
+
+@pytest.mark.parametrize(("reported", "aspect", "shape"), [
+    ((2, 1), None, (120, 320, 3)), ((0, 1), None, (120, 160, 3)), ((2, 1), 2 / 3, (240, 160, 3))])
+def test_pixels_of_a_stream_are_made_square(reported, aspect, shape, monkeypatch):
+    class Anamorphic(Film):
+        def retrieve(self):
+            return True, numbered(0)
+
+        def get(self, setting):
+            return {cv2.CAP_PROP_SAR_NUM: reported[0],
+                    cv2.CAP_PROP_SAR_DEN: reported[1]}.get(setting, super().get(setting))
+
+    monkeypatch.setattr(sources.Live, "_open", lambda self: Anamorphic())
+    live = sources.open_source("stream", "rtsp://anywhere", aspect=aspect)
+    assert live.read()[0].shape == shape
+    live.release()
+
+
+def test_a_video_at_an_address_that_stops_is_cut_off(short_timeouts):
+    write_video("served.avi", [numbered(i) for i in range(30)])
+    content, waiting = pathlib.Path("served.avi").read_bytes(), threading.Event()
+
+    def answer(handler, n):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[:len(content) // 2])
+        handler.wfile.flush()
+        waiting.wait(10)
+
+    with served(answer) as url:
+        recording = sources.open_source("stream", f"{url}/clip.avi")
+        numbers = [number_of(frame) for frame, _ in iter(recording.read, None)]
+        waiting.set()
+    assert 5 < len(numbers) < 25
+    assert numbers == list(range(len(numbers)))
+    seconds, whole = recording.cut_off()
+    assert seconds < whole == pytest.approx(1.2)
+
+
 def test_the_demo_draws_a_stream(short_timeouts, monkeypatch, capsys):
     image = painted_faces.paint(painted_faces.background(), (1, 80, 120, 60))[..., ::-1]
     # The error tells a supervisor that the demo did not end on request.
@@ -209,36 +254,6 @@ def test_a_camera_that_stalls_returns_times_without_frames(monkeypatch):
     assert len(waited) >= 3
     assert waited == sorted(waited)
     assert sum(frame is not None for frame, _ in taken) >= 4
-
-
-def test_a_frame_that_cannot_be_decoded_is_left_out():
-    class Damaged:
-        def __init__(self, bad, count=10):
-            self.at, self.bad, self.count = -1, bad, count
-
-        def get(self, setting):
-            return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: self.count,
-                    cv2.CAP_PROP_POS_MSEC: 100.0 * self.at}.get(setting, 0.0)
-
-        def set(self, setting, value):
-            pass
-
-        def grab(self):
-            self.at += 1
-            return self.at < 10 and self.at != 4
-
-        def retrieve(self):
-            return self.at not in self.bad, numpy.full((2, 2, 3), self.at, numpy.uint8)
-
-    film = sources.Recording(Damaged({6, 7}), "film.mp4")
-    frames = list(iter(film.read, None))
-    assert [int(frame[0, 0, 0]) for frame, _ in frames] == [0, 1, 2, 3, 5, 8, 9]
-    assert [round(seconds, 3) for _, seconds in frames] == [0, .1, .2, .3, .5, .8, .9]
-    assert film.missed == 3
-    # In a truncated file nothing follows.
-    film = sources.Recording(Damaged({8, 9}, 30), "film.mp4")
-    assert len(list(iter(film.read, None))) == 7
-    assert film.missed == 1
 
 
 class Camera:
@@ -307,7 +322,11 @@ def folder(monkeypatch, tmp_path):
     (["--source", "/dev/video99"], "camera 99: cannot be opened"),
     (["--source", "0", "--camera-size", "big"], "expected WIDTHxHEIGHT"),
     (["--source", "0", "--camera-rate", "0"], "expected frames a second"),
-    (["--source", "clip.avi", "--camera-rate", "30"], "need a camera")])
+    (["--source", "0", "--aspect", "16/9"], "expected WIDTH:HEIGHT"),
+    (["--source", "0", "--aspect", "100:1"], "must be 1:4 to 4:1"),
+    (["--source", "sample", "--camera-rate", "30"], "need a camera, a stream or a video"),
+    (["--source", "sample", "--aspect", "16:9"], "need a camera, a stream or a video"),
+    (["--source", "clip.avi", "--camera-size", "640x480"], "needs a camera")])
 def test_mistakes(arguments, words, short_timeouts):
     write_video("clip.avi", [numbered(0)] * 3)
     with pytest.raises(UserError, match=words) as error:
@@ -333,3 +352,37 @@ def test_a_video_of_a_rotated_camera_is_upright(degrees):
     assert float(row["y_min"]) == pytest.approx(84, abs=4)
     drawn = cv2.VideoCapture("demo_phone.mp4").read()[1]
     assert drawn.shape == image.shape
+
+
+def test_what_exists_is_a_path_whatever_it_is_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sources.find_source("2023") == ("camera", 2023)
+    assert sources.find_source("sample")[1].name == "grace_hopper.jpg"
+    for name in ("2023", "sample"):
+        pathlib.Path(name).mkdir()
+        for photo in ("a.JPG", "b.jfif", "c.jpe", "d.JP2", "e.tif"):
+            (pathlib.Path(name) / photo).touch()
+        assert [path.name for path in sources.find_source(name)[1]] == [
+            "a.JPG", "b.jfif", "c.jpe", "d.JP2", "e.tif"]
+    pathlib.Path("7").touch()
+    assert sources.find_source("7") == ("video", pathlib.Path("7"))
+    assert not capsys.readouterr().err
+    # An image that is left out because of its suffix is counted.
+    pathlib.Path("2023", "f.jpg_large").write_bytes(b"\xff\xd8\xff\xe0")
+    sources.find_source("2023")
+    assert "note: 2023: 1 images are left out because of their suffix (f.jpg_large)" in \
+        capsys.readouterr().err
+    with pytest.raises(UserError, match="no such file or folder"):
+        sources.find_source("²")
+
+
+@pytest.mark.parametrize("name", ["10:30 trip.mp4", "100%d.mp4", "-x.mp4", "it's \"a\".mp4"])
+def test_videos_with_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    writer = outputs.VideoFile(name, 25)
+    for i in range(3):
+        writer.write(numbered(i), i / 25)
+    writer.close()
+    recording = sources.open_source(*sources.find_source(name))
+    assert abs(recording.read()[0].mean() - 20) < 5
+    recording.release()

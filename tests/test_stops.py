@@ -3,7 +3,6 @@ import copy
 import warnings
 from types import SimpleNamespace
 
-import numpy
 import pytest
 import test_faults
 import timm.utils
@@ -16,9 +15,11 @@ from nets.lids import LidHead
 from utils.args import load_args
 from utils.data import dataset
 from utils.data.operations import OPERATIONS
+from utils.data.pixel_grid import PixelGrid
 from utils.errors import UserError
 from utils.training import ddp, distil, gssl, loader, optim
 from utils.training.ddp import Ranks
+from utils.training.step import StepGuard
 
 GPU = torch.device("cuda", 0)
 
@@ -81,7 +82,7 @@ class Fake:
 
     def backward(self, module):
         """Replace Tensor.backward, which needs a real GPU: give every parameter a gradient."""
-        def backward(_):
+        def backward(*_):
             for parameter in module.parameters():
                 gradient = self.like(parameter)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -144,21 +145,22 @@ def test_augmentation_of_a_batch_reads_nothing_from_the_gpu(drawn_set, monkeypat
     args = load_args({"input_size": 64, "batch_size": 16, "cache": "device", "shut": 0.3,
                       "grey": 0.5, "blur": 0.9, "occlusion": 0.9})
     batches, _ = loader.make_loader(listed, prepared, prepared.scheme, args, Ranks(), 1)
-    batch = batches.augment
-    draw_params = batches.dataset.augmentation.draw_params
-    drawn = [draw_params(points, 1.6, 102, 64, numpy.random.default_rng(i))
-             for i, points in enumerate(listed.points)]
+    draws = batches.batches.dataset
+    samples = [draws[0, i] for i in range(len(listed))]
     for kind in OPERATIONS:
-        assert any(getattr(params, kind) is not None for params in drawn), kind
-    fake = Fake()
+        assert any(getattr(params, kind) is not None for params, *_ in samples), kind
+    packed, fake, pinned = draws.pack(samples), Fake(), []
     # Pinning memory needs a real GPU.
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
     with fake.mode, Watched():
-        grid = batch.grid
-        grid.device, grid.x, grid.y = GPU, fake.like(grid.x), fake.like(grid.y)
-        images = batch(fake.like(torch.empty(len(drawn), 102, 102, 3, dtype=torch.uint8)), drawn)
-    assert images.shape == (len(drawn), 64, 64, 3)
-    assert images.device == GPU
+        batches.device, batches.augment.grid = GPU, PixelGrid(64, GPU)
+        batches.cache.crops = fake.like(batches.cache.crops)
+        (images, landmarks, *others), _ = batches._launch(packed)
+    assert images.shape == (len(samples), 64, 64, 3)
+    assert images.is_contiguous()
+    assert images.device == landmarks.device == GPU
+    assert [other.device.type for other in others] == ["cpu", "cpu"]
+    assert pinned == [packed.buffer.shape], "one copy a batch"
 
 
 @pytest.mark.parametrize("read", [float, bool, torch.Tensor.item, torch.Tensor.tolist,
@@ -228,9 +230,13 @@ def test_the_average_equals_that_of_timm():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
     ours, theirs = (timm.utils.ModelEmaV3(model, 0.9, use_warmup=True) for _ in range(2))
+    guard = StepGuard(model, optimizer, ours)
     for number in range(4):
-        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
-        optim.guarded_step(optimizer, ours, model, number, torch.tensor(False))
+        guard.begin()
+        with guard.forward():
+            loss = model(torch.randn(2, 3, 8, 8)).square().sum()
+        loss.backward()
+        guard.finish(number, torch.tensor(False))
         theirs.update(model, number)
     for one, two in zip(ours.state_dict().values(), theirs.state_dict().values()):
         torch.testing.assert_close(one, two)

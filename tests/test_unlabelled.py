@@ -136,7 +136,7 @@ def test_real_faces_with_published_boxes(shared, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("image,x,y\na.png,1,2\n", "no column x_min; expected image,x_min.*found image,x,y"),
+    ("image,x,y\na.png,1,2\n", "no column x_min; expected image,x_min.*found 'image,x,y'"),
     ("", "no column image.*an empty file"),
     ("image,x_min,y_min,x_max,y_max\n", "no box"),
     ("image,x_min,y_min,x_max,y_max\na.png,5,5,nan,9\n", "boxes.csv:2: expected an image.*nan"),
@@ -178,7 +178,7 @@ def test_wrong_arguments_are_reported(photos, labelled, drawn_set, tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is no unlabelled set"):
         unlabelled.prepare(photos, labelled, None, detector, tmp_path / "full")
-    with pytest.raises(UserError, match="--gssl needs --unlabelled-dir.*labelled="):
+    with pytest.raises(UserError, match="--gssl needs --unlabelled-dir.*--labelled"):
         unlabelled.read("none", labelled)
     with pytest.raises(UserError, match="no unlabelled set"):
         unlabelled.read(drawn_set, labelled)

@@ -1,6 +1,10 @@
 """The published files score on the real test set what their cards and the README state."""
+import pathlib
 import re
+import shutil
+import subprocess
 
+import numpy
 import pytest
 
 from nets.model import count_parameters
@@ -75,6 +79,47 @@ def test_int8_files_score_as_the_results_page(name, lfpw):
                                    onnx, lfpw)
     documented = float(_cells("docs/results.md", name)[7])
     assert numbers["test"]["nme"] == pytest.approx(documented, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def oldest_runtime(tmp_path_factory):
+    """The command of Python 3.10 with ONNX Runtime 1.14, the oldest one that has opset 18."""
+    # A shim of pyenv does not run while another version is chosen.
+    python = next(pathlib.Path.home().glob(".pyenv/versions/3.10.*/bin/python"),
+                  shutil.which("python3.10"))
+    if python is None:
+        pytest.skip("needs Python 3.10")
+    folder = tmp_path_factory.mktemp("oldest") / "venv"
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin/pip", "install", "--quiet", "--only-binary", ":all:",
+                    "onnxruntime==1.14.0", "numpy<2"], check=True)
+    return folder / "bin/python"
+
+
+READ = """
+import sys, numpy, onnxruntime
+images = numpy.load(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2], providers=["CPUExecutionProvider"])
+numpy.savez(sys.argv[3], *session.run(None, {"images": images}))
+print(onnxruntime.__version__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INT8)
+def test_the_oldest_onnx_runtime_reads_the_shipped_files(name, oldest_runtime, tmp_path):
+    predictor = Predictor(INT8[name])
+    size = predictor.input_size
+    images = numpy.random.default_rng(0).integers(0, 256, (2, size, size, 3), numpy.uint8)
+    numpy.save(tmp_path / "images.npy", images.transpose(0, 3, 1, 2))
+    done = subprocess.run([oldest_runtime, "-c", READ, tmp_path / "images.npy", INT8[name],
+                           tmp_path / "found.npz"], capture_output=True, text=True)
+    assert done.stdout == "1.14.0\n", done.stderr
+    found = numpy.load(tmp_path / "found.npz")
+    for name_of, expected in zip(found.files, predictor(images)):
+        assert found[name_of].shape == expected.shape
+        # The runtimes round int8 alike, but for single steps.
+        assert numpy.abs(found[name_of] - expected).mean() < 0.01
 
 
 def _cells(page, name):

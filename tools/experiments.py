@@ -18,6 +18,7 @@ from utils import checkpoint, experiment
 from utils.args import load_args
 from utils.data import dataset
 from utils.errors import run as guarded
+from utils.errors import shell_word
 from utils.evaluation import predict
 
 BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 128 "
@@ -50,8 +51,10 @@ def commands(args):
         if name == "stretch" and not args.stretch or "{teacher}" in flags and not args.teacher:
             continue
         folder = args.stretch if name == "stretch" else args.data_dir
-        print(f"python main.py {BASE} --epochs {args.epochs} --data-dir {folder} "
-              f"--exp {args.name}-{name} {flags.format(teacher=args.teacher)}".rstrip())
+        print(f"python main.py {BASE} --epochs {args.epochs} --data-dir "
+              f"{shell_word(folder)} "
+              f"--exp {args.name}-{name} "
+              f"{flags.format(teacher=args.teacher and shell_word(args.teacher))}".rstrip())
 
 
 def validate(path, merge="plain", flip_test=False, change=lambda model: None):

@@ -20,6 +20,7 @@ from tools.experiments import BASE
 from utils import experiment
 from utils.args import ROOT
 from utils.errors import run as guarded
+from utils.errors import shell_word
 
 # The recipe of tools/experiments.py with fewer pixels; the last of repeated flags counts.
 RECIPE = f"{BASE} --input-size 64 --batch-size 16 --warmup-epochs 1 --device cpu --workers 1"
@@ -55,8 +56,8 @@ def commands(args):
             (folder / "images").symlink_to(source / "images")
             (folder / "train.txt").write_text("".join(lines[i] for i in chosen), encoding="utf-8")
         epochs = max(1, round(STEPS * BATCH / len(chosen)))
-        print(f"python main.py {RECIPE} --data-dir {folder} --epochs {epochs} --seed {seed} "
-              f"--cache {cache} --exp {run_name(faces, seed, cache)}")
+        print(f"python main.py {RECIPE} --data-dir {shell_word(folder)} --epochs {epochs} "
+              f"--seed {seed} --cache {cache} --exp {run_name(faces, seed, cache)}")
 
 
 def lowest(run):

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 
@@ -30,6 +31,7 @@ from utils.data.dataset import PreparedSet
 from utils.data.photo import read_photo
 from utils.detection.detector import get_detector
 from utils.errors import run as guarded
+from utils.errors import shell_word
 from utils.experiment import WEIGHTS
 from utils.training import gssl
 
@@ -148,11 +150,11 @@ def commands(args):
             if kind != "supervised":
                 settings |= {"gssl_preset": method, "unlabelled_dir": args.unlabelled,
                              "gssl": "true"}
-            flags = " ".join([*(f"--{k.replace('_', '-')} {v}" for k, v in settings.items()),
-                              args.flags])
+            flags = " ".join([*(f"--{k.replace('_', '-')} {shlex.quote(str(v))}"
+                                for k, v in settings.items()), args.flags])
             print(f"python main.py {FLAGS} --backbone {args.backbone} --data-dir "
-                  f"{prepared.folder} --seed {seed} --exp {name} --report "
-                  f"{WEIGHTS / name / 'test.json'} {flags}")
+                  f"{shell_word(prepared.folder)} --seed {seed} --exp {name} --report "
+                  f"{shell_word(WEIGHTS / name / 'test.json')} {flags}")
 
 
 def table(args):

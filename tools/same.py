@@ -51,7 +51,7 @@ RUNS = {
     "teacher": f"{SMALL} --teacher weights/timm/best.pt --cache ram",
     "eyes": f"{SMALL} --scheme eyes --num-nb 5 --reg 2 --pretrained weights/undisturbed/best.pt",
     "undisturbed": f"{SMALL} --epochs 3",
-    "killed": f"{SMALL} --epochs 3",
+    "killed": f"{SMALL} --epochs 3 --save-minutes 0.01",
     "regression": f"{SMALL} --head regression --offset-loss wing --epochs 1",
     "confidence": f"{SMALL} --merge confidence --offset-loss smooth_l1 --ema 0 --epochs 1",
 }

@@ -15,8 +15,8 @@ import typing
 
 import yaml
 
-from utils.errors import UserError
-from utils.files import atomic_write
+from utils.errors import UserError, shell_word
+from utils.files import atomic_write, read_text
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEFAULTS = ROOT / "args.yaml"
@@ -75,7 +75,7 @@ SETTINGS = {
     "teacher_share": Setting(most=1, fixed=True),
 
     "epochs": Setting(int, least=1, fixed=True),
-    "batch_size": Setting(int, least=1, fixed=True),
+    "batch_size": Setting(int, least=1),
     "effective_batch": Setting(int, least=1, fixed=True),
     "lr": Setting(),
     "min_lr": Setting(),
@@ -113,6 +113,8 @@ OPTIONS = {
                          "detected boxes instead of annotated ones"),
         "by_pose": Setting(bool, default=False, help="also print NME by the head's yaw, fitted to "
                            "the annotation"),
+        "by": Setting(str, default="none", help="also print NME by condition, out of yaw,size,blur,"
+                      "dark,covered,mirror"),
         "names": Setting(str, default="none", help="photos of --fit-eyes and --test-eyes: LIST, "
                          "LIST:PART or LIST:PART,PART"),
         "report": Setting(str, default="none", help="write the numbers to this .json file"),
@@ -274,7 +276,7 @@ def training_settings(args: argparse.Namespace) -> dict[str, typing.Any]:
 
 def _read_file(path, saved=False):
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader)
+        found = yaml.load(read_text(path), UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
@@ -379,7 +381,7 @@ def parse(argv: list[str] | None = None) -> Request:
     data = found.pop("data", "none")
     if data not in (SAMPLES, "none"):
         raise UserError(f"--data: must be one of {SAMPLES}, none, found {data}; a prepared set is "
-                        f"given as --data-dir {data}")
+                        f"given as --data-dir {shell_word(data)}")
     if data == SAMPLES:
         found["data_dir"] = SAMPLES
     if not actions and "dump_pseudo" not in found:

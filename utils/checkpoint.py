@@ -24,7 +24,7 @@ from nets.shape import ShapeHead
 from utils import packing, provenance
 from utils.args import SAMPLES, SETTINGS, load_args, training_settings, upgrade
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, refuse_lfs_pointer
 from utils.landmarks.eyelids import EyeThresholds
 from utils.landmarks.schemes import Scheme
 
@@ -57,6 +57,7 @@ def read(path: pathlib.Path | str) -> dict:
         raise UserError(f"{path}: " + ("is not a file" if path.exists() else "no such file"))
     refused = f"{path}: is no checkpoint of this repository"
     try:
+        refuse_lfs_pointer(path)
         with open(path, "rb") as file:
             start = file.read(4)
         if start != b"PK\x03\x04":

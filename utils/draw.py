@@ -101,21 +101,25 @@ def landmarks(image: numpy.ndarray, points_px: numpy.ndarray, scheme: Scheme,
 
 
 def banner(image: numpy.ndarray, text: str, position: tuple[float, float], height: float,
-           colour: Colour) -> numpy.ndarray:
+           colour: Colour, alternatives: Sequence[str] = ()) -> numpy.ndarray:
     """Draw text on a dark background.
 
     Args:
         image: RGB uint8 (H, W, 3).
         text: one line.
         position: (x, y) of the upper left corner in pixels, moved so that the text is inside.
-        height: of the letters in pixels.
+        height: of the letters in pixels, reduced so that the text fits the width of the image.
         colour: of the letters.
+        alternatives: texts that are drawn in other frames; all of them fit, at the same height.
 
     Returns:
         A copy of image with the text on it.
     """
     image, text = numpy.ascontiguousarray(image).copy(), printable(text)
     (_, unit_height), _ = cv2.getTextSize(text, _FONT, 1, 2)
+    # Text and margins grow with the height, but for rounding.
+    width = max(cv2.getTextSize(printable(one), _FONT, 1, 2)[0][0] for one in (text, *alternatives))
+    height = min(height, (image.shape[1] - 4) / (width / unit_height + 0.8))
     scale = height / unit_height
     thickness = max(1, round(scale * 2))
     (text_width, _), baseline = cv2.getTextSize(text, _FONT, scale, thickness)
@@ -152,7 +156,7 @@ def rings(image: numpy.ndarray, points_px: numpy.ndarray, colour: Colour,
 
 
 def text_lines(image: numpy.ndarray, texts: Sequence[str]) -> numpy.ndarray:
-    """Draw lines of text at the top left of an image.
+    """Draw lines of text at the top left of an image; long ones are wrapped.
 
     Lines that would cover more than a quarter of the height are replaced by their number.
 
@@ -164,24 +168,48 @@ def text_lines(image: numpy.ndarray, texts: Sequence[str]) -> numpy.ndarray:
         A copy of image with the lines on it; the image itself where there are none.
     """
     image = image.copy() if texts else image
-    # The scale fits the longest line, in steps of ten letters (200 px wide at scale 1), so that the
-    # text does not change its size with each reading.
+    # The scale fits the longest line, in steps of ten letters (180 px wide at scale 1), so that the
+    # text does not change its size with each reading; in a portrait format on two rows.
     tens = -(-max(map(len, texts), default=1) // 10)
-    scale = max(0.4, min(image.shape[0] / 900, (image.shape[1] - 16) / (200 * tens)))
-    max_lines = max(2, int(image.shape[0] / 4 / (30 * scale)))
-    if len(texts) > max_lines:
-        texts = [*texts[:max_lines - 1], f"and {len(texts) - max_lines + 1} more"]
-    for row, text in enumerate(texts, 1):
-        _write(image, text, (8, 30 * scale * row), scale)
+    height, width = image.shape[:2]
+    per_row = tens if width >= height else tens / 2
+    scale = max(0.4, min(height / 900, (width - 16) / (180 * per_row)))
+    max_rows = max(2, int(height / 4 / (30 * scale)))
+    blocks = [_wrap(printable(text), width - 16, scale) for text in texts]
+    shown = len(blocks)
+    while shown > 1 and sum(map(len, blocks[:shown])) + (shown < len(blocks)) > max_rows:
+        shown -= 1
+    rows = sum(blocks[:shown], [])
+    if shown < len(blocks):
+        rows.append(f"and {len(blocks) - shown} more")
+    for number, row in enumerate(rows, 1):
+        _write(image, row, (8, 30 * scale * number), scale)
     return image
 
 
+def _wrap(text, width, scale):
+    """Split a text at spaces into rows of at most `width` pixels; all but the first are indented.
+
+    A word that does not fit has a row of its own.
+    """
+    thickness, rows = max(1, round(scale * 1.5)) + 2, []
+    for word in text.split(" "):
+        longer = f"{rows[-1]} {word}" if rows else word
+        if rows and cv2.getTextSize(longer, _FONT, scale, thickness)[0][0] > width:
+            rows.append(f"  {word}")
+        else:
+            rows[-1:] = [longer]
+    return rows
+
+
 def _write(image, text, position, scale, colour=(255, 255, 255)):
-    """Draw text with a black outline on the image itself, moved so that its start is inside."""
+    """Draw text with a black outline on the image itself, moved so that it is inside if it fits."""
     text = printable(text)
-    position = int(max(0, position[0])), int(max(22 * scale, position[1]))
     thickness = max(1, round(scale * 1.5))
-    cv2.putText(image, text, position, _FONT, scale, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    outline = thickness + max(2, round(2 * scale))
+    room = image.shape[1] - outline - cv2.getTextSize(text, _FONT, scale, thickness)[0][0]
+    position = int(max(0, min(position[0], room))), int(max(22 * scale, position[1]))
+    cv2.putText(image, text, position, _FONT, scale, (0, 0, 0), outline, cv2.LINE_AA)
     cv2.putText(image, text, position, _FONT, scale, colour, thickness, cv2.LINE_AA)
 
 

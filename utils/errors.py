@@ -5,10 +5,12 @@ what to do. run() ends a command by it; install_excepthook() does the same in a 
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # A full disk, an exceeded quota, or no permission to write.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -18,13 +20,33 @@ class UserError(Exception):
     """A mistake in the input; the message names the file, what was found and what to do."""
 
 
+class DiskError(UserError):
+    """A file could not be written; a training adds how it is resumed (training/saving.py)."""
+
+
+@contextlib.contextmanager
+def as_note(what: object) -> Iterator[None]:
+    """Print a note where a side file cannot be written: the main result does not depend on it.
+
+    Args:
+        what: the file.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        name = printable(what)
+        print(f"note: {reason}" if reason.startswith(name) else
+              f"note: {name}: was not written: {reason}")
+
+
 def as_user_error(error: OSError) -> OSError | UserError:
     """Convert an OSError of a full or protected disk to a UserError; return others unchanged."""
     if error.errno not in DISK_ERRORS:
         return error
     path = f"{error.filename}: " if error.filename else ""
-    return UserError(f"{path}{error.strerror}; earlier files are untouched. Free space or "
-                     f"correct the permissions; a training goes on with --resume")
+    return DiskError(f"{path}{error.strerror}; earlier files are untouched; free space or "
+                     f"correct the permissions")
 
 
 def install_excepthook() -> None:
@@ -51,6 +73,15 @@ def printable(text: object) -> str:
     Such bytes cannot be printed or written, and OpenCV aborts the process when it draws them.
     """
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shell_word(text: object) -> str:
+    """Return a name or path as one word of a command that is printed to be copied.
+
+    It is quoted where the shell needs it, and a leading dash does not make it a flag.
+    """
+    text = printable(text)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def _escape_in_stdout():

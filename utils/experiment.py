@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 
 from utils.args import ROOT, SAMPLES
 from utils.errors import UserError
-from utils.files import atomic_write, write_text
+from utils.files import atomic_write, read_table, write_text
 
 WEIGHTS = ROOT / "weights"
 DEFAULT_MODEL = "tiny"  # The published model that is used where no weights are named.
@@ -27,13 +27,16 @@ EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "val_nme", "nme", "onnx_nme")
 LOCK = "lock"
+# What lockf reports on a shared disk that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lock:
     """Hold an experiment's folder for one training, as a context manager.
 
     A lock of the operating system on the file `lock` there. It ends with the process, however that
-    ends, and holds across machines that share the disk. Windows has no such lock, and none is held.
+    ends, and holds across machines that share the disk. Windows and some shared disks have no such
+    lock, and none is held.
 
     Args:
         folder: of the experiment.
@@ -54,6 +57,10 @@ class Lock:
             # lockf belongs to the process, so forked data loaders do not keep it.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                print(f"note: {folder}: its disk has no file locks ({error.strerror}); see to it "
+                      f"that nothing else trains this experiment", flush=True)
+                return
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             self.file.close()
@@ -71,10 +78,10 @@ class Lock:
     def __exit__(self, *_) -> None:
         if self.file is None:
             return
-        # Remove the folder of a training that saved nothing.
-        if [path.name for path in self.path.parent.iterdir()] == [LOCK]:
-            self.path.unlink()
-            with contextlib.suppress(OSError):
+        # Remove the folder of a training that saved nothing. It may have been moved meanwhile.
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.path.parent.iterdir()] == [LOCK]:
+                self.path.unlink()
                 self.path.parent.rmdir()
         self.file.close()
 
@@ -109,6 +116,26 @@ def new_experiment(name: str = "none", folder: pathlib.Path = WEIGHTS) -> pathli
             number += 1
 
 
+def short_name(name: str, folder: pathlib.Path = WEIGHTS, *, files: bool = False) -> str:
+    """Return the experiment or published model that a path means, else the name as it is.
+
+    Tab completion writes weights/NAME, weights/NAME/, weights/NAME. (of a model's files) and
+    weights/NAME/last.pt.
+
+    Args:
+        name: as typed.
+        folder: that holds the experiments.
+        files: whether a file in the folder of an experiment means the experiment.
+    """
+    path = pathlib.Path(name)
+    if not name.strip() or len(path.parts) < 2:
+        return path.name if name.endswith("/") else name
+    if path.suffix in (".pt", ".onnx"):
+        is_inside = path.resolve().parent.parent == folder.resolve()
+        return path.resolve().parent.name if files and is_inside else name
+    return path.name.rstrip(".") if path.resolve().parent == folder.resolve() else name
+
+
 def find_experiment(name: str, folder: pathlib.Path = WEIGHTS, *,
                     models: Iterable[str] = ()) -> pathlib.Path:
     """Return the folder of an existing experiment.
@@ -121,6 +148,7 @@ def find_experiment(name: str, folder: pathlib.Path = WEIGHTS, *,
     Raises:
         UserError: where there is none of this name; lists the existing ones.
     """
+    name = short_name(name, folder, files=True)
     if name != "none" and (folder / name).is_dir():
         return folder / name
     known = sorted({*models, *(p.parent.name for p in folder.glob("*/*.pt"))})
@@ -146,8 +174,9 @@ def find_weights(name: str, suffix: str = ".pt",
     """Return the weights file that --exp or --weights means.
 
     Args:
-        name: path of a .pt or .onnx, an experiment (its best file) or a published model; none: the
-            default model, or else the best file of the newest experiment.
+        name: path of a .pt or .onnx, an experiment (its best file) or a published model, or their
+            path in weights/ (see short_name); none: the default model, or else the best file of the
+            newest experiment.
         suffix: the preferred kind, .pt or .onnx.
         folder: that holds experiments and published models.
 
@@ -164,6 +193,7 @@ def find_weights(name: str, suffix: str = ".pt",
                 return path
         raise UserError(f"{folder.name}/: no trained model; give the path of a .pt or .onnx, or "
                         f"train one: bash main.sh 1 --train --test-onnx --data-dir samples")
+    name = short_name(name, folder)
     path = pathlib.Path(name)
     if name.endswith((".pt", ".onnx")) or path.is_file():
         if not path.exists():
@@ -212,10 +242,9 @@ def read_epochs(folder: pathlib.Path) -> list[dict[str, float]]:
     path = folder / "results.csv"
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{"round": 0} | {k: int(v) if k in ("epoch", "round") else float(v)
-                                for k, v in row.items()}
-                for row in csv.DictReader(file)]
+    return [{"round": 0} | {k: int(v) if k in ("epoch", "round") else float(v)
+                            for k, v in row.items()}
+            for _, row in read_table(path).rows]
 
 
 def record(row: Mapping, folder: pathlib.Path = WEIGHTS) -> None:
@@ -227,9 +256,7 @@ def record(row: Mapping, folder: pathlib.Path = WEIGHTS) -> None:
     """
     path = folder / "results.csv"
     with open(folder / "results.lock", "w", encoding="utf-8") as file:
-        with contextlib.suppress(ImportError):  # Windows has no fcntl.
-            import fcntl
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        _wait_for_lock(file)
         rows = read_records(folder)
         old = next((r for r in rows if r["exp"] == row["exp"]), None)
         if old is None:
@@ -237,6 +264,18 @@ def record(row: Mapping, folder: pathlib.Path = WEIGHTS) -> None:
             rows.append(old)
         old.update({k: v for k, v in row.items() if k in RUN_FIELDS})
         _write_table(path, RUN_FIELDS, rows)
+
+
+def _wait_for_lock(file):
+    """Lock a file until it is closed; without a lock where the system or the disk has none."""
+    try:
+        import fcntl
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    except ImportError:
+        return  # Windows has no fcntl.
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def data_name(args: argparse.Namespace, folder: pathlib.Path) -> str:
@@ -287,8 +326,7 @@ def read_records(folder: pathlib.Path = WEIGHTS) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{k: row.get(k) or "" for k in RUN_FIELDS} for row in csv.DictReader(file)]
+        return [{k: row.get(k) or "" for k in RUN_FIELDS} for _, row in read_table(path).rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); move it away") from None
 

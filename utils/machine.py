@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
+import os
 import pathlib
 import signal
+import sys
+import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from utils.errors import UserError, printable
 
@@ -17,7 +21,7 @@ if typing.TYPE_CHECKING:
     import torch
 
 # Parameters of mallopt(3).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def tune_malloc() -> None:
@@ -33,6 +37,69 @@ def tune_malloc() -> None:
         return
     mallopt(_MMAP_THRESHOLD, 1 << 30)
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def available_cores() -> int:
+    """Count the CPU cores that this process may use, which a container or a scheduler limits."""
+    # macOS does not know which these are.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Start processes that do not import the script again.
+
+    With the start methods spawn and forkserver (macOS, Windows, Python 3.14) a new process imports
+    the main module, so that a script without a main guard would run again in each. The processes of
+    this repository need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    # Not get_start_method(): it would fix the method, which the script may still want to set.
+    default = multiprocessing.get_all_start_methods()[0]
+    if (multiprocessing.get_start_method(allow_none=True) or default) != "fork":
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def start_workers(loader: Iterable) -> Iterator:
+    """Return iter(loader) of a DataLoader; its processes do not import the script again."""
+    with without_main_module():
+        return iter(loader)
+
+
+def check_main_guard() -> None:
+    """Refuse to work in a process that is importing a script which has started it.
+
+    Raises:
+        UserError: the script has no main guard around the call.
+    """
+    # Set by multiprocessing, which itself refuses to start further processes while it is set.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(f"{printable(sys.argv[0])}: a process that it starts runs it again (start "
+                        f"method spawn); put the call under if __name__ == \"__main__\":")
+
+
+def return_large_blocks(size: int = 3 << 19) -> None:
+    """Let glibc return each freed block of `size` bytes and more to the system at once.
+
+    By default it raises this limit to the largest block that was freed, and keeps such blocks in an
+    arena for each thread; new threads share one here. Does nothing with other C libraries.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, size)
+        mallopt(_ARENA_MAX, 1)
+
+
+def trim_malloc() -> None:
+    """Let glibc return freed memory to the system; does nothing with other C libraries."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def termination_signals() -> list[int]:

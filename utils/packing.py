@@ -1,4 +1,4 @@
-"""Store weights in 8 or 16 bits, and unpack them.
+"""Store weights in 8 or 16 bits and unpack them; the version of the .onnx files.
 
 A published .pt holds half-precision numbers, or with 8 bits the backbone's large kernels as int8
 with one scale per output channel. checkpoint.load_model unpacks both to float32, so that the
@@ -6,12 +6,19 @@ published file and the ONNX file exported from it predict the same.
 """
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 
 import torch
 
+if typing.TYPE_CHECKING:
+    import onnx
+
 # Smaller tensors are not worth packing.
 MIN_PACKED_SIZE = 1024
+# IR version of every .onnx that is written. Opset 18 needs no more, and ONNX Runtime 1.17 and older
+# refuse 10.
+IR_VERSION = 8
 
 
 def pack(weights: Mapping[str, torch.Tensor], bits: int = 16) -> dict:
@@ -55,3 +62,9 @@ def quantize_kernel(kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = kernel.float().flatten(1).abs().amax(1).clamp(min=1e-9) / 127
     scale = scale.reshape(-1, *[1] * (kernel.dim() - 1))
     return (kernel / scale).round().to(torch.int8), scale
+
+
+def lower_ir_version(onnx_model: onnx.ModelProto) -> onnx.ModelProto:
+    """Set the IR version of a model to IR_VERSION, in place, and return it."""
+    onnx_model.ir_version = IR_VERSION
+    return onnx_model

@@ -10,7 +10,10 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
+import numpy
+
 from utils import draw
+from utils.detection.refine import mirror_errors
 from utils.drowsiness.alarm import Alarm
 from utils.drowsiness.driver import Driver, Everyone
 from utils.drowsiness.eyes import read_eyes
@@ -23,12 +26,13 @@ from utils.tracking.tracker import Tracker
 if TYPE_CHECKING:
     import argparse
 
-    import numpy
-
     from utils.detection.detector import Detector
     from utils.drowsiness.states import Event
     from utils.predictor import Predictor
     from utils.tracking.tracker import Track
+
+
+MAX_FRAMES_APART = 3  # Frames of too low a rate, in a row, until a note says so.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +82,14 @@ class Pipeline:
             aspect_ratios(predictor.scheme.mean_face, predictor.scheme)
         if options.pose:
             pose.model_points(predictor.scheme)
+        self.with_mirror = bool(options.landmarks and getattr(options, "flip_test", False))
         self.landmark_file = outputs.LandmarkFile(
-            options.landmarks, predictor.scheme, options.eyes,
-            options.pose) if options.landmarks else None
+            options.landmarks, predictor.scheme, options.eyes, options.pose,
+            self.with_mirror) if options.landmarks else None
         self.event_file = outputs.EventFile(options.events) if options.events else None
         self.alarm = Alarm(options.alarm) if options.alarm else None
         self.frames = self.faces = self.rejected = 0
-        self.frame_rate_too_low = False
+        self.frames_apart = 0  # Frames in a row of a rate that is too low.
         self.tracker = None
         self.restart()
 
@@ -138,7 +143,10 @@ class Pipeline:
         poses = [pose.head_pose(track.points_px, self.predictor.scheme)
                  for track in tracks] if self.options.pose else []
         if self.landmark_file:
-            self.landmark_file.write((self.frames, seconds, name), tracks, readings, driver, poses)
+            mirror = mirror_errors(self.predictor, image, numpy.array(
+                [track.raw_px for track in tracks])) if self.with_mirror else ()
+            self.landmark_file.write((self.frames, seconds, name), tracks, readings, driver, poses,
+                                     mirror)
         self.frames, self.faces = self.frames + 1, self.faces + len(tracks)
         return Observation(tracks, readings, poses, driver, events)
 
@@ -160,19 +168,21 @@ class Pipeline:
             return "the detector found no face; YuNet or SCRFD (--detector PATH.onnx) find more"
         return "the detector found no face"
 
-    def close(self) -> None:
-        """Write the events that have not ended and complete the files.
+    def close(self) -> list[tuple[int | str, Event]]:
+        """End the run: write the events that are still open, close both files, return these events.
 
         Raises:
             UserError: where a file cannot be written.
         """
+        events = self.people.finish() if self.people else []
         try:
-            if self.event_file and self.people:
-                self.event_file.write(self.people.finish())
+            if self.event_file:
+                self.event_file.write(events)
         finally:
             for file in (self.event_file, self.landmark_file):
                 if file:
                     file.close()
+        return events
 
     def _driver(self, number):
         """Return (track id, readings) of the driver, or None where none is watched."""
@@ -180,12 +190,14 @@ class Pipeline:
             if self.options.driver else None
 
     def _report(self, states, events, seconds):
-        """Write events and ring the alarm; warn once about a low frame rate."""
-        if not self.frame_rate_too_low and any(
-                drowsiness.frame_rate_too_low for drowsiness in states.values()):
-            self.frame_rate_too_low = True
-            print("note: frames are more than 2 s apart, too far to tell whether eyes are closed; "
-                  "nobody counts as visible", file=sys.stderr)
+        """Write events and ring the alarm; warn about a low frame rate."""
+        # A single gap of dropped frames is no low rate. The note comes once.
+        if self.frames_apart < MAX_FRAMES_APART:
+            too_low = any(drowsiness.frame_rate_too_low for drowsiness in states.values())
+            self.frames_apart = self.frames_apart + 1 if too_low else 0
+            if self.frames_apart == MAX_FRAMES_APART:
+                print("note: frames are more than 2 s apart, too far to tell whether eyes are "
+                      "closed; nobody counts as visible", file=sys.stderr)
         if self.event_file:
             self.event_file.write(events)
         if self.alarm:
@@ -205,7 +217,8 @@ class Pipeline:
                                     colour)
         if driver is not None:
             state, height = driver[1]["state"], drawn.shape[0]
-            drawn = draw.banner(drawn, state, (0, height), height / 10, STATES[state].colour)
+            drawn = draw.banner(drawn, state, (0, height), height / 10, STATES[state].colour,
+                                tuple(STATES))
         return drawn
 
 

@@ -13,6 +13,8 @@ import pathlib
 import numpy
 
 from utils.errors import UserError
+from utils.files import refuse_lfs_pointer
+from utils.landmarks import metrics
 from utils.landmarks.eyelids import EyeThresholds
 from utils.landmarks.schemes import Scheme
 
@@ -47,6 +49,7 @@ class Predictor:
         if not self.path.is_file():
             raise UserError(f"{path}: no such file" if not self.path.exists() else
                             f"{path}: not a file")
+        refuse_lfs_pointer(self.path)
         if self.path.suffix == ".onnx":
             self._load_onnx(device, threads, flip_test)
         else:
@@ -64,14 +67,58 @@ class Predictor:
         Raises:
             ValueError: images of another type or shape, which would give meaningless landmarks.
         """
-        images, size = numpy.asarray(images), self.input_size
+        images = numpy.asarray(images)
         if not len(images):
             empty = numpy.zeros((0, self.scheme.points, 2), numpy.float32)
             return empty, empty[..., 0]
+        return self._run(self._batch(images))
+
+    def use_flip_test(self) -> None:
+        """Average with the prediction of the mirrored crop from now on, in twice the time.
+
+        Raises:
+            UserError: an .onnx, or a scheme without mirrored faces.
+        """
+        if self.model is None:
+            raise UserError(f"{self.path}: --flip-test needs the .pt")
+        if not self.scheme.mirrors:
+            raise UserError(f"{self.path}: --flip-test: scheme {self.scheme.name} has flip: none")
+        self.model.flip_test = self.flip_test = True
+
+    def predict_both(self, images: numpy.ndarray) -> numpy.ndarray:
+        """Predict landmarks of crops and of their mirror images, for metrics.mirror_error.
+
+        With a .pt, these are predictions without the heads that were fitted to unmirrored faces.
+
+        Args:
+            images: uint8 RGB crops (N, S, S, 3), N at least 1.
+
+        Returns:
+            (N, 2, K, 2) in crop units of the images.
+
+        Raises:
+            UserError: an .onnx that averages both predictions.
+        """
+        images = numpy.asarray(images)
+        if self.model is not None:
+            import torch
+            with torch.inference_mode():
+                both = self.model.predict_both(
+                    torch.from_numpy(self._batch(images)).to(self.model.mean.device))
+            return both.cpu().numpy()
+        if self.flip_test:
+            raise UserError(f"{self.path}: averages with the mirrored face, so that their "
+                            f"difference is lost; give the .pt")
+        landmarks, mirrored = numpy.split(
+            self(numpy.concatenate([images, images[:, :, ::-1]]))[0], 2)
+        return numpy.stack([landmarks, metrics.mirror_back(mirrored, self.scheme)], 1)
+
+    def _batch(self, images):
+        size = self.input_size
         if images.dtype != numpy.uint8 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 "
                              f"(N, {size}, {size}, 3)")
-        return self._run(numpy.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return numpy.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
     def _load_onnx(self, device, threads, flip_test):
         import onnxruntime

@@ -5,6 +5,7 @@ can be killed like any process. `hook` makes it send itself a signal at an exact
 _install().
 """
 import atexit
+import collections
 import functools
 import json
 import os
@@ -125,10 +126,10 @@ def _install(hook):
     """Make this process send itself a signal at the n-th event of a kind.
 
     Args:
-        hook: "KIND:N[:SIGNAL]", or None for no signal. The kinds are "step" (before an optimiser
-            step) and "update" (after it, before the average of weights); in a save of a .pt file
-            "half" (half of the temporary file is written), "fsync" (all of it is written),
-            "replace" (it is synced) and "renamed".
+        hook: "KIND:N[:SIGNAL]", several with commas, or None for no signal. The kinds are "step"
+            (before an optimiser step) and "update" (after it, before the average of weights); in a
+            save of a .pt file "half" (half of the temporary file is written), "fsync" (all of it is
+            written), "replace" (it is synced) and "renamed".
     """
     import torch
 
@@ -138,13 +139,15 @@ def _install(hook):
 
     # The export takes longer than the training and has its own tests.
     export.export_weights = lambda path, flip_test=False: path
-    kind, number, name = f"{hook or 'none:0'}:KILL".split(":")[:3]
-    calls = iter(range(1, 10 ** 6))
+    hooks = [f"{text}:KILL".split(":")[:3] for text in hook.split(",")] if hook else []
+    calls = collections.Counter()
 
-    def event(name_of_kind, before=lambda: None):
-        if name_of_kind == kind and next(calls) == int(number):
-            before()
-            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+    def event(kind, before=lambda: None):
+        calls[kind] += 1
+        for wanted, number, name in hooks:
+            if wanted == kind and calls[kind] == int(number):
+                before()
+                os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
     class Watched:
         """The os module, with events in fsync() and replace()."""

@@ -7,8 +7,10 @@ import numpy
 import pytest
 from helpers.reader_files import image, reasons, write
 
-from utils.data import readers
+from utils.data import readers, table
+from utils.data.cropping import CroppedFace
 from utils.data.readers import annotations
+from utils.data.readers.face import MARKED, Source
 from utils.errors import UserError
 from utils.landmarks import schemes as landmarks
 
@@ -147,10 +149,19 @@ def test_coco_keypoints_by_the_names_of_their_category(tmp_path):
     assert not problems
     assert numpy.isnan(points[1]).all()
     # Other keypoints of a person are ignored.
-    numpy.testing.assert_equal(read(["nose", "left eye", "elbow"], six),
-                               read(["nose", "left eye"], six[:6]))
-    # If no name is known, the keypoints are in the order of the scheme.
-    assert read(["a", "b", "c"], six) == ([[[1, 2], [3, 4], [5, 6]]], [])
+    numpy.testing.assert_equal(read(["nose", "left eye", "right eye", "elbow"], [*six, 7, 7, 2]),
+                               read(["nose", "left eye", "right eye"], six))
+    # Where a point of the scheme has no keypoint, that is said.
+    found, problems = read(["nose", "left eye", "elbow"], six)
+    numpy.testing.assert_equal(found, read(["nose", "left eye"], six[:6])[0])
+    assert problems == [
+        "note: no keypoint is 'right eye'; left out as none of scheme three: 'elbow'"]
+    # If no name is known, the keypoints are in the order of the scheme, with a note.
+    found, problems = read(["a", "b", "c"], six)
+    assert found == [[[1, 2], [3, 4], [5, 6]]]
+    assert "in their order, 'a' = left eye, 'b' = right eye, 'c' = nose; if that" in problems[0]
+    # Numbers are no names: they give the order.
+    assert read(["p2", "p3", "p1"], six) == ([[[5, 6], [1, 2], [3, 4]]], [])
     for names, keypoints, reason in (
             (["nose", "left eye"], six, "3 points found, its category names 2"),
             (["nose", "nose", "left eye"], six, "point nose is there twice")):
@@ -240,3 +251,56 @@ def test_photos_without_a_labelme_file_are_reported(tmp_path):
     problems = []
     assert len(annotations.read(path, problems, THREE)) == 1
     assert not problems
+
+
+MARKS = {
+    "coco.json": [('"bbox"', '"iscrowd": 1, "bbox"'), ('"bbox"', '"ignore": 1, "bbox"'),
+                  ('"bbox"', '"attributes": {"Ignore": true}, "bbox"')],
+    "labelme.json": [('{"imagePath"', '{"flags": {"do not use": true}, "imagePath"')],
+    "cvat.xml": [('<skeleton label="face">',
+                  '<skeleton label="face"><attribute name="skip">true</attribute>'),
+                 ("<skeleton", '<tag label="ignore"/><skeleton')],
+    "dlib.xml": [("<box ", '<box ignore="1" ')]}
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("is_set", [True, False])
+def test_what_a_tool_marks_as_not_to_be_used(tmp_path, name, is_set):
+    image(tmp_path / "a.jpg")
+    for old, new in MARKS[name]:
+        if not is_set:
+            # The same flags, not set, and flags of another meaning.
+            new = re.sub('1, "bbox', '0, "bbox', new).replace("true", "false").replace(
+                'ignore="1"', 'ignore="0"').replace('tag label="ignore"', 'tag label="dark"')
+        assert old in GOOD[name]
+        path, problems = write(tmp_path / name, GOOD[name].replace(old, new, 1)), []
+        faces = annotations.read(path, problems, THREE)
+        assert len(faces) == (not is_set)
+        assert [MARKED in text for _, text in problems] == [True] * is_set
+
+
+def test_marked_faces_and_points_are_counted(tmp_path, capsys):
+    image(tmp_path / "a.jpg")
+    content = json.loads(GOOD["labelme.json"])
+    content["shapes"][0]["flags"] = {"ignore": True, "blurred": False}
+    problems = []
+    face, = annotations.read(write(tmp_path / "a.json", json.dumps(content)), problems, THREE)
+    assert numpy.isfinite(face.points).all(1).tolist() == [True, False, False]
+    assert [text for _, text in problems] == [
+        "note: 1 points are marked as not to be used, and missing"]
+    marked = [(tmp_path / "a.xml", f"image 'a.jpg' box {i}: {MARKED} (ignore)") for i in range(2)]
+    source = Source(tmp_path, "annotations", {}, THREE, [face], marked)
+    box = numpy.array([0.0, 0, 9, 9])
+    table.print_counts([source], [CroppedFace(face, "annotations", "a", box, box)], [], tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["annotations", "train", "1", "-", "0", "1"] in rows
+    assert ["annotations", "marked", "2", "-", "2", "0"] in rows
+
+
+@pytest.mark.parametrize("name", ["labelme.json", "cvat.xml", "dlib.xml"])
+def test_short_forms_of_labels(tmp_path, name):
+    image(tmp_path / "a.jpg")
+    path, problems = write(tmp_path / name, labelled(name, ("R_eye", "leye", "nose_tip"))), []
+    face, = annotations.read(path, problems, NAMED)
+    assert not problems
+    assert face.points[[0, 2]].tolist() == [[1, 2], [5, 6]]

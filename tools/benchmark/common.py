@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: interleaved timing, Markdown tables and untrained models."""
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -17,6 +18,10 @@ import torch
 from utils import checkpoint
 from utils.args import load_args
 from utils.data import dataset
+
+# Packages that install OpenCV, of which a machine has one.
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python",
+          "opencv-contrib-python-headless")
 
 
 def say(*words):
@@ -42,6 +47,14 @@ def model_parser(prog, description, purpose, metavar="FILE"):
     return parser
 
 
+def version(*names):
+    """Return name and version of the first of these packages that is installed."""
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return f"no {names[0]}"
+
+
 def facts(prepared):
     """Describe the machine, the package versions and the prepared set in Markdown lines."""
     info = pathlib.Path("/proc/cpuinfo")
@@ -49,19 +62,16 @@ def facts(prepared):
     name = re.search(r"model name\s*: (.*)", text)
     flags = set((re.search(r"flags\s*: (.*)", text) or [0, ""])[1].split())
     listed = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in (
-        "torch", "torchvision", "timm", "opencv-python", "pillow", "numpy"))
-    try:
-        runtime = importlib.metadata.version("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        runtime = importlib.metadata.version("onnxruntime")
+    versions = ", ".join(version(*names) for names in (
+        ("torch",), ("torchvision",), ("timm",), OPENCV, ("pillow",), ("numpy",)))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return [f"# Benchmark, {datetime.date.today()}", "",
             f"* Processor: {name[1] if name else platform.processor()}, "
             f"{len(os.sched_getaffinity(0))} cores used; "
             f"{' '.join(flag for flag in listed if flag in flags)}",
-            f"* GPU: {gpu}", f"* Python {platform.python_version()}, {versions}, ONNX Runtime "
-            f"{runtime}; PyTorch with {torch.get_num_threads()} threads unless stated otherwise",
+            f"* GPU: {gpu}", f"* Python {platform.python_version()}, {versions}, "
+            f"{version('onnxruntime-gpu', 'onnxruntime')}; PyTorch with "
+            f"{torch.get_num_threads()} threads unless stated otherwise",
             f"* Faces: {'drawn' if prepared.drawn else prepared.folder.name}, "
             f"{len(prepared.lists['train'])} training faces; system load at the start "
             f"{os.getloadavg()[0]:.1f}"]

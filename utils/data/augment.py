@@ -21,7 +21,7 @@ import torch
 
 from utils.data.eye_closure import draw_closure
 from utils.data.operations import OPERATIONS, AugmentParams, draw_operations
-from utils.data.pixel_grid import PixelGrid, sample_bilinear
+from utils.data.pixel_grid import PixelGrid
 from utils.landmarks.schemes import Scheme
 
 
@@ -127,6 +127,35 @@ def apply_params(params: AugmentParams, stored: numpy.ndarray, size: int) -> num
     return image
 
 
+def pack_params(params: list[AugmentParams], stored_size: int, size: int
+                ) -> dict[str, numpy.ndarray]:
+    """Turn the parameters of a batch into arrays for BatchAugment.
+
+    Args:
+        params: those of each face.
+        stored_size: side T of the stored crops, (N, T, T, 3), in pixels.
+        size: side of the images in pixels.
+
+    Returns:
+        Arrays by name: `warp` (3, N, 1, 1, 2), and `operation/...` of each operation that is
+        applied, `operation/faces` among them, the indices of its faces.
+    """
+    forward = numpy.zeros((len(params), 3, 3))
+    forward[:, :2], forward[:, 2, 2] = [face.matrix for face in params], 1
+    back = numpy.linalg.inv(forward)[:, :2]
+    # From pixels of the image to the units of grid_sample, in which the crop goes from -1 to 1.
+    back *= 2 / stored_size
+    back[..., 2] += 1 / stored_size - 1
+    arrays = {"warp": back.transpose(2, 0, 1)[:, :, None, None]}
+    for name, operation in OPERATIONS.items():
+        chosen = [i for i, face in enumerate(params) if getattr(face, name) is not None]
+        if chosen:
+            values = operation.pack([getattr(params[i], name) for i in chosen], size)
+            arrays |= {f"{name}/faces": numpy.array(chosen),
+                       **{f"{name}/{key}": value for key, value in values.items()}}
+    return arrays
+
+
 class BatchAugment:
     """The torch implementation of apply_params, for a batch and on any device.
 
@@ -143,31 +172,26 @@ class BatchAugment:
         self.grid = PixelGrid(size, device)
 
     @torch.no_grad()
-    def __call__(self, stored: torch.Tensor, params: list[AugmentParams]) -> torch.Tensor:
+    def __call__(self, stored: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         """Augment a batch.
 
         Args:
             stored: (N, T, T, 3) uint8 on the device; a crop smaller than T is in the upper left
                 corner, on black.
-            params: those of each face.
+            arrays: of pack_params, on the device.
 
         Returns:
-            (N, size, size, 3) uint8 on the device.
+            (N, size, size, 3) uint8 on the device, contiguous.
         """
-        images = self._warp(stored, params)
+        across, down, start = arrays["warp"]
+        at = torch.addcmul(torch.addcmul(start, across, self.grid.x[..., None]), down,
+                           self.grid.y[..., None])
+        images = torch.nn.functional.grid_sample(
+            stored.permute(0, 3, 1, 2).float(), at, align_corners=False).round_()
         for name, operation in OPERATIONS.items():
-            chosen = [i for i, face in enumerate(params) if getattr(face, name) is not None]
-            if chosen:
-                indices = self.grid.send(numpy.array(chosen))
-                values = [getattr(params[i], name) for i in chosen]
-                changed = operation.torch(images[indices], values, self.grid)
-                images.index_copy_(0, indices, changed.round_().clamp_(0, 255))
-        return images.permute(0, 2, 3, 1).to(torch.uint8)
-
-    def _warp(self, stored, params):
-        forward = numpy.zeros((len(params), 3, 3))
-        forward[:, :2], forward[:, 2, 2] = [face.matrix for face in params], 1
-        back = self.grid.send(numpy.linalg.inv(forward)[:, :2])[..., None, None]
-        at = back[:, :, 0] * self.grid.x + back[:, :, 1] * self.grid.y + back[:, :, 2]
-        images = stored.permute(0, 3, 1, 2).float()
-        return sample_bilinear(images, at[:, 0], at[:, 1], "zeros").round_()
+            chosen = arrays.get(f"{name}/faces")
+            if chosen is not None:
+                packed = {key.removeprefix(f"{name}/"): value for key, value in arrays.items()
+                          if key.startswith(f"{name}/")}
+                images.index_copy_(0, chosen, operation.torch(images[chosen], packed, self.grid))
+        return images.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)

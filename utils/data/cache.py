@@ -20,6 +20,7 @@ import torch
 
 from utils.data.dataset import FaceDataset
 from utils.errors import UserError
+from utils.machine import available_cores
 
 # Bytes that stay free for the rest of a training, so that the machine does not swap.
 RESERVE = 1 << 30
@@ -29,7 +30,8 @@ SHARE_DEVICE, SHARE_RAM = 0.25, 0.5
 SHARED_MEMORY = "/dev/shm"
 
 
-def make_cache(name: str, dataset: FaceDataset, ranks) -> DeviceCache | CropCache | None:
+def make_cache(name: str, dataset: FaceDataset, ranks,
+               kept: str | None = None) -> DeviceCache | CropCache | None:
     """Make the cache that the setting `cache` asks for; all ranks must call this.
 
     Args:
@@ -38,6 +40,9 @@ def make_cache(name: str, dataset: FaceDataset, ranks) -> DeviceCache | CropCach
             machine's, else none. Caches that do not fit are printed with the reason.
         dataset: the faces to cache.
         ranks: the Ranks of the run (utils/training/ddp.py).
+        kept: with `auto`, what it chose before a resume (cache_name). It is tried first, and may
+            then take all of the free memory, because images of `device` differ in rounding and
+            noise from those of the others.
 
     Returns:
         The cache, or None.
@@ -45,11 +50,14 @@ def make_cache(name: str, dataset: FaceDataset, ranks) -> DeviceCache | CropCach
     Raises:
         UserError: `device` or `ram` does not fit.
     """
+    kept = kept if name == "auto" else None
     caches = []
-    if name == "device" or name == "auto" and ranks.device.type == "cuda":
-        caches.append((DeviceCache, 1 if name == "device" else SHARE_DEVICE))
-    if name in ("ram", "auto"):
-        caches.append((CropCache, SHARE_RAM if name == "auto" else None))
+    if "device" in (name, kept):
+        caches.append((DeviceCache, 1))
+    elif name == "auto" and kept is None and ranks.device.type == "cuda":
+        caches.append((DeviceCache, SHARE_DEVICE))
+    if name in ("ram", "auto") and kept != "none":
+        caches.append((CropCache, None if "ram" in (name, kept) else SHARE_RAM))
     for cache, share in caches:
         try:
             return cache(dataset, ranks, share)
@@ -59,6 +67,11 @@ def make_cache(name: str, dataset: FaceDataset, ranks) -> DeviceCache | CropCach
             if ranks.is_main:
                 print(f"{str(error).partition('; use --cache')[0]}; not used", flush=True)
     return None
+
+
+def cache_name(cache: DeviceCache | CropCache | None) -> str:
+    """Return the value of the setting `cache` that stands for what make_cache returned."""
+    return {DeviceCache: "device", CropCache: "ram"}.get(type(cache), "none")
 
 
 class DeviceCache:
@@ -86,12 +99,24 @@ class DeviceCache:
         if ranks.is_main:
             print(f"cache: {shape[0]} crops take {self.crops.numel() / 1e6:.0f} MB on "
                   f"{ranks.device.type}", flush=True)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        for index, crop in _decoded(dataset, numpy.flatnonzero(self.sides), processes):
+        for index, crop in self._read(dataset, ranks):
             if crop is None:
                 self.sides[index] = 0
             else:
                 self.crops[index, :crop.shape[0], :crop.shape[1]] = torch.from_numpy(crop)
+
+
+    def _read(self, dataset, ranks):
+        """Yield (index, crop or None); ranks of one machine decode each crop once, if it fits."""
+        indices = numpy.flatnonzero(self.sides)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if ranks.world > 1:
+            try:
+                shared = CropCache(dataset, ranks, SHARE_RAM, self.sides)
+                return ((index, shared[index]) for index in indices)
+            except UserError:
+                pass  # Then each rank decodes all crops.
+        return _decoded(dataset, indices, processes)
 
 
 def _allocate(shape, device, share):
@@ -99,6 +124,8 @@ def _allocate(shape, device, share):
     size = int(numpy.prod(shape))
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # torch keeps blocks that it has freed, and gives them back to the driver where it needs to.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = _available() - RESERVE
     if size > share * free:
@@ -121,13 +148,18 @@ class CropCache:
         ranks: the Ranks of the run; all of them must construct the cache.
         share: largest share of the free memory that it may take; the file is then in /dev/shm
             only. None: all but RESERVE, and the file may be in the temporary folder.
+        sides: of the crops, where a DeviceCache has read them already and keeps this one for a
+            moment only, which is not printed.
 
     Raises:
         UserError: it does not fit (on every rank).
     """
 
-    def __init__(self, dataset: FaceDataset, ranks, share: float | None = None):
-        sides = numpy.array(ranks.broadcast_result(lambda: _sides(dataset)), numpy.int64)
+    def __init__(self, dataset: FaceDataset, ranks, share: float | None = None,
+                 sides: list[int] | None = None):
+        passing = sides is not None
+        sides = numpy.array(sides if passing else ranks.broadcast_result(lambda: _sides(dataset)),
+                            numpy.int64)
         self._sides, self._starts = sides, numpy.cumsum(3 * sides**2) - 3 * sides**2
         size = int((3 * sides**2).sum())
         machine = os.environ.get("GROUP_RANK", "0")
@@ -143,7 +175,7 @@ class CropCache:
         try:
             if problems:
                 raise UserError(problems[0])
-            if ranks.is_main:
+            if ranks.is_main and not passing:
                 print(f"cache: {len(sides)} crops take {size / 1e6:.0f} MB of memory", flush=True)
             if not mine:
                 path = next(p for where, p, _ in found if where == machine and p)
@@ -183,7 +215,7 @@ def _decoded(dataset, indices, processes=1):
     threads = cv2.getNumThreads()
     # OpenCV releases the GIL while it decodes, so one image per thread is fastest.
     cv2.setNumThreads(1)
-    workers = max(1, os.cpu_count() // processes)
+    workers = max(1, available_cores() // processes)
     try:
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             # In parts, because decoded crops stay in memory until they are consumed.
@@ -195,7 +227,10 @@ def _decoded(dataset, indices, processes=1):
 
 
 def _sides(dataset):
-    """Read the side in pixels of every crop from its header; 0 where it cannot be read."""
+    """List the side in pixels with which each crop is stored in memory; 0 for an unreadable one.
+
+    The side follows from the header of the file where Pillow can read it.
+    """
     sides = []
     for index, path in enumerate(dataset.faces.images):
         try:

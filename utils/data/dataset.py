@@ -26,6 +26,7 @@ from utils.data.augment import Augment, nominal_crop
 from utils.data.face_list import FaceList, read_list
 from utils.data.photo import read_photo
 from utils.errors import UserError
+from utils.files import read_table, read_text, split_numbers
 from utils.landmarks.crop import PUBLISHED_CROP
 from utils.landmarks.schemes import SCHEMES, Scheme
 
@@ -118,7 +119,7 @@ class PreparedSet:
         if not path.is_file():
             return {}
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = yaml.safe_load(read_text(path))
             rule, scale = (found["crop"][key] for key in ("rule", "scale"))
             return {**found, "size": int(found["size"]), "margin": float(found["margin"]),
                     "crop": {"rule": str(rule), "scale": float(scale)}}
@@ -154,10 +155,9 @@ class PreparedSet:
         if not path.is_file():
             return None
         try:
-            with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                return {row["image"]: (row["photo"], numpy.array(
-                    [float(row[k]) for k in _BOXES]).reshape(2, 4), row.get("hidden"))
-                    for row in csv.DictReader(file)}
+            return {row["image"]: (row["photo"], numpy.array(
+                [float(row[k]) for k in _BOXES]).reshape(2, 4), row.get("hidden"))
+                for _, row in read_table(path, errors="surrogateescape").rows}
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the set again") from None
 
@@ -178,7 +178,10 @@ class PreparedSet:
                         hidden)
 
     def _hidden(self, rows):
-        """Parse strings of K digits 0 and 1 to (N, K) bool; a row may be empty, or None for all."""
+        """Parse the `hidden` strings of a list, K digits each with 1 for a hidden point, to (N, K).
+
+        An empty or absent string has no hidden point. Returns None if all are such.
+        """
         if not any(rows):
             return None
         count = self.scheme.points
@@ -248,7 +251,7 @@ def load_neighbour_face(source: str, scheme: Scheme) -> numpy.ndarray | None:
 def read_mean_face(path: pathlib.Path | str) -> numpy.ndarray:
     """Read a mean face (K, 2) from a file of numbers x y x y ..."""
     try:
-        values = [float(v) for v in pathlib.Path(path).read_text(encoding="utf-8").split()]
+        values = [float(v) for line in read_text(path).splitlines() for v in split_numbers(line)]
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no mean face (numbers x y x y ...): {error}") from None
     if len(values) % 2 or not values or not numpy.isfinite(values).all():

@@ -13,7 +13,7 @@ import cv2
 import numpy
 import torch
 
-from utils.data.pixel_grid import PixelGrid, sample_bilinear
+from utils.data.pixel_grid import PixelGrid
 from utils.landmarks import eyelids
 from utils.landmarks.schemes import Scheme
 
@@ -119,42 +119,50 @@ def _source_heights(t, upper, lower, meeting, share, where: Callable):
     return where((t > first) & (t < last), moved, t)
 
 
-def close_eyes_torch(images: torch.Tensor, closures: list[EyeClosure],
+def pack_closures(closures: list[EyeClosure], size: int) -> dict[str, numpy.ndarray]:
+    """Return the numbers of both eyes (N, 2, 15) that close_eyes_torch takes; see _eye_numbers."""
+    return {"eyes": numpy.array([[_eye_numbers(closure, side, size) for side in range(2)]
+                                 for closure in closures])}
+
+
+def close_eyes_torch(images: torch.Tensor, packed: dict[str, torch.Tensor],
                      grid: PixelGrid) -> torch.Tensor:
-    """Draw the eyelids of a batch together, as close_eyes_opencv; images are (N, 3, S, S) float."""
-    for side in range(2):
-        rows = numpy.array([_eye_numbers(closure, side) for closure in closures])
-        (x, y, along_x, along_y, across_x, across_y, scale, upper_base, upper_skew, lower_base,
-         lower_skew, meeting_base, meeting_skew, share) = grid.send(rows)[..., None, None].unbind(1)
-        offset_x, offset_y = grid.x - x, grid.y - y
-        # Column and height in widths of the eye, from its first corner.
-        s = (offset_x * along_x + offset_y * along_y) * scale
-        t = (offset_x * across_x + offset_y * across_y) * scale
-        upper = _lid_height(upper_base, upper_skew, s)
-        lower = torch.maximum(_lid_height(lower_base, lower_skew, s), upper)
-        meeting = _lid_height(meeting_base, meeting_skew, s)
-        source = _source_heights(t, upper, lower, meeting, share, torch.where)
-        moved = torch.where((s > 0) & (s < 1), source, t) - t
-        images = sample_bilinear(images, grid.x + moved * across_x, grid.y + moved * across_y,
-                                 "border").round_()
-    return images
+    """Draw the eyelids of a batch together, as close_eyes_opencv; images are (N, 3, S, S) float.
+
+    Both eyes move in one resampling. Their columns overlap in no face that shows both.
+    """
+    numbers = packed["eyes"]
+    (s_x, s_y, s_start, t_x, t_y, t_start, upper_base, upper_skew, lower_base, lower_skew,
+     meeting_base, meeting_skew, share) = numbers[..., :13, None, None].unbind(2)
+    # Column and height in widths of the eye, from its first corner: (N, 2, S, S).
+    s = torch.addcmul(torch.addcmul(s_start, s_x, grid.x), s_y, grid.y)
+    t = torch.addcmul(torch.addcmul(t_start, t_x, grid.x), t_y, grid.y)
+    inside = s.clamp(0, 1)
+    bump = inside * (1 - inside)
+    upper = bump * torch.addcmul(upper_base, upper_skew, inside)
+    lower = torch.maximum(bump * torch.addcmul(lower_base, lower_skew, inside), upper)
+    meeting = bump * torch.addcmul(meeting_base, meeting_skew, inside)
+    source = _source_heights(t, upper, lower, meeting, share, torch.where)
+    # The bump is 0 in other columns.
+    moved = torch.where(bump > 0, source - t, 0)[..., None]
+    at = grid.unit + (moved * numbers[:, :, None, None, 13:]).sum(1)
+    return torch.nn.functional.grid_sample(images, at, padding_mode="border",
+                                           align_corners=False).round_()
 
 
-def _eye_numbers(closure, side):
-    """An eyelids.Eye and the share as 14 numbers; zeros, which move nothing, for an unusable eye.
+def _eye_numbers(closure, side, size):
+    """An eyelids.Eye and the share as 15 numbers; zeros, which move nothing, for an unusable eye.
 
-    x and y of origin, along and across; 1 / width^2; base and skew of three lid curves; share.
+    Column s and height t as linear functions of x and y (factors of x and y, value at the origin);
+    base and skew of three lid curves; share; and (x, y) of a step of one in t, in halves of the
+    image's side.
     """
     contour = closure.scheme.eyes[side]
     missing = numpy.isnan(closure.points[contour]).any()
     eye = None if missing else eyelids.Eye(closure.points, contour)
     if eye is None or eye.width < 2:
-        return numpy.zeros(14)
-    return numpy.concatenate([eye.origin, eye.along, eye.across, [eye.width ** -2], eye.upper,
-                              eye.lower, eye.meeting, [closure.share]])
-
-
-def _lid_height(base, skew, s):
-    """Height of a lid at columns s, as Eye.height."""
-    s = s.clamp(0, 1)
-    return s * (1 - s) * (base + skew * s)
+        return numpy.zeros(15)
+    along, across = eye.along / eye.width ** 2, eye.across / eye.width ** 2
+    return numpy.concatenate([along, [-along @ eye.origin], across, [-across @ eye.origin],
+                              eye.upper, eye.lower, eye.meeting, [closure.share],
+                              eye.across * 2 / size])

@@ -6,9 +6,11 @@ scored on such a folder, and pseudo_labels.prepare adds its faces to a prepared 
 from __future__ import annotations
 
 import pathlib
+import re
 
-from utils.data.photo import IMAGE_SUFFIXES
+from utils.data.photo import IMAGE_SUFFIXES, warn_left_out
 from utils.errors import UserError
+from utils.files import read_text, split_numbers
 
 STATES = ("closed", "open")
 
@@ -20,7 +22,8 @@ def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
     Args:
         folder: has the folders closed/ and open/.
         names: `none` for all photos; else LIST, LIST:PART or LIST:PART,PART, where LIST is a file
-            with lines `closed/0001.jpg` or `closed/0001.jpg PART`.
+            with lines `closed/0001.jpg` or `closed/0001.jpg PART` (a tab, semicolon or comma
+            may stand for the blank).
 
     Returns:
         The path of each photo and whether its eyes are closed.
@@ -34,6 +37,8 @@ def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
         raise UserError(f"{folder}: has no folder {missing[0]}; photos of faces with closed eyes "
                         f"are expected in closed/, with open eyes in open/")
     if names == "none":
+        for state in STATES:
+            warn_left_out(folder / state, sorted((folder / state).iterdir()))
         found = [path for state in STATES for path in sorted((folder / state).iterdir())
                  if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
@@ -48,14 +53,24 @@ def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
     return [(path, path.parent.name == "closed") for path in found]
 
 
+def _is_part(text):
+    """Return True for the name of a part: it has neither a suffix nor a blank."""
+    return re.fullmatch(r"[^./\\\s]+", text) is not None
+
+
 def _read_names(names):
-    path, _, parts = str(names).partition(":")
+    # The file's own name may hold a colon.
+    path, parts = names, ""
+    if not pathlib.Path(names).is_file():
+        path, _, parts = str(names).rpartition(":")
+        path, parts = (path, parts) if path else (parts, "")
     parts = [part for part in parts.split(",") if part]
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"names {path}: cannot be read: {error}") from None
-    rows = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [(number, split_numbers(line, _is_part)) for number, line in enumerate(lines, 1)
+            if line.strip()]
     for number, row in rows:
         place = row[0].split("/")
         if len(row) > 2 or len(place) != 2 or place[0] not in STATES:

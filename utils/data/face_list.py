@@ -1,6 +1,7 @@
 """The lists of a prepared set: image paths with landmarks, and what belongs to each face.
 
-A list file has a line per face: the image path and x y pairs in units of the nominal crop.
+A list file has a line per face: the image path and x y pairs in units of the nominal crop,
+separated by blanks, tabs, semicolons or commas.
 PreparedSet reads it with read_list and joins it with sources.csv to a FaceList, which FaceDataset,
 evaluation and self-training take.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import numpy
 
 from utils.errors import UserError
+from utils.files import is_number, read_text, split_numbers
 
 
 @dataclasses.dataclass
@@ -70,20 +72,20 @@ def read_list(path: pathlib.Path) -> tuple[list[str], numpy.ndarray]:
         UserError: it cannot be read, is empty, or has a bad line, which is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    lines = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = [(number, split_numbers(line)) for number, line in enumerate(lines, 1) if line.strip()]
     if not lines:
         raise UserError(f"{path}: the list is empty")
     # All lines have as many numbers as the first line ends in.
-    count = next((i for i, field in enumerate(reversed(lines[0][1])) if not _is_number(field)), 0)
+    count = next((i for i, field in enumerate(reversed(lines[0][1])) if not is_number(field)), 0)
     images, rows = [], numpy.empty((len(lines), count))
     for row, (number, fields) in enumerate(lines):
         try:
             rows[row] = fields[len(fields) - count:]
             valid = (len(fields) > count > 0 and count % 2 == 0 and _are_points(rows[row])
-                     and not _is_number(fields[-count - 1]))
+                     and not is_number(fields[-count - 1]))
         except ValueError:
             valid = False
         if not valid:
@@ -99,11 +101,3 @@ def _are_points(values):
     missing = numpy.isnan(values.reshape(-1, 2))
     return bool((missing.all(1) == missing.any(1)).all() and not missing.all()
                 and not numpy.isinf(values).any())
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

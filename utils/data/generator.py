@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures.process
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -33,9 +33,11 @@ from utils.data import cropping, readers, sheet, table
 from utils.data.cropping import CroppedFace
 from utils.data.readers.face import Face, Source
 from utils.data.readers.pts import unique_name
-from utils.errors import UserError
+from utils.errors import UserError, printable, shell_word
+from utils.files import read_text
 from utils.landmarks import crop as crops
 from utils.landmarks.schemes import MAPPINGS, Scheme, get_scheme
+from utils.machine import available_cores, check_main_guard, without_main_module
 
 # Columns of sources.csv.
 SOURCES = ("image", "photo", "layout", "x_min", "y_min", "x_max", "y_max", "published_x_min",
@@ -58,7 +60,8 @@ class Options:
         margin: side of the stored image relative to the nominal crop.
         val: share of the training photos held out for validation. With 0 there is no validation
             list, and training keeps the last epoch as the best.
-        workers: number of processes; None: one per core.
+        workers: number of worker processes; 1: none, this process does the work; None: one per
+            core.
         labelled: prepared set with which photos without landmarks are trained, see
             unlabelled.prepare.
         boxes: CSV file of face boxes of photos without landmarks.
@@ -89,7 +92,7 @@ class Options:
     names: str = "none"
 
     def __post_init__(self):
-        self.workers = self.workers or os.cpu_count() or 1
+        self.workers = self.workers or available_cores()
         try:
             self.scale, self.margin, self.val = (
                 float(self.scale), float(self.margin), float(self.val))
@@ -176,6 +179,7 @@ class DataGenerator:
         Raises:
             UserError: nothing can be read, no face can be prepared or the set cannot be written.
         """
+        check_main_guard()
         options = self.options
         if options.teacher is not None:
             from utils.data import pseudo_labels
@@ -202,8 +206,8 @@ class DataGenerator:
             if any(layout != readers.drawn.NAME for _, layout, *_ in cropped):
                 print(cropping.KEPT)
                 table.print_sizes(cropped, self.target_size)
-                print(f"look at them: {sheet.overview(self.output)} (more: python -m "
-                      f"utils.data.sheet {self.output})")
+                print(printable(f"look at them: {sheet.overview(self.output)} (more: python -m "
+                                f"utils.data.sheet {shell_word(self.output)})"))
         except OSError as error:
             raise UserError(f"{error.filename or self.output}: cannot be written "
                             f"({error.strerror}); give another output_dir=FOLDER "
@@ -246,7 +250,8 @@ class DataGenerator:
             mapping = MAPPINGS.get((native.name, scheme.name))
             if scheme.base == native.name:
                 raise UserError(f"{folder}: {scheme.name} is a part of {native.name}: prepare the "
-                                f"set without a scheme and train with --scheme {options.scheme}")
+                                f"set without a scheme and train with --scheme "
+                                f"{shell_word(options.scheme)}")
             if mapping is None:
                 raise UserError(f"{folder}: no mapping from {native.name} ({native.points} points) "
                                 f"to {scheme.name} ({scheme.points}); there is {_mappings()}")
@@ -265,7 +270,7 @@ class DataGenerator:
     def _warn_of_other_crops(self) -> None:
         """Print a note if the set that is about to be replaced has crops of another rule."""
         try:
-            before = yaml.safe_load((self.output / "set.yaml").read_text(encoding="utf-8"))
+            before = yaml.safe_load(read_text(self.output / "set.yaml"))
             before = before["crop"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             return
@@ -275,7 +280,7 @@ class DataGenerator:
                   f"expect the former")
 
     def _crop_all(self, jobs: list[tuple[Face, str, str]], problems: list) -> list[CroppedFace]:
-        """Crop the faces in worker processes; skipped faces go to `problems`."""
+        """Crop the faces, in worker processes if several; skipped faces go to `problems`."""
         options = self.options
         write_face = functools.partial(
             cropping.write_face, folder=self.output / "images", size=self.target_size,
@@ -283,8 +288,14 @@ class DataGenerator:
         cropped = []
         crops.disable_opencv_threads()
         try:
-            with concurrent.futures.ProcessPoolExecutor(options.workers) as pool:
-                results = pool.map(write_face, jobs, chunksize=16)
+            with contextlib.ExitStack() as stack:
+                if options.workers == 1:
+                    results = map(write_face, jobs)
+                else:
+                    pool = stack.enter_context(
+                        concurrent.futures.ProcessPoolExecutor(options.workers))
+                    with without_main_module():
+                        results = pool.map(write_face, jobs, chunksize=16)
                 bar = tqdm.tqdm(zip(jobs, results), total=len(jobs), desc="crops", unit="face")
                 for job, result in bar:
                     if isinstance(result, str):
@@ -426,7 +437,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", type=float,
                         help="share of the training photos to hold out for validation; with 0, "
                              "training keeps the last epoch as the best [0.05]")
-    parser.add_argument("--workers", type=int, help="number of processes [one per core]")
+    parser.add_argument("--workers", type=int,
+                        help="number of worker processes; 1: none [one per core]")
     parser.add_argument("--exif", choices=("obey", "ignore"),
                         help="obey: labels refer to photos with their EXIF orientation applied; "
                              "ignore: to the pixels as stored [ignore for published sets, else "

@@ -1,11 +1,13 @@
 """The operations of the augmentation on pixels, each with its random draw and two implementations.
 
 An operation is a field of AugmentParams that holds its parameters, a line in draw_operations that
-draws them, and an entry of OPERATIONS: a function of one image in OpenCV and one of a batch in
-torch. Eye closure, which moves landmarks too, is in eye_closure.py.
+draws them, and an entry of OPERATIONS: a function of one image in OpenCV, and two for a batch in
+torch. The first packs parameters into arrays on the host, the second applies the arrays on the
+device, in few calls, because a GPU takes longer to launch small kernels than to run them. Eye
+closure, which moves landmarks too, is in eye_closure.py.
 
 To add an operation, put its probability and strength into the Augmentation group of args.yaml and
-write these three here. Draw it last, so that the random numbers of the others stay the same.
+write these here. Draw it last, so that the random numbers of the others stay the same.
 """
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ import cv2
 import numpy
 import torch
 
-from utils.data.eye_closure import EyeClosure, close_eyes_opencv, close_eyes_torch
+from utils.data.eye_closure import (
+    EyeClosure,
+    close_eyes_opencv,
+    close_eyes_torch,
+    pack_closures,
+)
 from utils.data.pixel_grid import PixelGrid
 
 LUMINANCE = (0.299, 0.587, 0.114)  # Weights of R, G and B in a grey level (ITU-R BT.601).
@@ -114,9 +121,12 @@ def _grey_opencv(image, weights):
     return cv2.transform(image, numpy.tile(weights, (3, 1)))
 
 
-def _grey_torch(images, weights, grid):
-    weights = grid.send(numpy.stack(weights))
-    return (images * weights[..., None, None]).sum(1, keepdim=True).expand_as(images).clone()
+def _grey_pack(weights, size):
+    return {"weights": numpy.stack(weights)[:, :, None, None]}
+
+
+def _grey_torch(images, packed, grid):
+    return (images * packed["weights"]).sum(1, keepdim=True).round_().expand_as(images)
 
 
 # Tone curve: gamma, contrast, exposure and white balance.
@@ -134,12 +144,15 @@ def _tone_curve_opencv(image, table):
     return cv2.LUT(image, table[None])
 
 
-def _tone_curve_torch(images, tables, grid):
-    tables = grid.send(numpy.stack(tables)).permute(0, 2, 1)
-    return tables.gather(2, images.flatten(2).long()).view(images.shape).float()
+def _tone_curve_pack(tables, size):
+    return {"tables": numpy.stack(tables).transpose(0, 2, 1)}
 
 
-# Saturation: a mix of the image and its grey level, as one matrix.
+def _tone_curve_torch(images, packed, grid):
+    return packed["tables"].gather(2, images.flatten(2).long()).view(images.shape).float()
+
+
+# Saturation: a mix of the image and its grey level.
 
 def _saturation_matrix(saturation):
     mix = saturation * numpy.eye(3) + (1 - saturation) * numpy.array(LUMINANCE)
@@ -150,9 +163,14 @@ def _saturation_opencv(image, saturation):
     return cv2.transform(image, _saturation_matrix(saturation))
 
 
-def _saturation_torch(images, saturations, grid):
-    matrices = grid.send(numpy.stack([_saturation_matrix(value) for value in saturations]))
-    return torch.einsum("nij,njhw->nihw", matrices, images)
+def _saturation_pack(saturations, size):
+    return {"share": numpy.array(saturations)[:, None, None, None],
+            "luminance": numpy.array(LUMINANCE)[:, None, None]}
+
+
+def _saturation_torch(images, packed, grid):
+    grey = (images * packed["luminance"]).sum(1, keepdim=True)
+    return torch.lerp(grey, images, packed["share"]).round_().clamp_(0, 255)
 
 
 # Gaussian blur.
@@ -161,15 +179,18 @@ def _blur_opencv(image, sigma):
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
-def _blur_torch(images, sigmas, grid):
+def _blur_pack(sigmas, size):
     # The length of the kernel that OpenCV uses for bytes.
     reach = numpy.array([round(6 * sigma + 1) | 1 for sigma in sigmas]) // 2
     at = numpy.arange(-reach.max(), reach.max() + 1)
     kernels = numpy.exp(-at ** 2 / (2 * numpy.array(sigmas)[:, None] ** 2))
     kernels[abs(at) > reach[:, None]] = 0
-    kernels = grid.send(kernels / kernels.sum(1, keepdims=True))
-    images = _correlate(images, kernels[:, None, :])
-    return _correlate(images, kernels[:, :, None])
+    kernels /= kernels.sum(1, keepdims=True)
+    return {"across": kernels[:, None, None, :], "down": kernels[:, None, :, None]}
+
+
+def _blur_torch(images, packed, grid):
+    return _correlate(_correlate(images, packed["across"]), packed["down"]).round_()
 
 
 # Motion blur: a line of 5 to 15 pixels at 256 px, in any direction.
@@ -193,13 +214,17 @@ def _motion_blur_opencv(image, motion_blur):
     return cv2.filter2D(image, -1, kernel, anchor=anchor)
 
 
-def _motion_blur_torch(images, motion_blurs, grid):
+def _motion_blur_pack(motion_blurs, size):
     reach = max(max(*anchor, kernel.shape[1] - 1 - anchor[0], kernel.shape[0] - 1 - anchor[1])
                 for kernel, anchor in motion_blurs)
     kernels = numpy.zeros((len(motion_blurs), 2 * reach + 1, 2 * reach + 1), numpy.float32)
     for padded, (kernel, (x, y)) in zip(kernels, motion_blurs):
         padded[reach - y:, reach - x:][:kernel.shape[0], :kernel.shape[1]] = kernel
-    return _correlate(images, grid.send(kernels))
+    return {"kernels": kernels[:, None]}
+
+
+def _motion_blur_torch(images, packed, grid):
+    return _correlate(images, packed["kernels"]).round_()
 
 
 # Downscale: area means of a coarser grid, enlarged again bilinearly.
@@ -209,17 +234,24 @@ def _downscale_opencv(image, side):
     return cv2.resize(low, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def _downscale_torch(images, sides, grid):
-    size, largest = grid.size, max(sides)
-    sides = grid.send(numpy.array(sides, numpy.float64))[:, None, None]
-    line, row = grid.x[0].float(), torch.arange(largest, device=grid.device)[:, None]
-    step = size / sides
-    overlap = torch.minimum((row + 1) * step, line + 1) - torch.maximum(row * step, line)
-    down = overlap.clamp(min=0) * (row < sides) / step
-    low = (down[:, None] @ images @ down.mT[:, None]).round_()
-    at = ((line[:, None] + 0.5) / step - 0.5).clamp(min=0).minimum(sides - 1)
-    up = (1 - (at - row[:, 0]).abs()).clamp(min=0)
-    return up[:, None] @ low @ up.mT[:, None]
+def _downscale_pack(sides, size):
+    sides, line = numpy.array(sides)[:, None, None], numpy.arange(size)
+    # Rows that a smaller image does not have get ends of 0, hence no overlap with any pixel.
+    row, step = numpy.arange(sides.max())[:, None], size / sides
+    ends = numpy.stack([row, row + 1], 1) * (row < sides)[:, :, None] * step[..., None]
+    return {"first": ends[:, None, :, 0], "last": ends[:, None, :, 1], "row": row[:, 0],
+            "inverse": 1 / step[:, None],
+            "at": ((line[:, None] + 0.5) / step - 0.5).clip(0, sides - 1)[:, None]}
+
+
+def _downscale_torch(images, packed, grid):
+    line = grid.x[0]
+    # Weights of pixels in the coarse ones (N, 1, largest, S), and the reverse.
+    down = torch.minimum(packed["last"], line + 1) - torch.maximum(packed["first"], line)
+    down = down.clamp_(min=0).mul_(packed["inverse"])
+    up = (1 - (packed["at"] - packed["row"]).abs_()).clamp_(min=0)
+    low = (down @ images @ down.mT).round_()
+    return (up @ low @ up.mT).round_()
 
 
 # Gaussian noise. The two implementations draw different values of one distribution.
@@ -233,12 +265,18 @@ def _noise_opencv(image, noise):
     return cv2.add(image, values, dtype=cv2.CV_8U)
 
 
-def _noise_torch(images, noises, grid):
+def _noise_pack(noises, size):
     seeds, sigmas = (numpy.array(values) for values in zip(*noises))
-    first, second = (_uniform(seeds, images.shape, grid, stream) for stream in range(2))
-    # The Box-Muller transform of two uniform values to a normal one.
-    normal = (-2 * (1 - first).log()).sqrt() * (2 * torch.pi * second).cos()
-    return images + (normal * grid.send(sigmas)[:, None, None, None]).round_()
+    return {"seeds": _pack_seeds(seeds), "sigmas": sigmas[:, None, None, None]}
+
+
+def _noise_torch(images, packed, grid):
+    bits = _hash(packed["seeds"] ^ grid.value)
+    # The Box-Muller transform of two uniform values, of 16 bits each, to a normal one.
+    angle = ((bits & 0xffff) * (2 * math.pi / 65536)).cos_()
+    squared = torch.log1p(bits >> 16).mul_(-2).add_(2 * math.log(65536))
+    noise = squared.sqrt_().mul_(angle).mul_(packed["sigmas"])
+    return (images + noise.round_()).clamp_(0, 255)
 
 
 # Occluder. Uniform noise differs between the two implementations, as above.
@@ -273,50 +311,64 @@ def _occlude_opencv(image, occluder):
     return image
 
 
-def _occlude_torch(images, occluders, grid):
-    numbers = grid.send(numpy.array([(o.y, o.x, o.height, o.width) for o in occluders]))
-    y, x, height, width = numbers[:, :, None, None].unbind(1)
-    inside = (grid.y >= y) & (grid.y < y + height) & (grid.x >= x) & (grid.x < x + width)
-    sources = grid.send(numpy.array([o.source or (o.y, o.x) for o in occluders]))
-    source_y, source_x = sources[:, :, None, None].unbind(1)
-    at = torch.where(inside, (grid.y + source_y - y) * grid.size + grid.x + source_x - x,
-                     grid.y * grid.size + grid.x)
-    out = images.flatten(2).gather(2, at.flatten(1)[:, None].expand(-1, 3, -1))
-    out, inside = out.view(images.shape), inside[:, None]
-    seeds = numpy.array([-1 if o.seed is None else o.seed for o in occluders])
-    if (seeds >= 0).any():
-        noise = (_uniform(seeds, images.shape, grid) * 256).floor_()
-        out = torch.where(inside & grid.send(seeds >= 0)[:, None, None, None], noise, out)
-    colours = numpy.array([(-1,) * 3 if o.colour is None else o.colour for o in occluders])
-    colours = grid.send(colours.astype(numpy.float32))[..., None, None]
-    return torch.where(inside & (colours >= 0), colours, out)
+def _occlude_pack(occluders, size):
+    """Masks of rows (N, 1, S, 1) and columns (N, 1, 1, S), and what covers the faces."""
+    line = numpy.arange(size)
+    rows = numpy.array([(line >= o.y) & (line < o.y + o.height) for o in occluders])
+    columns = numpy.array([(line >= o.x) & (line < o.x + o.width) for o in occluders])
+    kinds = {"copied": [o.source is not None for o in occluders],
+             "coloured": [o.colour is not None for o in occluders],
+             "noisy": [o.seed is not None for o in occluders]}
+    packed = {f"{kind}_rows": (rows & numpy.array(chosen)[:, None])[:, None, :, None]
+              for kind, chosen in kinds.items() if any(chosen)}
+    sources = numpy.array([o.source or (o.y, o.x) for o in occluders])
+    moved = sources - [(o.y, o.x) for o in occluders]
+    packed |= {"columns": columns[:, None, None],
+               "moved": (moved[:, 0] * size + moved[:, 1])[:, None, None]}
+    if any(kinds["coloured"]):
+        packed["colours"] = numpy.float32([(0,) * 3 if o.colour is None else o.colour
+                                           for o in occluders])[..., None, None]
+    if any(kinds["noisy"]):
+        packed["seeds"] = _pack_seeds(numpy.array([o.seed or 0 for o in occluders]))
+    return packed
+
+
+def _occlude_torch(images, packed, grid):
+    columns, out = packed["columns"], images
+    if "copied_rows" in packed:
+        inside = (packed["copied_rows"] & columns).flatten(2)
+        at = grid.pixel + inside * packed["moved"]
+        out = out.flatten(2).gather(2, at.expand(-1, 3, -1)).view(images.shape)
+    if "coloured_rows" in packed:
+        out = torch.where(packed["coloured_rows"] & columns, packed["colours"], out)
+    if "noisy_rows" in packed:
+        noise = _hash(packed["seeds"] ^ grid.value) >> 24
+        out = torch.where(packed["noisy_rows"] & columns, noise, out)
+    return out
 
 
 # What several torch implementations use.
 
 def _correlate(images, kernels):
-    """Filter each image (C, H, W) with its own kernel (h, w) of odd sides; borders are mirrored."""
-    count, channels, *_ = images.shape
-    down, across = kernels.shape[1] // 2, kernels.shape[2] // 2
+    """Filter each image (C, H, W) with its own kernel (1, h, w) of odd sides; borders mirror."""
+    down, across = kernels.shape[2] // 2, kernels.shape[3] // 2
     padded = torch.nn.functional.pad(images, (across, across, down, down), mode="reflect")
-    out = torch.nn.functional.conv2d(
-        padded.flatten(0, 1)[None],
-        kernels.repeat_interleave(channels, 0)[:, None], groups=count * channels)
-    return out.view(images.shape)
+    # Faces become the channels, so that each channel of a face meets the same kernel.
+    return torch.nn.functional.conv2d(padded.transpose(0, 1), kernels,
+                                      groups=len(images)).transpose(0, 1)
 
 
-def _uniform(seeds, shape, grid, stream=0):
-    """Values in [0, 1) of this shape that depend on an image's seed, the place and `stream` only.
-
-    They do not depend on the other images of the batch.
-    """
-    place = torch.arange(shape[1] * shape[2] * shape[3], device=grid.device)
-    mixed = _hash(grid.send(seeds.astype(numpy.int64))[:, None] * 2 + stream)
-    return (_hash(mixed ^ place) >> 8).view(-1, *shape[1:]) / float(1 << 24)
+def _pack_seeds(seeds):
+    """Seeds of images, mixed, in the shape in which they are combined with PixelGrid.value."""
+    return _hash(seeds.astype(numpy.int64) * 2)[:, None, None, None]
 
 
 def _hash(x):
-    """A 32-bit integer hash (multiply and xor-shift) of int64 values."""
+    """A 32-bit integer hash (multiply and xor-shift) of int64 values, of arrays and tensors.
+
+    Of an image's mixed seed and the number of a value it gives bits that depend on nothing else, so
+    not on the other images of a batch.
+    """
     for multiplier in (0x7feb352d, 0x846ca68b):
         x = x ^ x >> 16
         x = x * multiplier & 0xffffffff
@@ -328,22 +380,24 @@ class Operation(typing.NamedTuple):
 
     Attributes:
         opencv: image (S, S, 3) uint8 and its parameters to an image; it may work in place.
-        torch: images (N, 3, S, S) float of values 0..255, a list of N parameters and a PixelGrid to
-            images; BatchAugment rounds and clips them.
+        pack: a list of parameters of N images and their side S to arrays by name.
+        torch: images (N, 3, S, S) float of whole numbers 0..255, these arrays on the device and a
+            PixelGrid to such images.
     """
     opencv: Callable[[numpy.ndarray, typing.Any], numpy.ndarray]
-    torch: Callable[[torch.Tensor, list, PixelGrid], torch.Tensor]
+    pack: Callable[[list, int], dict[str, numpy.ndarray]]
+    torch: Callable[[torch.Tensor, dict[str, torch.Tensor], PixelGrid], torch.Tensor]
 
 
 # By field of AugmentParams, in the order in which they are applied.
 OPERATIONS = {
-    "eye_closure": Operation(close_eyes_opencv, close_eyes_torch),
-    "grey": Operation(_grey_opencv, _grey_torch),
-    "tone_curve": Operation(_tone_curve_opencv, _tone_curve_torch),
-    "saturation": Operation(_saturation_opencv, _saturation_torch),
-    "blur": Operation(_blur_opencv, _blur_torch),
-    "motion_blur": Operation(_motion_blur_opencv, _motion_blur_torch),
-    "downscale": Operation(_downscale_opencv, _downscale_torch),
-    "noise": Operation(_noise_opencv, _noise_torch),
-    "occluder": Operation(_occlude_opencv, _occlude_torch),
+    "eye_closure": Operation(close_eyes_opencv, pack_closures, close_eyes_torch),
+    "grey": Operation(_grey_opencv, _grey_pack, _grey_torch),
+    "tone_curve": Operation(_tone_curve_opencv, _tone_curve_pack, _tone_curve_torch),
+    "saturation": Operation(_saturation_opencv, _saturation_pack, _saturation_torch),
+    "blur": Operation(_blur_opencv, _blur_pack, _blur_torch),
+    "motion_blur": Operation(_motion_blur_opencv, _motion_blur_pack, _motion_blur_torch),
+    "downscale": Operation(_downscale_opencv, _downscale_pack, _downscale_torch),
+    "noise": Operation(_noise_opencv, _noise_pack, _noise_torch),
+    "occluder": Operation(_occlude_opencv, _occlude_pack, _occlude_torch),
 }

@@ -9,16 +9,27 @@ import contextlib
 import importlib
 import io
 import pathlib
+import sys
+from collections.abc import Iterable
 
 import cv2
 import numpy
 import PIL.Image
 import PIL.ImageOps
 
+from utils.errors import printable
+
 JPEG_QUALITY = 95
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-# HEIC needs the package pillow-heif.
-IMAGE_SUFFIXES = WRITABLE_SUFFIXES | {".gif", ".heic", ".heif", ".avif"}
+# Suffixes of photos, in lower case, for folders, landmark files beside photos and the demo. Files
+# that a list names are read with any suffix. HEIC needs the package pillow-heif.
+IMAGE_SUFFIXES = WRITABLE_SUFFIXES | {
+    ".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".dib", ".pnm", ".pbm", ".gif", ".heic", ".heif",
+    ".hif", ".avif"}
+# How image files begin: JPEG, PNG, GIF, TIFF (also raw photos of cameras), JPEG 2000.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_IMAGE_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"crx ")
+_NO_IMAGES = {".pts", ".txt", ".json", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".md", ".mat"}
 _JPEG = b"\xff\xd8\xff"
 # Exceptions of Pillow for damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError,
@@ -138,6 +149,29 @@ def _is_cut_off(content: bytes) -> bool:
             continue
         position += 2 + int.from_bytes(content[position + 2:position + 4], "big")
     return b"\xff\xd9" not in content[position:]
+
+
+def is_left_out(path: pathlib.Path) -> bool:
+    """Return True for a file that begins like an image and whose suffix is not that of a photo."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _NO_IMAGES or path.name.startswith("."):
+        return False
+    try:
+        with open(path, "rb") as file:
+            content = file.read(16)
+    except OSError:
+        return False
+    return (content.startswith(_BEGINNINGS) or content[8:12] == b"WEBP"
+            or content[:2] == b"BM" and content[6:10] == bytes(4)
+            or _is_container(content) and content[8:12] in _IMAGE_BRANDS)
+
+
+def warn_left_out(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
+    """Print a note on stderr if files are left out because of their suffix (see is_left_out)."""
+    found = [path.name for path in paths if is_left_out(path)]
+    if found:
+        print(printable(f"note: {folder}: {len(found)} images are left out because of their suffix "
+                        f"({found[0]}); rename or convert them to .jpg or .png"), file=sys.stderr)
 
 
 def write_crop(path: pathlib.Path, image: numpy.ndarray) -> None:

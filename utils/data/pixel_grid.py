@@ -1,9 +1,12 @@
-"""Pixel coordinates of a batch of square images on a device, and sampling at other coordinates.
+"""Pixel coordinates of a batch of square images on a device, and arrays that go there together.
 
-The torch implementations of the augmentations are written with it. Parameters are drawn on the host
-and sent to the device without blocking, so that a GPU never waits for the host.
+The torch implementations of the augmentations are written with it. Parameters are drawn and packed
+on the host, and sent to the device in one copy without blocking, so that a GPU never waits for the
+host.
 """
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy
 import torch
@@ -13,40 +16,61 @@ class PixelGrid:
     """The pixels of square images on a device.
 
     Attributes:
-        size: side of the images in pixels.
-        device: the torch.device of the images.
-        y: row of each pixel, (size, size) int64.
-        x: column of each pixel, (size, size) int64.
+        size: side S of the images in pixels.
+        y: row of each pixel, (S, S) float32.
+        x: column of each pixel, (S, S) float32.
+        unit: (x, y) of each pixel for grid_sample, in which images go from -1 to 1, (S, S, 2).
+        pixel: number of each pixel, (S * S,) int64.
+        value: number of each value of an image (3, S, S), int64.
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu"):
-        self.size, self.device = size, torch.device(device)
-        line = torch.arange(size, device=self.device)
-        self.y, self.x = torch.meshgrid(line, line, indexing="ij")
-
-    def send(self, array: numpy.ndarray) -> torch.Tensor:
-        """Copy an array to the device; float64 becomes float32."""
-        tensor = torch.from_numpy(numpy.ascontiguousarray(array))
-        if tensor.dtype is torch.float64:
-            tensor = tensor.float()
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        self.size = size
+        line = torch.arange(size, dtype=torch.float32, device=device)
+        self.y, self.x = (part.contiguous() for part in torch.meshgrid(line, line, indexing="ij"))
+        self.unit = (2 * torch.stack([self.x, self.y], -1) + 1) / size - 1
+        self.value = torch.arange(3 * size * size, device=device).view(3, size, size)
+        self.pixel = self.value[0].flatten()
 
 
-def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
-                    outside: str) -> torch.Tensor:
-    """Sample images at pixel coordinates, bilinearly.
+class Packed:
+    """Named arrays in one buffer, as loader processes hand them over and devices receive them.
 
     Args:
-        images: (N, C, H, W) float.
-        x: columns to sample, (N, S, S) in pixels.
-        y: rows to sample, (N, S, S) in pixels.
-        outside: value of pixels outside the image: `zeros`, or `border` for the nearest pixel.
+        arrays: of numbers or bools; float64 becomes float32.
 
-    Returns:
-        (N, C, S, S) float.
+    Attributes:
+        buffer: the bytes of all arrays, (B,) uint8.
+        places: (name, first byte, dtype's name, shape) of each array.
     """
-    height, width = images.shape[2:]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
-    return torch.nn.functional.grid_sample(images, grid, padding_mode=outside, align_corners=False)
+
+    def __init__(self, arrays: Mapping[str, numpy.ndarray]):
+        parts, self.places, end = [], [], 0
+        for name, array in arrays.items():
+            array = numpy.asarray(array)
+            if array.dtype == numpy.float64:
+                array = array.astype(numpy.float32)
+            # Tensors of eight bytes a number need starts at multiples of eight.
+            part = numpy.zeros(-(-array.nbytes // 8) * 8, numpy.uint8)
+            part[:array.nbytes] = numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)
+            parts.append(part)
+            self.places.append((name, end, array.dtype.name, array.shape))
+            end += len(part)
+        self.buffer = torch.from_numpy(numpy.concatenate(parts))
+
+    def on_host(self) -> dict[str, torch.Tensor]:
+        """Return the arrays by name, as views of the buffer."""
+        return self._views(self.buffer)
+
+    def send(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Copy the buffer to a device and return the arrays by name, as views of the copy."""
+        buffer = self.buffer.pin_memory() if device.type == "cuda" else self.buffer
+        return self._views(buffer.to(device, non_blocking=True))
+
+    def _views(self, buffer):
+        found = {}
+        for name, start, dtype, shape in self.places:
+            dtype = getattr(torch, dtype)
+            end = start + int(numpy.prod(shape)) * dtype.itemsize
+            found[name] = buffer[start:end].view(dtype).view(shape)
+        return found

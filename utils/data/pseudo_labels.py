@@ -25,6 +25,7 @@ from utils.data.unlabelled import photos_in
 from utils.detection.detector import Detector, get_detector
 from utils.detection.refine import place_crops, predict_boxes, refine
 from utils.errors import UserError
+from utils.files import read_text
 from utils.landmarks import crop as crops
 from utils.landmarks import eyelids, metrics, schemes
 
@@ -145,7 +146,7 @@ def prepare(folder: pathlib.Path | str, labelled: pathlib.Path | str,
     with open(output / "sources.csv", "a", newline="", encoding="utf-8",
               errors="surrogateescape") as file:
         csv.writer(file).writerows(rows)
-    texts = {path.name: path.read_text(encoding="utf-8") for name in LISTS
+    texts = {path.name: read_text(path) for name in LISTS
              for path in prepared.folder.glob(name)}
     texts["train.txt"] = texts.get("train.txt", "") + "".join(lines)
     # Written last, so that an interrupted set has no list and is not mistaken for a complete one.

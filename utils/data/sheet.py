@@ -18,6 +18,7 @@ from utils import draw
 from utils.data.drawn_faces.render import render
 from utils.data.photo import read_photo
 from utils.errors import UserError, run
+from utils.files import read_text, split_numbers
 from utils.landmarks.schemes import SCHEMES, Scheme
 
 
@@ -41,7 +42,7 @@ def prepared(folder: str | pathlib.Path, name: str = "train", count: int = 40,
     """
     folder = pathlib.Path(folder)
     try:
-        description = yaml.safe_load((folder / "set.yaml").read_text(encoding="utf-8"))
+        description = yaml.safe_load(read_text(folder / "set.yaml"))
         scheme, margin = Scheme.from_state(description["scheme"]), float(description["margin"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'set.yaml'}: not the description of a prepared set "
@@ -52,19 +53,22 @@ def prepared(folder: str | pathlib.Path, name: str = "train", count: int = 40,
         found = sorted(p.stem for p in folder.glob("*.txt") if p.stem != "indices")
         raise UserError(f"{listing}: no such list; the set has {', '.join(found) or 'none'}")
     images = []
-    lines = list(enumerate(listing.read_text(encoding="utf-8").splitlines(), 1))
+    lines = list(enumerate(read_text(listing).splitlines(), 1))
     if numbered:
         random.Random(0).shuffle(lines)
     for number, line in lines[:count]:
-        words = line.split()
+        words = split_numbers(line)
+        # The path may hold blanks.
+        path = " ".join(words[:-2 * scheme.points])
         try:
-            points = numpy.array(words[1 - len(words):], numpy.float64).reshape(scheme.points, 2)
-            image = read_photo(folder / words[0], upright=True)
+            points = numpy.array(words[-2 * scheme.points:], numpy.float64)
+            points = points.reshape(scheme.points, 2)
+            image = read_photo(folder / path, upright=True) if path else None
         except (ValueError, IndexError):
             raise UserError(f"{listing}:{number}: expected an image and {scheme.points} pairs of "
                             f"numbers") from None
         if image is None:
-            raise UserError(f"{listing}:{number}: {words[0]} cannot be read as an image")
+            raise UserError(f"{listing}:{number}: {path} cannot be read as an image")
         image = cv2.resize(image, (stored_size, stored_size))
         points_px = ((points - 0.5) / margin + 0.5) * stored_size - 0.5
         images.append(draw.landmarks(image, points_px, scheme, radius=stored_size / 140))

@@ -13,7 +13,8 @@ import pathlib
 import numpy
 
 from utils.data.cropping import CroppedFace
-from utils.data.readers.face import Source
+from utils.data.readers.face import MARKED, Source
+from utils.data.readers.pts import OTHER_SUFFIX
 from utils.detection.detector import iou
 from utils.errors import printable
 from utils.landmarks import metrics
@@ -98,7 +99,7 @@ def print_counts(sources: list[Source], cropped: list[CroppedFace],
     for source in sources:
         read = collections.Counter(face.subset for face in source.faces)
         prepared = collections.Counter(f.subset for f in source.faces if id(f) in usable)
-        unread = collections.Counter(_subset(path, source, read) for path, reason
+        unread = collections.Counter(_subset(path, reason, source, read) for path, reason
                                      in source.problems if not reason.startswith("note:"))
         for subset in dict.fromkeys([*source.expected, *read, *unread]):
             found = read[subset] + unread[subset]
@@ -125,8 +126,11 @@ def print_sizes(cropped: list[CroppedFace], target_size: int) -> None:
           f"{enlarged} of them enlarged more than {ENLARGED} times")
 
 
-def _subset(path: pathlib.Path, source: Source, read: collections.Counter) -> str:
-    """Return the table row of a file that was not read, guessed from its path."""
+def _subset(path: pathlib.Path, reason: str, source: Source, read: collections.Counter) -> str:
+    """Return the table row of what was not read: by the reason, else guessed from the path."""
+    for part, row in ((MARKED, "marked"), (OTHER_SUFFIX, "other suffix")):
+        if part in reason:
+            return row
     relative = os.path.relpath(path, source.folder)
     known = [*source.expected, *read]
     found = [s for s in known if relative.startswith(s)] or [s for s in known if s in path.stem]

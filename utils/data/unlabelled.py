@@ -11,7 +11,6 @@ import concurrent.futures
 import csv
 import dataclasses
 import glob
-import os
 import pathlib
 import shutil
 
@@ -21,11 +20,13 @@ import yaml
 
 from utils.data.dataset import PreparedSet
 from utils.data.face_list import FaceList
-from utils.data.photo import IMAGE_SUFFIXES, read_photo, write_crop
-from utils.data.readers.pts import unique_name, walk
+from utils.data.photo import IMAGE_SUFFIXES, read_photo, warn_left_out, write_crop
+from utils.data.readers.pts import shorten, unique_name, walk
 from utils.detection.detector import Detector, get_detector
-from utils.errors import UserError
+from utils.errors import UserError, shell_word
+from utils.files import read_table, read_text
 from utils.landmarks import crop as crops
+from utils.machine import available_cores
 
 LIST = "unlabelled.txt"
 COLUMNS = ("image", "x_min", "y_min", "x_max", "y_max")
@@ -58,7 +59,7 @@ class BoxTransform:
 
 
 def fit_transform(boxes: numpy.ndarray, nominal: numpy.ndarray) -> BoxTransform:
-    """Fit boxes (n, 4) to the nominal crops (n, 4) of the same faces, by medians."""
+    """Fit the transform from boxes (n, 4) to nominal crops (n, 4) of the same faces, by medians."""
     centre, side = _centre_and_side(boxes)
     nominal = numpy.asarray(nominal, numpy.float64)
     middle = (nominal[:, :2] + nominal[:, 2:]) / 2
@@ -73,7 +74,7 @@ def _centre_and_side(boxes):
 
 
 def read_boxes(path: pathlib.Path | str) -> list[tuple[str, numpy.ndarray]]:
-    """Read a CSV file with the columns image,x_min,y_min,x_max,y_max.
+    """Read a table with the columns image,x_min,y_min,x_max,y_max (see files.read_table).
 
     Returns:
         Image name and box (4,) in pixels of each row.
@@ -83,28 +84,23 @@ def read_boxes(path: pathlib.Path | str) -> list[tuple[str, numpy.ndarray]]:
     """
     found = []
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                found_columns = ",".join(reader.fieldnames or ()) or "an empty file"
-                raise UserError(f"{path}: has no column {missing[0]}; expected "
-                                f"{','.join(COLUMNS)}, found {found_columns}")
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                try:
-                    box = numpy.array([float(row[c]) for c in COLUMNS[1:]])
-                except (TypeError, ValueError):
-                    box = numpy.full(4, numpy.nan)
-                # Comparisons with NaN are false.
-                if not (row["image"] and numpy.isfinite(box).all()
-                        and (box[2:] > box[:2]).all()):
-                    raise UserError(
-                        f"{where}: expected an image and a box x_min < x_max, y_min < y_max in "
-                        f"pixels, found {','.join(map(str, list(row.values())[:5]))}")
-                found.append((row["image"], box))
+        table = read_table(path, errors="surrogateescape")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table of boxes: {error}") from None
+    missing = [c for c in COLUMNS if c not in table.columns]
+    if missing:
+        raise UserError(f"{path}: has no column {missing[0]}; expected {','.join(COLUMNS)}, found "
+                        f"{shorten(','.join(table.columns)) if table.columns else 'an empty file'}")
+    for line, row in table.rows:
+        try:
+            box = numpy.array([float(row[c]) for c in COLUMNS[1:]])
+        except (TypeError, ValueError):
+            box = numpy.full(4, numpy.nan)
+        # Comparisons with NaN are false.
+        if not (row["image"] and numpy.isfinite(box).all() and (box[2:] > box[:2]).all()):
+            raise UserError(f"{path}:{line}: expected an image and a box x_min < x_max, y_min < "
+                            f"y_max in pixels, found {','.join(map(str, list(row.values())[:5]))}")
+        found.append((row["image"], box))
     if not found:
         raise UserError(f"{path}: has no boxes")
     return found
@@ -217,8 +213,10 @@ def _spread(count):
 
 
 def photos_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """List the photos under a folder and its subfolders, sorted."""
-    return [p for p in walk(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
+    """List the photos under a folder and its subfolders, sorted; a note names what is left out."""
+    files = walk(folder)
+    warn_left_out(folder, files)
+    return [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _detect(detector, photos, folder):
@@ -238,7 +236,7 @@ def _cut_all(jobs, transform, folder, output, prepared):
         return _cut(job, output / "images" / f"{name}.jpg", transform, folder, prepared)
 
     done, problems = [], []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(available_cores()) as pool:
         results = tqdm.tqdm(pool.map(cut, jobs, names), total=len(jobs), desc="crops", unit="face")
         for (image, _), name, result in zip(jobs, names, results):
             if isinstance(result, str):
@@ -301,8 +299,8 @@ def _missing(data_dir, labelled):
     problem = ("--gssl needs --unlabelled-dir, the faces to train on without labels"
                if data_dir == "none" else f"{data_dir}: no unlabelled set (no {LIST})")
     return UserError(
-        f"{problem}. Make one with: python -c 'from utils import util; util.DataGenerator("
-        f"\"PHOTOS\", labelled=\"{labelled}\", boxes=\"BOXES.csv\").run()'")
+        f"{problem}. Make one with: python -m utils.data.generator PHOTOS --labelled "
+        f"{shell_word(labelled)} --boxes BOXES.csv")
 
 
 def read(data_dir: pathlib.Path | str, prepared: PreparedSet) -> FaceList:
@@ -324,8 +322,8 @@ def read(data_dir: pathlib.Path | str, prepared: PreparedSet) -> FaceList:
     if data_dir == "none" or not (folder / LIST).is_file():
         raise _missing(data_dir, prepared.folder)
     try:
-        names = (folder / LIST).read_text(encoding="utf-8").splitlines()
-        description = yaml.safe_load((folder / "set.yaml").read_text(encoding="utf-8"))
+        names = read_text(folder / LIST).splitlines()
+        description = yaml.safe_load(read_text(folder / "set.yaml"))
         same = (float(description["margin"]) == prepared.margin
                 and description["crop"] == prepared.crop)
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -334,7 +332,8 @@ def read(data_dir: pathlib.Path | str, prepared: PreparedSet) -> FaceList:
     if not same:
         raise UserError(f"{folder}: has crops {description['crop']} with margin "
                         f"{description['margin']}, {prepared.folder} has {prepared.crop} with "
-                        f"{prepared.margin}; prepare it again with labelled=\"{prepared.folder}\"")
+                        f"{prepared.margin}; prepare it again with --labelled "
+                        f"{shell_word(prepared.folder)}")
     names = [name for name in names if name.strip()]
     if not names:
         raise UserError(f"{folder / LIST}: the list is empty")

@@ -101,12 +101,17 @@ def export_onnx(model: LandmarkNet, path: pathlib.Path | str) -> pathlib.Path:
 
 
 def simplify(onnx_model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return an ONNX model with constant expressions folded.
+    """Return an ONNX model with constant expressions folded, if onnxsim is installed.
 
     Standard error is discarded meanwhile, because onnxsim warns of each operation that it cannot
     fold, which is harmless.
     """
-    import onnxsim
+    try:
+        import onnxsim
+    except ImportError:
+        print("note: onnxsim is not installed: the ONNX file predicts the same and has more "
+              "operations; pip install onnxsim, then --export")
+        return onnx_model
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -197,10 +202,24 @@ def write_onnx(onnx_model: onnx.ModelProto, path: pathlib.Path | str,
     import onnx
     path = pathlib.Path(path)
     onnx.helper.set_model_props(onnx_model, described)
+    packing.lower_ir_version(onnx_model)
     onnx.checker.check_model(onnx_model, full_check=True)
     with atomic_write(path) as temporary:
         onnx.save(onnx_model, temporary)
     return path
+
+
+def rewrite_ir_version(path: pathlib.Path | str) -> None:
+    """Write an .onnx anew with packing.IR_VERSION; weights, metadata and outputs stay the same.
+
+    Raises:
+        UserError: where the file cannot be written.
+    """
+    import onnx
+    model = packing.lower_ir_version(onnx.load(path))
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_write(path) as temporary:
+        onnx.save(model, temporary)
 
 
 def export_weights(path: pathlib.Path, flip_test: bool = False) -> pathlib.Path:

@@ -112,8 +112,9 @@ def training_commands(sources: Iterable[pathlib.Path]) -> tuple[list[str], float
 
 def sets_in(commands: Iterable[str]) -> list[str]:
     """Return the names of the data sets in training commands."""
-    return [name for folder in re.findall(r"--(?:data|unlabelled)-dir (\S+)", "\n".join(commands))
-            for name in folder.split("+")]
+    words = [word for command in commands for word in shlex.split(command)]
+    return [name for flag, folder in zip(words, words[1:])
+            if flag in ("--data-dir", "--unlabelled-dir") for name in folder.split("+")]
 
 
 def _read_card(path):
@@ -133,7 +134,7 @@ def training_command(source: pathlib.Path) -> str:
              and (args["gssl"] or not k.startswith("gssl_"))}
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
              for k, v in typed.items()]
-    return " ".join(["bash main.sh 1 --train --exp", source.parent.name, *flags])
+    return " ".join(["bash main.sh 1 --train --exp", shlex.quote(source.parent.name), *flags])
 
 
 def _public_settings(args):

@@ -13,6 +13,7 @@ import pathlib
 
 import numpy
 
+from utils import packing
 from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.sets import set_folder
 from utils.deploy import export
@@ -70,7 +71,7 @@ def quantize(path: pathlib.Path | str, images: numpy.ndarray,
         result = min(candidates, key=lambda pair: pair[0])[1]
         onnx.helper.set_model_props(result, metadata)
         export.pack_constants(result.graph, {})
-        onnx.save(result, temporary)
+        onnx.save(packing.lower_ir_version(result), temporary)
     return output
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 
-from utils.landmarks import crop
+from utils.landmarks import crop, metrics
 from utils.landmarks.eyelids import EyeThresholds
 
 if TYPE_CHECKING:
@@ -67,6 +67,28 @@ def predict_boxes(predictor: Predictor, image: numpy.ndarray, boxes: numpy.ndarr
     if rolls.any():
         points_px = crop.rotate(points_px, (boxes[:, :2] + boxes[:, 2:]) / 2, rolls)
     return points_px, confidence
+
+
+def mirror_errors(predictor: Predictor, image: numpy.ndarray,
+                  points_px: numpy.ndarray) -> numpy.ndarray:
+    """Compute the mirror error of faces: how much a prediction differs from that of its mirror.
+
+    The crop of each face is predicted twice more, as it is and mirrored.
+
+    Args:
+        predictor: the model.
+        image: RGB uint8 (H, W, 3).
+        points_px: predicted landmarks (n, K, 2) in pixels, which place the crops.
+
+    Returns:
+        See metrics.mirror_error, (n,); NaN for a scheme without eyes.
+    """
+    if not len(points_px):
+        return numpy.zeros(0)
+    crops = numpy.array([crop.cut(image, box, predictor.input_size, roll)
+                         for box, roll in zip(*place_crops(predictor, points_px))])
+    both = predictor.predict_both(crops)
+    return metrics.mirror_error(both[:, 0], both[:, 1], predictor.scheme)
 
 
 def crop_rolls(points_px: numpy.ndarray, scheme: Scheme) -> numpy.ndarray:

@@ -42,9 +42,11 @@ def score_detected(predictor: Predictor, detector: Detector,
             lambda faces: _predict(predictor, detector, faces, boxes, prepared.upright)):
         if not found.any():
             raise UserError(f"{detector.name} finds no face of {name}")
-        nme, published = predict.list_nme(predicted[found], faces.select(numpy.flatnonzero(found)),
-                                          predictor.scheme, prepared.scheme)
-        numbers[name] = predict.summarise(nme, published) | {"found": 100 * float(found.mean())}
+        of_found = (predicted[found], faces.select(numpy.flatnonzero(found)), predictor.scheme,
+                    prepared.scheme)
+        nme, published = predict.list_nme(*of_found)
+        numbers[name] = predict.summarise(nme, published) | {
+            "found": 100 * float(found.mean()), "normalised": predict.normalised(*of_found)}
         all_nme = numpy.full(len(faces), numpy.nan)
         all_nme[found] = nme
         results[name] = predicted, all_nme

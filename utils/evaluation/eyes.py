@@ -20,7 +20,7 @@ from utils.data.eye_states import STATES, list_photos
 from utils.data.photo import read_photo
 from utils.detection.detector import Detector, get_detector
 from utils.drowsiness import eyes
-from utils.errors import UserError
+from utils.errors import UserError, as_note
 from utils.files import OutputFile
 from utils.landmarks import eyelids
 from utils.landmarks.schemes import Scheme
@@ -161,9 +161,9 @@ def run_test(args: argparse.Namespace) -> None:
     path, predictor, readings = predict_labelled(args)
     numbers = score(readings)
     print_numbers(numbers)
-    draw_readings(readings, predictor.scheme, path)
     if args.report != "none":
         OutputFile(args.report, "--report").write(json.dumps(numbers, indent=2).encode())
+    draw_readings(readings, predictor.scheme, path)
 
 
 def print_numbers(numbers: dict) -> None:
@@ -182,12 +182,14 @@ def draw_readings(readings: list[EyeReading], scheme: Scheme, weights: pathlib.P
     """Write eyes-roc.png and eyes-worst.png beside the weights.
 
     eyes-worst.png shows the 16 faces of each state whose eye aspect ratio fits it least. Beside
-    weights that are no best.* the names begin with the name of the weights.
+    weights that are no best.* the names begin with the name of the weights. A note is printed on a
+    file that cannot be written.
     """
     prefix = "" if weights.stem == "best" else f"{weights.stem}-"
     rated = [(float(numpy.mean(r.eyes.ratios)), r) for r in with_face(readings)]
     closed, opened = ([ratio for ratio, r in rated if r.closed == state] for state in (True, False))
-    plots.plot_roc(closed, opened, weights.with_name(f"{prefix}eyes-roc.png"))
+    with as_note(roc := weights.with_name(f"{prefix}eyes-roc.png")):
+        plots.plot_roc(closed, opened, roc)
     images, captions = [], []
     for state, sign in ((True, -1), (False, 1)):
         faces = [pair for pair in rated if pair[1].closed == state]
@@ -195,4 +197,5 @@ def draw_readings(readings: list[EyeReading], scheme: Scheme, weights: pathlib.P
             image = read_photo(r.photo, upright=True)
             images.append(draw.landmarks(image, r.points_px, scheme))
             captions.append(f"{r.photo.parent.name} {r.photo.stem} {ratio:.2f}")
-    draw.save(weights.with_name(f"{prefix}eyes-worst.png"), draw.sheet(images, 8, 200, captions))
+    with as_note(worst := weights.with_name(f"{prefix}eyes-worst.png")):
+        draw.save(worst, draw.sheet(images, 8, 200, captions))

@@ -7,12 +7,14 @@ Validation, test, export checks and self-training all use these functions.
 """
 from __future__ import annotations
 
+import contextlib
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy
 import torch
 
+from utils import machine
 from utils.data.dataset import FaceDataset
 from utils.data.face_list import FaceList
 from utils.errors import UserError
@@ -53,9 +55,9 @@ def predict_list(predict: Callable[[torch.Tensor], typing.Any], faces: FaceList,
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(dataset, mine), batch,
                                          num_workers=workers)
     if cache == [] and len(mine) * 3 * size**2 <= MAX_CACHE_BYTES:
-        cache += list(loader)
+        cache += machine.start_workers(loader)
     landmarks, unreadable = [], []
-    for images, _, _, bad in cache or loader:
+    for images, _, _, bad in cache or machine.start_workers(loader):
         unreadable += bad[bad >= 0].tolist()
         landmarks.append(numpy.asarray(predict(images.permute(0, 3, 1, 2)), numpy.float64))
     part = list(mine), landmarks, unreadable
@@ -98,14 +100,30 @@ def torch_predict(model: torch.nn.Module,
     """Return the function for predict_list that runs a LandmarkNet on a device."""
     @torch.inference_mode()
     def predict(images):
-        landmarks, _ = model.predict(images.to(device))
+        with without_tf32():
+            landmarks, _ = model.predict(images.to(device))
         return landmarks.float().cpu().numpy()
 
     return predict
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply float32 exactly on GPUs, so that a score does not depend on the GPU's generation."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before):
+            backend.allow_tf32 = allowed
+
+
 def list_nme(predicted: numpy.ndarray, faces: FaceList, scheme: Scheme, set_scheme: Scheme,
-             counted: numpy.ndarray | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
+             counted: numpy.ndarray | None = None,
+             norm_of: Callable | None = None) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Compute the NME of each face of a list.
 
     Args:
@@ -115,6 +133,8 @@ def list_nme(predicted: numpy.ndarray, faces: FaceList, scheme: Scheme, set_sche
         set_scheme: of the annotation; the norm is always that of its landmarks.
         counted: which annotated landmarks count, bool (N, K of set_scheme); None: all that are
             annotated.
+        norm_of: maps annotated landmarks (N, K, 2), face boxes (N, 4) and set_scheme to the norm
+            (N,); None: by the divisor of set_scheme. See metrics.NORMALISATIONS.
 
     Returns:
         Two arrays (N,), as fractions: NME in photo pixels, and in the units of published results,
@@ -125,13 +145,33 @@ def list_nme(predicted: numpy.ndarray, faces: FaceList, scheme: Scheme, set_sche
     truth = truth if scheme.base is None else truth[:, list(scheme.indices)]
     truth_px, predicted_px = (crop.to_photo(p, faces.boxes) for p in (truth, predicted))
     whole_px = crop.to_photo(faces.points, faces.boxes)
-    norm = metrics.divisors(whole_px, set_scheme.divisor, faces.published)
+    norm_of = norm_of or (lambda points, box, scheme: metrics.divisors(points, scheme.divisor, box))
+    norm = norm_of(whole_px, faces.published, set_scheme)
     nme = metrics.nme(predicted_px, truth_px, norm)
     truth, predicted, whole = (crop.to_crop(p, faces.published)
                                for p in (truth_px, predicted_px, whole_px))
     unit = numpy.tile(numpy.array([0.0, 0, 1, 1]), (len(faces), 1))
-    norm = metrics.divisors(whole, set_scheme.divisor, unit)
+    norm = norm_of(whole, unit, set_scheme)
     return nme, metrics.nme(predicted, truth, norm)
+
+
+def normalised(predicted: numpy.ndarray, faces: FaceList, scheme: Scheme,
+               set_scheme: Scheme) -> dict[str, dict[str, float]]:
+    """Compute the mean NME of a list by each of metrics.NORMALISATIONS.
+
+    The arguments are those of list_nme.
+
+    Returns:
+        By normalisation, `nme` in photo pixels and `nme_crop` in published units, in %; NaN where
+        no face can be divided so.
+    """
+    numbers = {}
+    for name, norm_of in metrics.NORMALISATIONS.items():
+        both = (values[~numpy.isnan(values)] for values in list_nme(
+            predicted, faces, scheme, set_scheme, norm_of=norm_of))
+        numbers[name] = dict(zip(("nme", "nme_crop"), (
+            100 * float(values.mean()) if len(values) else float("nan") for values in both)))
+    return numbers
 
 
 def summarise(nme: numpy.ndarray, published: numpy.ndarray) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Score a model on the test lists of a prepared set with PyTorch, ONNX Runtime or both.
 
 run_test (main.py --test, --test-onnx) loads the weights in each runtime, predicts every list, and
-prints a table of NME, failure rate and AUC. Beside the weights it writes ced.png (cumulative error
-distribution), worst.png (largest errors) and faces.csv (the NME of every face). The numbers also go
-into weights/results.csv and, with --report, into a .json file.
+prints a table of NME, failure rate and AUC. The numbers go into the .json file of --report and into
+weights/results.csv. Then it writes, beside the weights, faces.csv (the NME of every face), ced.png
+(cumulative error distribution) and worst.png (largest errors).
 """
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from utils.data.dataset import PreparedSet
 from utils.data.face_list import FaceList
 from utils.data.sets import set_folder
 from utils.detection.detector import get_detector
-from utils.errors import UserError
-from utils.evaluation import boxes, predict
+from utils.errors import UserError, as_note
+from utils.evaluation import boxes, conditions, predict
 from utils.files import OutputFile, atomic_write
-from utils.landmarks import crop, pose, schemes
+from utils.landmarks import crop, schemes
 from utils.landmarks.schemes import Scheme
 from utils.predictor import Predictor
 
@@ -63,7 +63,8 @@ def run_test(args: argparse.Namespace, actions: Collection[str],
     runtimes = _load_runtimes(args, actions, path)
     models = {runtime: model for runtime, (model, _) in runtimes.items()}
     _warn_fixed(next(iter(models.values())), args, typed)
-    yaws = true_yaws(prepared) if args.by_pose else {}
+    yaws = conditions.true_yaws(prepared) if args.by_pose else {}
+    kinds = conditions.parse_kinds(args.by)
     report, results = {}, {}
     for runtime, (model, function) in runtimes.items():
         schemes.check_scheme(model.scheme, prepared.scheme, str(path))
@@ -73,7 +74,14 @@ def run_test(args: argparse.Namespace, actions: Collection[str],
             score_lists(function, model, prepared, args.workers) if args.boxes == "none" else
             boxes.score_detected(model, get_detector(args.boxes), prepared))
         print_table(runtime, report[runtime], prepared.has_photos)
+        print_normalised(report[runtime], prepared.scheme)
         _add_breakdowns(report[runtime], results[runtime], model.scheme, prepared, yaws)
+        if kinds:
+            nmes = {name: nme for name, (_, nme) in results[runtime].items()}
+            rows = conditions.by_conditions(kinds, function, model, prepared, nmes, args.workers)
+            conditions.print_conditions(rows)
+            for name, found in rows.items():
+                report[runtime][name]["by"] = found
     if len(runtimes) == 2:
         report["max_abs_diff_px"] = largest_difference(*results.values(), prepared,
                                                        model.input_size)
@@ -82,25 +90,30 @@ def run_test(args: argparse.Namespace, actions: Collection[str],
     if len(flip_tests) == 2:
         print("note: only the ONNX file averages with the mirrored face; give --flip-test to test "
               "both so, or --export to write the file without")
-    first, prefix = next(iter(results.values())), _output_prefix(path, args.boxes, args.flip_test)
-    draw_errors(first, model.scheme, prepared, prefix)
-    write_faces(first, prepared, prefix)
-    if args.boxes == "none" and has_test_list and not any(flip_tests):
-        experiment.record_score(path, report, experiment.data_name(args, prepared.folder))
     if args.report != "none":
         text = json.dumps(_without_nan(report), indent=2)
         OutputFile(args.report, "--report").write(text.encode())
+    if args.boxes == "none" and has_test_list and not any(flip_tests):
+        with as_note(path.parent.parent / "results.csv"):
+            experiment.record_score(path, report, experiment.data_name(args, prepared.folder))
+    write_side_files(next(iter(results.values())), model.scheme, prepared,
+                     _output_prefix(path, args.boxes, args.flip_test))
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Check what a test needs and can be checked before a training.
+    """Check early, before a training that ends in a test, that the test can be done.
 
     Raises:
-        UserError: where the report's folder or the detector is missing.
+        UserError: if the folder of --report is missing, the detector of --boxes does not load or
+            --by has an unknown name.
     """
     if args.report != "none" and not pathlib.Path(args.report).parent.is_dir():
         raise UserError(f"--report {args.report}: there is no such folder")
+    synthetic = set(conditions.parse_kinds(args.by)) - {"yaw"}
     if args.boxes != "none":
+        if synthetic:
+            raise UserError(f"--by {args.by}: of detected boxes there is only yaw; leave out "
+                            f"--boxes or {','.join(sorted(synthetic))}")
         get_detector(args.boxes)
 
 
@@ -155,14 +168,16 @@ def score_lists(function: Callable, model: typing.Any, prepared: PreparedSet,
 
     Returns:
         By list, the numbers of predict.summarise: `nme`, `fr8` ... in photo pixels, `nme_crop`,
-        `fr8_crop` ... in published units. By list, landmarks and NMEs.
+        `fr8_crop` ... in published units, and `normalised` of predict.normalised. By list,
+        landmarks and NMEs.
     """
     numbers, results = {}, {}
     for name, faces, (predicted,) in predict.predict_lists(prepared.test_lists, lambda faces: [
             predict.predict_list(function, faces, prepared.margin, model.input_size,
                                  workers=workers)]):
         nme, published = predict.list_nme(predicted, faces, model.scheme, prepared.scheme)
-        numbers[name] = predict.summarise(nme, published)
+        numbers[name] = predict.summarise(nme, published) | {
+            "normalised": predict.normalised(predicted, faces, model.scheme, prepared.scheme)}
         results[name] = predicted, nme
     return numbers, results
 
@@ -190,6 +205,24 @@ def print_table(title: str, numbers: Mapping[str, Mapping], has_photos: bool = T
         if "unscored" in n:
             print(f"{name:<12}{n['unscored']:>7} faces are not scored: without points, or with a "
                   f"divisor of 0")
+
+
+def print_normalised(numbers: Mapping[str, Mapping], scheme: Scheme) -> None:
+    """Print NME by eye distances and, where the scheme asks for it, by the box's diagonal.
+
+    Args:
+        numbers: of score_lists.
+        scheme: of the set.
+    """
+    texts = {"inter_ocular": "outer eye corners", "inter_pupil": "eye centres (mean of an eye's "
+             "points)"}
+    if scheme.divisor == "diagonal":
+        texts["box_diagonal"] = "diagonal of the face's box"
+    for name, n in numbers.items():
+        cells = [f"{text} {n['normalised'][key]['nme']:.3f}" for key, text in texts.items()
+                 if math.isfinite(n["normalised"][key]["nme"])]
+        if cells:
+            print(f"{name}: NME %, divided by {', '.join(cells)}")
 
 
 def _add_breakdowns(numbers, results, scheme, prepared, yaws):
@@ -236,18 +269,6 @@ def print_by_visibility(name: str, parts: Mapping[str, Mapping]) -> None:
     cells = [f"{part}: " + (f"{n['nme']:.3f} ({n['points']} points of {n['faces']} faces)"
                             if n["faces"] else "no point") for part, n in parts.items()]
     print(f"{name}: NME % of points, {', '.join(cells)}")
-
-
-def true_yaws(prepared: PreparedSet) -> dict[str, numpy.ndarray]:
-    """Return |yaw| in degrees (N,) of each test list, fitted to its annotation.
-
-    Raises:
-        UserError: where head pose is not defined for the set's scheme.
-    """
-    pose.model_points(prepared.scheme)
-    return {name: numpy.abs([pose.head_pose(points, prepared.scheme)[0] for points in
-                             crop.to_photo(faces.points, faces.boxes)])
-            for name, faces in prepared.test_lists.items()}
 
 
 def by_yaw(nme: numpy.ndarray, yaw: numpy.ndarray) -> list[dict]:
@@ -297,8 +318,22 @@ def largest_difference(first: Results, second: Results, prepared: PreparedSet,
         for name, faces in prepared.test_lists.items()]))
 
 
-def draw_errors(results: Results, scheme: Scheme, prepared: PreparedSet, prefix: str) -> None:
-    """Write ced.png, and worst.png with the 16 largest errors of the first list.
+def write_side_files(results: Results, scheme: Scheme, prepared: PreparedSet,
+                     prefix: str) -> None:
+    """Write faces.csv, ced.png and worst.png; print a note on each that cannot be written.
+
+    The arguments are those of draw_worst.
+    """
+    with as_note(f"{prefix}faces.csv"):
+        write_faces(results, prepared, prefix)
+    with as_note(f"{prefix}ced.png"):
+        plots.plot_ced({name: nme for name, (_, nme) in results.items()}, f"{prefix}ced.png")
+    with as_note(f"{prefix}worst.png"):
+        draw_worst(results, scheme, prepared, prefix)
+
+
+def draw_worst(results: Results, scheme: Scheme, prepared: PreparedSet, prefix: str) -> None:
+    """Write worst.png with the 16 largest errors of the first list.
 
     Args:
         results: of score_lists.
@@ -306,7 +341,6 @@ def draw_errors(results: Results, scheme: Scheme, prepared: PreparedSet, prefix:
         prepared: the set.
         prefix: start of the paths to write.
     """
-    plots.plot_ced({name: nme for name, (_, nme) in results.items()}, f"{prefix}ced.png")
     name, faces = next(iter(prepared.test_lists.items()))
     predicted, nme = results[name]
     size = prepared.size or 256

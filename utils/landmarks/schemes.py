@@ -18,6 +18,7 @@ import yaml
 
 from utils.args import UniqueLoader
 from utils.errors import UserError
+from utils.files import read_text
 from utils.landmarks.mean_faces import MEAN_FACES
 
 # A larger number in a scheme file is a typing mistake that would fill the memory.
@@ -340,8 +341,7 @@ def read_scheme(path: str | os.PathLike) -> Scheme:
         UserError: the file cannot be read or a key is wrong.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            spec = yaml.load(file, UniqueLoader)
+        spec = yaml.load(read_text(path), UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a scheme: {' '.join(str(error).split())}") \
             from None
@@ -412,7 +412,10 @@ def _read_names(spec):
 
 
 def _read_flip(entries, points, index, names):
-    """Flip table (K,) of a scheme file's entries; raises ValueError with the wrong entry."""
+    """Read `flip` of a scheme file, pairs of points or the whole table, to a table (K,).
+
+    Raises ValueError that names the first wrong entry.
+    """
     if not isinstance(entries, list):
         raise ValueError(f"flip is a list of pairs, or none, found {entries!r}")
     if entries and len(entries) == points \

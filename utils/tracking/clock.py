@@ -23,9 +23,9 @@ class FileClock:
     def __init__(self, rate: float):
         self.step, self.seconds, self._shift = 1 / rate, None, 0.0
 
-    def __call__(self, stamp_ms: float | None) -> float:
-        """Convert the stamp of the next frame, in milliseconds, to seconds."""
-        stamp = stamp_ms / 1000 if stamp_ms is not None and math.isfinite(stamp_ms) else None
+    def __call__(self, stamp: float | None) -> float:
+        """Convert the stamp of the next frame, in seconds, to seconds since the first frame."""
+        stamp = None if stamp is None or not math.isfinite(stamp) else stamp
         if self.seconds is None:
             # A recording that was cut out of a longer one need not begin at 0.
             self.seconds, self._shift = 0.0, -(stamp or 0.0)

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -191,23 +192,25 @@ def _round(value, digits):
 
 
 class LandmarkFile:
-    """Faces of each frame as CSV (a row per face and frame) or JSON (a line per frame).
+    """Faces of each frame as CSV (a row per face and frame) or as one JSON document.
 
     Coordinates are pixels of the frame. With `with_pose`, each face has yaw, pitch and roll in
-    degrees (landmarks.pose). With `with_eyes`, each face has the readings of its eyes; in CSV, a
-    frame in which the driver is not visible has a row with the driver's state alone.
+    degrees (landmarks.pose). With `with_eyes`, each face has the readings of its eyes. Where a
+    driver is watched, each JSON frame has a `driver` entry, and a CSV frame without a visible
+    driver has one row with the time and the driver's state, blinks and PERCLOS.
 
     Args:
         path: a .csv or .json file.
         scheme: of the landmarks.
         with_eyes: write eye readings.
         with_pose: write head poses.
+        with_mirror: write mirror errors, in % of the distance of the outer eye corners.
     """
 
     def __init__(self, path: str | pathlib.Path, scheme: Scheme, with_eyes: bool,
-                 with_pose: bool = False):
+                 with_pose: bool = False, with_mirror: bool = False):
         self.is_json = pathlib.Path(path).suffix.lower() == ".json"
-        self.with_eyes, self.with_pose = with_eyes, with_pose
+        self.with_eyes, self.with_pose, self.with_mirror = with_eyes, with_pose, with_mirror
         if self.is_json:
             start = f'{{"scheme": {json.dumps(scheme.name)}, "frames": ['
             self._records = RecordFile("landmarks", path, start, "\n]}\n")
@@ -215,11 +218,13 @@ class LandmarkFile:
             self._points = [f"{axis}{i}" for i in range(scheme.points) for axis in "xy"]
             self._records = RecordFile("landmarks", path, _row([
                 "frame", "time", "source", "id", "x_min", "y_min", "x_max", "y_max", "confidence",
-                *(POSE if with_pose else ()), *(EYES if with_eyes else ()), *self._points]))
+                *(["mirror_error"] if with_mirror else ()), *(POSE if with_pose else ()),
+                *(EYES if with_eyes else ()), *self._points]))
 
     def write(self, place: tuple[int, float, str], tracks: Sequence[Track],
               readings: Sequence[dict], driver: tuple[int | None, dict] | None = None,
-              poses: Sequence[tuple[float, float, float]] = ()) -> None:
+              poses: Sequence[tuple[float, float, float]] = (),
+              mirror_errors: Sequence[float] = ()) -> None:
         """Write a frame.
 
         Args:
@@ -228,6 +233,7 @@ class LandmarkFile:
             readings: what `eye_readings` returns for each track.
             driver: (track id or None, readings) of the driver, where one is watched.
             poses: (yaw, pitch, roll) of each track in degrees.
+            mirror_errors: of each track, as fractions.
 
         Raises:
             UserError: where there is no room.
@@ -238,6 +244,9 @@ class LandmarkFile:
         for i, (track, eyes) in enumerate(zip(tracks, readings)):
             face = {"id": track.id, "box": track.box.round(2).tolist(),
                     "confidence": round(float(track.confidence.mean()), 4)}
+            if self.with_mirror:
+                error = 100 * float(mirror_errors[i])
+                face["mirror_error"] = round(error, 3) if math.isfinite(error) else None
             if self.with_pose:
                 face["pose"] = [round(angle, 2) for angle in poses[i]]
             if self.with_eyes and self.is_json:
@@ -250,11 +259,13 @@ class LandmarkFile:
             line["faces"] = faces
             self._records.add(("," if self._records.count else "") + "\n" + json.dumps(line))
             return
-        rows = [_row([*place, face["id"], *face["box"], face["confidence"], *face.get("pose", ()),
+        rows = [_row([*place, face["id"], *face["box"], face["confidence"],
+                      *([_cell(face["mirror_error"])] if self.with_mirror else ()),
+                      *face.get("pose", ()),
                       *(map(_cell, eyes.values()) if self.with_eyes else ()),
                       *sum(face["points"], [])]) for face, eyes in zip(faces, readings)]
         if driver is not None and driver[0] is None:
-            rows.append(_row([*place, *[""] * (9 if self.with_pose else 6),
+            rows.append(_row([*place, *[""] * (6 + 3 * self.with_pose + self.with_mirror),
                               *map(_cell, driver[1].values()), *[""] * len(self._points)]))
         self._records.add("".join(rows))
 
@@ -336,7 +347,7 @@ class VideoFile:
     def _add(self, image):
         if self._writer is None:
             code = cv2.VideoWriter.fourcc(*CODECS[self.output.part.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self.output.part), code, self.rate,
+            self._writer = cv2.VideoWriter(os.path.abspath(self.output.part), code, self.rate,
                                            image.shape[1::-1])
             if not self._writer.isOpened():
                 self._writer = None
@@ -363,7 +374,7 @@ class VideoFile:
             return
         self._writer.release()
         self._writer = None
-        written = cv2.VideoCapture(str(self.output.part))
+        written = cv2.VideoCapture(os.path.abspath(self.output.part))
         # Matroska's frame count is computed from its length in milliseconds.
         complete = written.isOpened() and written.get(cv2.CAP_PROP_FRAME_COUNT) >= self.count - 2
         written.release()

@@ -1,12 +1,14 @@
 """Sources of the demo: cameras, streams, video files and images.
 
-`find_source` tells what a --source means. `open_source` opens a video file as a `Recording`, which
-returns every frame with its time in the file, or a camera or stream as a `Live`, which returns the
-newest frame with the time of its capture and reconnects when the source fails.
+`find_source` tells what a --source means. `open_source` opens a video file as a `Recording`
+(`utils.tracking.recording`), which returns every frame with its time in the file, or a camera or
+stream as a `Live`, which returns the newest frame with the time of its capture and reconnects when
+the source fails.
 """
 from __future__ import annotations
 
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -17,10 +19,10 @@ import cv2
 import numpy
 import PIL.Image
 
-from utils.data.photo import IMAGE_SUFFIXES
+from utils.data.photo import IMAGE_SUFFIXES, warn_left_out
 from utils.errors import UserError
 from utils.machine import check_name
-from utils.tracking.clock import FileClock
+from utils.tracking.recording import Recording, display_size, resized
 
 STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://")
 # Seconds that Live.read waits for a frame; the second value holds after a wait without one.
@@ -30,7 +32,7 @@ RETRY_PAUSES = (0.5, 1, 2, 4, 8)  # Seconds before each attempt to open it again
 
 
 def find_source(source: str) -> tuple[str, int | str | pathlib.Path | list[pathlib.Path]]:
-    """Tell what a --source means.
+    """Tell what a --source means; what exists is a path, also if it is called 2023 or sample.
 
     Returns:
         ("camera", number), ("stream", address), ("image", path), ("folder", image paths) or
@@ -41,11 +43,12 @@ def find_source(source: str) -> tuple[str, int | str | pathlib.Path | list[pathl
     """
     if not source.strip():
         raise UserError("--source is empty: give a camera's number, a path, an address or sample")
-    if source.isdigit():
+    exists = os.path.exists(source)
+    if source.isascii() and source.isdecimal() and not exists:
         return "camera", int(source)
     if STREAM.match(source):
         return "stream", source
-    if source == "sample":
+    if source == "sample" and not exists:
         package = importlib.util.find_spec("matplotlib")
         if package is None:
             raise UserError("source sample: matplotlib is not installed; pip install matplotlib")
@@ -57,8 +60,9 @@ def find_source(source: str) -> tuple[str, int | str | pathlib.Path | list[pathl
     if device:
         return "camera", int(device[1])
     if path.is_dir():
-        paths = sorted(p for p in path.iterdir()
-                       if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        warn_left_out(path, files)
+        paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
         if not paths:
             raise UserError(f"source {source}: no images in this folder "
                             f"({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -89,82 +93,38 @@ def name_of(kind: str, what: int | str | pathlib.Path) -> str:
 
 
 def open_source(kind: str, what: int | str | pathlib.Path, size: tuple[int, int] | None = None,
-                rate: float | None = None) -> Recording | Live:
+                rate: float | None = None, aspect: float | None = None) -> Recording | Live:
     """Open a camera, stream or video.
 
     Args:
         kind: camera, stream or video, as `find_source` returns.
         what: its number, address or path.
         size: (width, height) to request from a camera.
-        rate: frames a second to request from a camera.
+        rate: frames a second to request from a camera, or of a file, in place of its time stamps.
+        aspect: width to height of the picture, where the source reports a wrong one.
 
     Raises:
         UserError: where it cannot be opened.
     """
     if kind == "video":
-        return Recording(_open_file(what), what)
-    live = Live(kind, what, size, rate)
+        check_name(what, "a video")
+        # FFmpeg would take the name before a colon for a protocol.
+        return Recording(os.path.abspath(what), str(what), rate, aspect)
+    live = Live(kind, what, size, rate, aspect)
     if kind == "stream" and live.capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
         # The address of a file: all of its frames, at their own times.
-        return Recording(live.capture, live.name)
+        live.release()
+        return Recording(what, live.name, rate, aspect, STALLED_SECONDS)
+    if kind == "stream" and rate:
+        live.release()
+        raise UserError(f"{live.name}: --camera-rate is for cameras and files; frames of a live "
+                        f"stream have the time of their arrival")
     return live
-
-
-def _open_file(path):
-    check_name(path, "a video")
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise UserError(f"{path}: neither an image nor a video that OpenCV can read (cut off?)")
-    return capture
 
 
 def _rate_of(capture):
     rate = capture.get(cv2.CAP_PROP_FPS)
     return rate if 1 <= rate <= 1000 else 30.0
-
-
-class Recording:
-    """A video file.
-
-    Attributes:
-        name: for messages.
-        rate: frames a second, from its header.
-        count: number of frames from its header, or None.
-        missed: frames so far that could not be decoded and are left out.
-    """
-    live = False
-
-    def __init__(self, capture: cv2.VideoCapture, name: str | pathlib.Path):
-        self.capture, self.name, self.rate = capture, str(name), _rate_of(capture)
-        # Phones store upright videos rotated, with a tag.
-        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.count = count if count > 0 else None
-        self.missed, self._attempts = 0, 0
-        self._clock = FileClock(self.rate)
-
-    def read(self) -> tuple[numpy.ndarray, float] | None:
-        """Read the next frame.
-
-        Returns:
-            BGR uint8 (H, W, 3) and its time in seconds from the first frame; None at the end.
-        """
-        failed = 0
-        # A frame that cannot be decoded is the end only where no other follows.
-        while not failed or self._attempts < (self.count or 0):
-            self._attempts += 1
-            if self.capture.grab():
-                seconds = self._clock(self.capture.get(cv2.CAP_PROP_POS_MSEC))
-                decoded, frame = self.capture.retrieve()
-                if decoded:
-                    self.missed += failed
-                    return frame, seconds
-            failed += 1
-        return None
-
-    def release(self) -> None:
-        """Close the file."""
-        self.capture.release()
 
 
 class Live:
@@ -178,6 +138,7 @@ class Live:
         what: its number or address.
         size: (width, height) to request from a camera.
         rate: frames a second to request from a camera.
+        aspect: width to height of the picture, where the source reports a wrong one.
 
     Attributes:
         name: for messages.
@@ -190,8 +151,9 @@ class Live:
     live, count = True, None
 
     def __init__(self, kind: str, what: int | str, size: tuple[int, int] | None = None,
-                 rate: float | None = None):
+                 rate: float | None = None, aspect: float | None = None):
         self.kind, self.what, self.name = kind, what, name_of(kind, what)
+        self._aspect = aspect
         self._requested = size, rate
         self.capture = self._open()
         if self.capture is None:
@@ -266,6 +228,8 @@ class Live:
             grabbed, now = self.capture.grab(), time.monotonic()
             decoded, frame = self.capture.retrieve() if grabbed else (False, None)
             if decoded:
+                frame = resized(frame, display_size(*frame.shape[1::-1], self._pixel_aspect(),
+                                                    self._aspect))
                 self._attempts, last_frame = 0, now
                 with self._changed:
                     self._newest = frame, now - self._start
@@ -279,6 +243,12 @@ class Live:
         with self._changed:
             self._ended = True
             self._changed.notify()
+
+    def _pixel_aspect(self):
+        """Return width to height of a pixel, which OpenCV reports and does not apply, or None."""
+        across, down = (self.capture.get(setting) for setting in (cv2.CAP_PROP_SAR_NUM,
+                                                                  cv2.CAP_PROP_SAR_DEN))
+        return across / down if across > 0 and down > 0 else None
 
     def _reopen(self):
         """Open the source again; return False when it is given up."""

@@ -6,7 +6,8 @@ variable PIPNET_CONTROL. Both sides write files into it:
     stop         the launcher asks the processes to finish the step, save and end
     stopped      the training has ended before it was complete
     error        the text of a UserError, which the launcher prints once
-    process-N    the process id of the running process with local rank N
+    process-N    the process id of the running process with local rank N, and how often torchrun
+                 had restarted it; it stays if the process dies
 
 torchrun restarts processes that die. A process that finds `stop`, `stopped` or `error` when it
 starts ends at once. Without the launcher there is no folder, and nothing is written.
@@ -44,7 +45,7 @@ def register() -> bool:
     if not is_supervised():
         return True
     try:
-        _own_record().write_text(str(os.getpid()), encoding="utf-8")
+        _own_record().write_text(f"{os.getpid()} {restart_count()}", encoding="utf-8")
     except FileNotFoundError:
         sys.exit(1)  # The launcher has ended and removed the folder.
     # The record comes before this check, so that a launcher that ends the run now finds either.

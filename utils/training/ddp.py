@@ -2,10 +2,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import datetime
+import functools
 import os
+import pickle
+import re
+import socket
+import sys
+import time
+import traceback
 import typing
 import warnings
 from collections.abc import Callable
@@ -16,27 +24,40 @@ import torch.distributed
 
 from utils.errors import UserError, as_user_error
 from utils.machine import choose_device
-from utils.training.control import restart_count
+from utils.training import control
+from utils.training.step import StepGuard
 
-# Rank 0 may prepare a set or fill a cache while the others wait in a collective. torchrun ends
-# them at once if rank 0 dies.
-COLLECTIVE_TIMEOUT = datetime.timedelta(hours=4)
+# Rank 0 may prepare a set or fill a cache while the others wait for a control message. torchrun
+# ends them if rank 0 dies.
+CONTROL_TIMEOUT = datetime.timedelta(hours=4)
+# All ranks take their steps side by side. NCCL ends a process after this time without naming the
+# rank that is missing, so Ranks.wait_for_all, which names it, waits less long.
+GRADIENT_TIMEOUT = datetime.timedelta(minutes=15)
+STEP_TIMEOUT = datetime.timedelta(minutes=10)
+# Seconds that a rank waits for the others to fail too: after a UserError, and after a time-out, as
+# ranks that began to wait later fail later.
+FAILURE_SECONDS, LATE_SECONDS = 5, 20
 # With fewer images per process and forward pass, batch norm statistics of one process are noisy.
-FEW_FACES = 16
+FEW_FACES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
     """This process in the process group.
 
+    Gradients are exchanged by the default group. Control messages (settings, losses, predictions,
+    errors) are CPU tensors in a gloo group of their own, whose time-out is much longer.
+
     Attributes:
         rank: index of this process, from 0.
         world: number of processes.
         device: device this process computes on.
+        control: group of the control messages; None for the default group.
     """
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
+    control: torch.distributed.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -47,9 +68,21 @@ class Ranks:
         """Sum each value over all ranks."""
         if self.world == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self.control)
         return tensor.tolist()
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks have come here, before this one waits for its GPU.
+
+        A rank that is stuck on its host never exchanges gradients. The others would wait for their
+        GPUs until NCCL ends them.
+
+        Raises:
+            RuntimeError: if a rank is STEP_TIMEOUT late; names it.
+        """
+        if self.world > 1 and self.device.type == "cuda":
+            torch.distributed.monitored_barrier(self.control, STEP_TIMEOUT, wait_all_ranks=True)
 
     def broadcast_result(self, function: Callable, *arguments: typing.Any) -> typing.Any:
         """Call a function on rank 0 only and return its picklable result on every rank.
@@ -59,13 +92,8 @@ class Ranks:
         """
         if self.world == 1:
             return function(*arguments)
-        result_and_error = [None, None]
-        if self.is_main:
-            try:
-                result_and_error[0] = function(*arguments)
-            except (OSError, UserError) as error:
-                result_and_error[1] = _user_message(error)
-        torch.distributed.broadcast_object_list(result_and_error, device=self.device)
+        result_and_error = list(_attempt(function, *arguments)) if self.is_main else [None, None]
+        torch.distributed.broadcast_object_list(result_and_error, group=self.control)
         result, message = result_and_error
         if message is not None:
             raise UserError(message)
@@ -77,11 +105,7 @@ class Ranks:
         Raises:
             UserError: on every rank, if the call raises UserError or a disk error on any rank.
         """
-        result, message = None, None
-        try:
-            result = function(*arguments)
-        except (OSError, UserError) as error:
-            message = _user_message(error)
+        result, message = _attempt(function, *arguments)
         messages = [m for m in self.all_gather(message) if m is not None]
         if messages:
             raise UserError(messages[0])
@@ -92,7 +116,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values = [None] * self.world
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, self.control)
         return values
 
     def broadcast_buffers(self, module: torch.nn.Module) -> None:
@@ -102,12 +126,50 @@ class Ranks:
                 torch.distributed.broadcast(buffer, 0)
 
 
-def _user_message(error):
-    """Return the message of a UserError or a disk error; raise any other error."""
-    error = as_user_error(error) if isinstance(error, OSError) else error
-    if not isinstance(error, UserError):
-        raise error
-    return str(error)
+def _attempt(function, *arguments):
+    """Call a function; return its result and None, or None and the message of its UserError.
+
+    A disk error counts as a UserError.
+    """
+    try:
+        return function(*arguments), None
+    except (OSError, UserError) as error:
+        error = as_user_error(error) if isinstance(error, OSError) else error
+        if not isinstance(error, UserError):
+            raise error
+        return None, str(error)
+
+
+def _place():
+    """Return this process's rank and the number of processes, as torchrun's environment has it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@functools.cache
+def _store():
+    """Return the store of torchrun's environment, through which ranks agree without a group."""
+    store, _, _ = next(torch.distributed.rendezvous("env://", timeout=CONTROL_TIMEOUT))
+    # On several machines torchrun's store outlives a restart and holds addresses of dead ranks.
+    return torch.distributed.PrefixStore(f"start {control.restart_count()}", store)
+
+
+def from_rank_0(read: Callable[[], typing.Any]) -> typing.Any:
+    """Return on every rank what `read` returns on rank 0, before there is a process group.
+
+    Other machines may not see the files that rank 0 reads the settings from.
+
+    Raises:
+        UserError: on every rank, if `read` raises it on rank 0.
+    """
+    rank, world = _place()
+    if world == 1:
+        return read()
+    if rank == 0:
+        _store().set("settings", pickle.dumps(_attempt(read)))
+    result, message = pickle.loads(_store().get("settings"))
+    if message is not None:
+        raise UserError(message)
+    return result
 
 
 def start(device: str = "auto") -> Ranks:
@@ -119,30 +181,110 @@ def start(device: str = "auto") -> Ranks:
         device: `auto`, `cuda`, `cpu` or, for a single process, `cuda:N`.
 
     Raises:
-        UserError: if there are fewer GPUs than processes.
+        UserError: on every rank, if a machine has fewer GPUs than processes.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and ":" in device:
+    rank, world = _place()
+    if world == 1:
+        device = choose_device(device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return Ranks(rank, world, device)
+    if ":" in device:
         raise UserError(f"device {device}: {world} processes cannot share a GPU; give cuda")
-    device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    if device.type == "cuda":
+    store = _store()
+    device = _choose_devices(store, rank, world, device)
+    gpu = device.type == "cuda"
+    if gpu:
         torch.cuda.set_device(device)
-    if world > 1:
-        # On several machines torchrun's store outlives a restart and holds addresses of dead ranks.
-        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-        store = torch.distributed.PrefixStore(f"start {restart_count()}", store)
-        # NCCL needs GPUs; gloo works everywhere.
-        gpu = device.type == "cuda"
-        torch.distributed.init_process_group(
-            "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world,
-            timeout=COLLECTIVE_TIMEOUT, device_id=device if gpu else None)
-    return Ranks(rank, world, device)
+    store.set(f"place {rank}", f"rank {rank} (process {os.getpid()} on {socket.gethostname()})")
+    # NCCL needs GPUs; gloo works everywhere.
+    torch.distributed.init_process_group(
+        "nccl" if gpu else "gloo", store=store, rank=rank, world_size=world,
+        timeout=GRADIENT_TIMEOUT, device_id=device if gpu else None)
+    messages = torch.distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    return Ranks(rank, world, device, messages)
 
 
-def stop() -> None:
-    """Leave the process group, if there is one."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def _choose_devices(store, rank, world, name):
+    """Return this rank's device.
+
+    Raises:
+        UserError: on every rank, if one of them has no such device.
+    """
+    device, message = _attempt(choose_device, name, int(os.environ.get("LOCAL_RANK", 0)))
+    store.set(f"device {rank}", pickle.dumps((device and device.type, message)))
+    found = [pickle.loads(store.get(f"device {other}")) for other in range(world)]
+    messages = [text for _, text in found if text]
+    kinds = sorted({kind for kind, _ in found if kind})
+    if len(kinds) > 1:
+        messages.append(f"device {name}: some processes would use {kinds[0]} and others "
+                        f"{kinds[1]}; give --device cpu")
+    if messages:
+        raise UserError(messages[0])
+    return device
+
+
+def stop(error: BaseException | None = None) -> None:
+    """Leave the process group, if there is one.
+
+    Destroying the group waits for all ranks, so a rank that fails alone ends its process instead,
+    with exit code 1, or 2 after a UserError. torchrun then ends the others.
+
+    Args:
+        error: why the training has ended; None if it ended well on all ranks.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    if error is not None:
+        _report_failure()
+    shared = error is None or isinstance(error, UserError) and not _unfailed(FAILURE_SECONDS)
+    if not shared:
+        _end_process(error)
+    torch.distributed.destroy_process_group()
+    _store.cache_clear()
+
+
+def _end_process(error):
+    """Print an error that other ranks do not have, and end this process at once."""
+    with contextlib.suppress(OSError):  # The output may be closed.
+        if isinstance(error, UserError):
+            if not control.is_supervised():
+                print(f"error: {error}", file=sys.stderr)
+        else:
+            text = "".join(traceback.format_exception(error))
+            sys.stderr.write(text)
+            timed_out = re.search("[Tt]imed out|monitoredBarrier", text)
+            late = _unfailed(LATE_SECONDS) if timed_out else []
+            if late:
+                print(f"error: {', '.join(late)} did not answer in time; see what it waits for, "
+                      f"such as a disk or a loader process", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if isinstance(error, UserError):
+        control.report_error(error)
+    if isinstance(error, BrokenPipeError):
+        control.report_stopped()  # Nobody reads the output: a restart would end in the same way.
+    os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def _report_failure():
+    """Let the other ranks know that this one has failed."""
+    with contextlib.suppress(RuntimeError):  # The store ends with the process that holds it.
+        _store().set(f"failed {_place()[0]}", "yes")
+
+
+def _unfailed(seconds):
+    """Return the ranks that do not report a failure within this time, with process and machine."""
+    rank, world = _place()
+    waiting = [other for other in range(world) if other != rank]
+    deadline = time.monotonic() + seconds
+    try:
+        while waiting and time.monotonic() < deadline:
+            waiting = [other for other in waiting if not _store().check([f"failed {other}"])]
+            time.sleep(0.05)
+        return [_store().get(f"place {other}").decode() for other in waiting]
+    except RuntimeError:
+        return [f"rank {other}" for other in waiting]
 
 
 def convert_sync_batchnorm(model: torch.nn.Module, args: argparse.Namespace,
@@ -150,7 +292,7 @@ def convert_sync_batchnorm(model: torch.nn.Module, args: argparse.Namespace,
     """Convert a model's batch norm layers to synchronised ones as `args.sync_bn` asks.
 
     `auto` converts on GPUs if a process sees fewer than FEW_FACES images at once. A synchronised
-    layer costs two messages per step.
+    layer costs two messages per step, and the host waits for the device in each.
 
     Returns:
         The model, and a description of the choice for the log.
@@ -216,15 +358,22 @@ def compile_model(ddp_model: torch.nn.Module, trial: torch.nn.Module | None,
     """
     if not args.compile:
         return ddp_model, None
+    if any(isinstance(module, torch.nn.SyncBatchNorm) for module in ddp_model.modules()):
+        return ddp_model, ("compile: not with synchronised batch norm, whose messages cut the "
+                           "graph at each layer; give --sync-bn never")
     problem = None
     try:
-        with torch.autocast(ranks.device.type, dtype, dtype is not None):
+        # As in a training step: other contexts would be compiled again.
+        with torch.autocast(ranks.device.type, dtype, dtype is not None), \
+                StepGuard(trial).forward():
             _forward_backward(torch.compile(trial.train()), trial, args.input_size, args.batch_size)
     except Exception as error:  # Compiler back ends raise exceptions of any type.
         problem = " ".join(str(error).split())[:160] or type(error).__name__
     problems = [found for found in ranks.all_gather(problem) if found]
-    if problems:
+    if problems or ranks.world > 1:
+        # DDP would take the trial's graph, which is not cut where gradients can be exchanged.
         torch.compiler.reset()
+    if problems:
         return ddp_model, f"compile: torch.compile failed, training without it: {problems[0]}"
     return torch.compile(ddp_model), "compile: the network is compiled by torch"
 

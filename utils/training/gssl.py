@@ -277,15 +277,16 @@ def load_or_create_labels(path: pathlib.Path, make: Callable | None, faces: Face
 
     Args:
         path: pseudo-<round>.pt.
-        make: returns what `label` returns; None if the file must exist.
-        faces: the unlabelled list.
+        make: computes the labels (see `label`), called on all ranks if there is no file; None if
+            the file must exist.
+        faces: the unlabelled faces, whose file names must be those in the file.
         ranks: process group.
 
     Returns:
         points, confidence and spread as `label` returns them.
 
     Raises:
-        UserError: if the file is missing or has the labels of other faces.
+        UserError: if the file has the labels of other faces, or is missing without `make`.
     """
     names = [image.name for image in faces.images]
     state = ranks.broadcast_result(lambda: checkpoint.read(path) if path.is_file() else None)

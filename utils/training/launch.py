@@ -20,12 +20,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 from utils import experiment, machine
 from utils.args import Request, parse
 from utils.errors import UserError, run
 from utils.training import control
 from utils.training.settings import experiment_settings, resolve_newest
+
+# Seconds that processes have to end after one of them has died, and between looks at them.
+DEATH_SECONDS, WATCH_SECONDS = 3, 0.5
 
 
 def main() -> None:
@@ -100,13 +104,15 @@ def check_gpus(processes: int, device: str) -> None:
 
 def default_threads(processes: int) -> int:
     """Return the CPU threads of each process: this machine's cores divided by the processes."""
-    # macOS does not know which cores a process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return -(-(cores or 1) // processes)
+    return -(-machine.available_cores() // processes)
 
 
 class Supervisor:
-    """Runs torchrun, and turns signals into requests to stop.
+    """Runs torchrun, turns signals into requests to stop, and ends what a dead process leaves.
+
+    After a death torchrun sends the other processes SIGTERM, and SIGKILL 30 s later (torch 2.6 to
+    2.14; its --shutdown-timeout has no effect there). A process that waits for its GPU, and so for
+    the dead one, never handles the SIGTERM, so it is killed sooner.
 
     Signals are handled from the construction on. The first one lets the processes finish their
     step, save and end; a second Ctrl-C or SIGTERM ends them at once.
@@ -145,7 +151,7 @@ class Supervisor:
         # the terminal.
         self.torchrun = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL,
                                          start_new_session=True)
-        code = self.torchrun.wait()
+        code = self._wait()
         for number in self.signals:
             signal.signal(number, signal.SIG_IGN)
         error = self.folder / control.ERROR
@@ -154,6 +160,41 @@ class Supervisor:
         if self.stopped:
             return self.stop_code
         return code if code >= 0 else 128 - code
+
+    def _wait(self):
+        """Wait for torchrun to end, and return its exit code."""
+        died_at = None
+        while True:
+            try:
+                return self.torchrun.wait(WATCH_SECONDS)
+            except subprocess.TimeoutExpired:
+                running = self._left_behind()
+            died_at = (died_at or time.monotonic()) if running else None
+            if running and time.monotonic() - died_at > DEATH_SECONDS:
+                for pid in running:
+                    with contextlib.suppress(OSError):
+                        os.killpg(pid, signal.SIGKILL)
+
+    def _left_behind(self):
+        """Return the running processes of a group of which at least one has died."""
+        if not hasattr(os, "killpg"):
+            return []  # Windows: signal 0 would end a process there.
+        groups = {}
+        for pid, restart in self._records():
+            groups.setdefault(restart, []).append(pid)
+        # The records of an earlier group stay until its successors have replaced them.
+        newest = groups[max(groups)] if groups else []
+        running = [pid for pid in newest if _is_running(pid)]
+        return running if len(running) < len(newest) else []
+
+    def _records(self):
+        """Return the process ids and restart counts of the registered processes."""
+        records = []
+        for path in self.folder.glob(f"{control.PROCESS}*"):
+            with contextlib.suppress(OSError, ValueError):  # It has just ended, or just begins.
+                pid, restart = path.read_text(encoding="utf-8").split()
+                records.append((int(pid), int(restart)))
+        return records
 
     def _handle(self, number, _):
         hangup = number not in (signal.SIGINT, signal.SIGTERM)
@@ -177,9 +218,17 @@ class Supervisor:
 
     def _send(self, send, number):
         """Send a signal to the registered processes, by os.kill or to their groups by os.killpg."""
-        for record in self.folder.glob(f"{control.PROCESS}*"):
-            with contextlib.suppress(OSError, ValueError):  # It has just ended, or just begins.
-                send(int(record.read_text(encoding="utf-8")), number)
+        for pid, _ in self._records():
+            with contextlib.suppress(OSError):
+                send(pid, number)
+
+
+def _is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def print_stop(processes: str, flags: list[str], request: Request, name: str, node_rank: int):

@@ -19,7 +19,7 @@ import torch
 import tqdm
 
 from nets.lids import CLOSURE_EXPONENT, LidHead
-from utils import checkpoint
+from utils import checkpoint, packing
 from utils.data.eye_states import STATES
 from utils.data.photo import read_photo
 from utils.detection.refine import place_crops, predict_boxes
@@ -182,7 +182,7 @@ def _store_in_onnx(thresholds, path):
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, metadata | {"eyes": json.dumps(thresholds.state())})
     with atomic_write(path) as temporary:
-        onnx.save(model, temporary)
+        onnx.save(packing.lower_ir_version(model), temporary)
 
 
 def fit_head(predictor: Predictor,

@@ -18,11 +18,11 @@ import torch
 import tqdm
 
 from utils.data.augment import Augment
-from utils.data.batched import BatchedLoader
+from utils.data.batched import AugmentationDraws, BatchedLoader
 from utils.data.cache import SHARED_MEMORY, DeviceCache, make_cache
 from utils.data.dataset import EpochSampler, FaceDataset, PreparedSet
 from utils.data.face_list import FaceList
-from utils.errors import UserError
+from utils.errors import UserError, shell_word
 from utils.landmarks.crop import disable_opencv_threads
 from utils.landmarks.schemes import Scheme
 from utils.training import control
@@ -34,7 +34,8 @@ SHARED_MEMORY_ADVICE = "give --workers 0, or a container more of it (docker run 
 
 
 def make_loader(faces: FaceList, prepared: PreparedSet, scheme: Scheme, args: argparse.Namespace,
-                ranks: Ranks, accumulate: int) -> tuple[typing.Any, EpochSampler]:
+                ranks: Ranks, accumulate: int,
+                kept_cache: str | None = None) -> tuple[typing.Any, EpochSampler]:
     """Build the training loader and its sampler. All ranks must call this.
 
     Args:
@@ -44,12 +45,13 @@ def make_loader(faces: FaceList, prepared: PreparedSet, scheme: Scheme, args: ar
         args: training settings.
         ranks: process group.
         accumulate: micro-batches per optimiser step.
+        kept_cache: what `cache: auto` chose before a resume.
 
     Returns:
         A loader of (images (n, S, S, 3) uint8, landmarks (n, K, 2) float32 in crop units, indices
         (n,), unreadable (n,): index of the image that another one replaces, or -1), and the
-        EpochSampler. The loader is a BatchedLoader, without worker processes, if the crops are
-        cached on the device, else a DataLoader.
+        EpochSampler. The loader is a BatchedLoader if the crops are cached on the device, else a
+        DataLoader.
 
     Raises:
         UserError: if the cache or the workers' batches do not fit into memory.
@@ -59,25 +61,28 @@ def make_loader(faces: FaceList, prepared: PreparedSet, scheme: Scheme, args: ar
                                   scheme if scheme.eyes else None), args.seed)
     sampler = EpochSampler(len(faces), args.batch_size, accumulate, ranks.rank, ranks.world,
                            args.seed)
-    context, cache = None, make_cache(args.cache, dataset, ranks)
-    if isinstance(cache, DeviceCache):
-        return BatchedLoader(dataset, sampler, cache), sampler
-    if cache is not None:
+    context, cache = None, make_cache(args.cache, dataset, ranks, kept_cache)
+    on_device, options = isinstance(cache, DeviceCache), {}
+    if on_device:
+        draws = AugmentationDraws(dataset, [int(side) for side in cache.sides])
+        options = {"collate_fn": draws.pack}
+    elif cache is not None:
         dataset.cache = cache
         # Forked workers inherit the cache; spawned ones would be sent a copy.
         context = "fork" if args.workers else None
-    if args.workers:
+    if args.workers and not on_device:
         # Each worker prepares two batches beside the one in use.
         check_shared_memory(3 * args.workers * args.batch_size * args.input_size ** 2 * 3)
     exiting = multiprocessing.Value("b", 0, lock=False)
     atexit.register(setattr, exiting, "value", 1)
     disable_opencv_threads()
     loader = torch.utils.data.DataLoader(
-        dataset, batch_sampler=sampler, num_workers=args.workers,
+        draws if on_device else dataset, batch_sampler=sampler, num_workers=args.workers,
         worker_init_fn=functools.partial(_ignore_signals, exiting),
-        persistent_workers=args.workers > 0, pin_memory=ranks.device.type == "cuda",
-        multiprocessing_context=context)
-    return loader, sampler
+        persistent_workers=args.workers > 0, multiprocessing_context=context,
+        # A BatchedLoader pins its single buffer itself.
+        pin_memory=ranks.device.type == "cuda" and not on_device, **options)
+    return BatchedLoader(loader, cache) if on_device else loader, sampler
 
 
 def _ignore_signals(exiting, _):
@@ -136,7 +141,7 @@ def loader_error(error: RuntimeError, folder: pathlib.Path) -> Exception:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if control.is_supervised():
         return error
-    go_on = f"--resume --exp {folder.name}"
+    go_on = f"--resume --exp {shell_word(folder.name)}"
     if "shared memory" in text:
         return UserError(f"a loader process has no room in {SHARED_MEMORY}: "
                          f"{SHARED_MEMORY_ADVICE}; go on with {go_on}")
@@ -188,13 +193,15 @@ class FaultCounter:
         self.skipped += not finite
         if self.in_a_row < MAX_BAD_STEPS:
             return
-        path, best = self.folder / "bad_batch.txt", self.folder / "best.pt"
+        path, best, last = (self.folder / name for name in ("bad_batch.txt", "best.pt", "last.pt"))
         names = [f"{self.faces.images[i]}\n"
                  for part in self.ranks.all_gather(indices) for i in part]
         if self.ranks.is_main:
             path.write_text("".join(names), encoding="utf-8")
         raise UserError(f"{MAX_BAD_STEPS} steps in a row had a NaN or infinite loss or gradient; "
-                        f"the faces of the last one are listed in {path}, and last.pt is older "
-                        f"than these steps: go on with --resume and a lower --lr or --precision "
-                        f"fp32; if the loss had been growing, start anew with these settings"
-                        + (f" and --pretrained {best}" if best.is_file() else ""))
+                        f"the faces of the last one are listed in {path}, and "
+                        + ("last.pt is older than these steps" if last.is_file() else
+                           "nothing is saved yet")
+                        + ": go on with --resume and a lower --lr or --precision fp32; if the "
+                        "loss had been growing, start anew with these settings"
+                        + (f" and --pretrained {shell_word(best)}" if best.is_file() else ""))

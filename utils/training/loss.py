@@ -7,7 +7,9 @@ another callable from `build_loss`.
 """
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -31,9 +33,7 @@ def encode(landmarks: torch.Tensor, neighbours: torch.Tensor,
         offset (N, K, 2) of the landmark and neighbour (N, K, M, 2) of its neighbours from the
         cell's top-left corner, in cells, not clamped.
     """
-    at = landmarks * grid
-    corner = at.floor().clamp(0, grid - 1)
-    cell = (corner[..., 1] * grid + corner[..., 0]).long()
+    cell, at, corner = _cell(landmarks, grid)
     return cell, at - corner, at[:, neighbours] - corner[:, :, None]
 
 
@@ -115,21 +115,20 @@ class PIPLoss:
             neighbour_weights = self.weights[self.neighbours]
             both = (neighbour_weights.expand(len(cell), -1, -1) if both is None
                     else neighbour_weights * both)
-        terms = {"score": _score_term(maps.score, landmarks, mask)}
+        terms = {"score": _score_term(maps.score, cell, landmarks.dtype, mask)}
         for axis, name in enumerate("xy"):
-            error = _at(getattr(maps, f"offset_{name}"), cell, landmarks.dtype) - offset[..., axis]
+            error = _error(getattr(maps, f"offset_{name}"), cell, offset[..., axis])
             terms[f"offset_{name}"] = _mean(self.offset_loss(error), mask)
         num_nb = self.neighbours.shape[1]
         for axis, name in enumerate("xy"):
             if not num_nb:
                 terms[f"neighbour_{name}"] = landmarks.new_zeros(())
                 continue
-            found = _at(getattr(maps, f"neighbour_{name}"), cell.repeat_interleave(num_nb, 1),
-                        landmarks.dtype)
-            error = found.view_as(neighbour[..., axis]) - neighbour[..., axis]
+            error = _error(getattr(maps, f"neighbour_{name}"), cell, neighbour[..., axis])
             terms[f"neighbour_{name}"] = _mean(self.offset_loss(error), both)
         for (name, coarse_mask), score in zip((coarse or {}).items(), coarse_maps):
-            terms[name] = _score_term(score, landmarks, coarse_mask)
+            terms[name] = _score_term(score, _cell(landmarks, score.shape[-1])[0], landmarks.dtype,
+                                      coarse_mask)
         return terms
 
     def __call__(self, predicted: Maps | CoarseMaps, landmarks: torch.Tensor,
@@ -140,23 +139,42 @@ class PIPLoss:
             mask, landmarks = ~landmarks.isnan().any(-1), landmarks.nan_to_num()
         terms = self.terms(predicted, landmarks, mask, coarse)
         scores = [terms.pop(name) for name in ("score", *(coarse or ()))]
-        return self.cls * sum(scores) + self.reg * sum(terms.values())
+        return _scaled(_sum(scores), self.cls) + _scaled(_sum(terms.values()), self.reg)
 
 
-def _at(maps, cell, dtype):
-    """Read maps (N, C, G, G) at one cell per map (N, C), as `dtype`: (N, C).
+def _cell(landmarks, grid):
+    """Compute the cell (N, K) int64, the position (N, K, 2) in cells and the cell's corner."""
+    at = landmarks * grid
+    corner = at.floor().clamp(0, grid - 1)
+    return (corner[..., 1] * grid + corner[..., 0]).long(), at, corner
 
-    Maps may be half precision under autocast; errors are computed in `dtype`.
+
+# Without additions to zero and products with one: each is a kernel, forward and backward.
+
+def _sum(values):
+    return functools.reduce(operator.add, values)
+
+
+def _scaled(value, factor):
+    return value if factor == 1 else factor * value
+
+
+def _error(maps, cell, target):
+    """Compute the error of maps (N, K * M, G, G) at one cell (N, K) of each landmark.
+
+    Maps may be half precision under autocast; errors have the dtype of the target, (N, K, M), or
+    (N, K) where M is 1.
     """
-    return maps.flatten(2).gather(2, cell[..., None])[..., 0].to(dtype)
+    maps = maps.flatten(2).unflatten(1, (cell.shape[1], -1))
+    found = maps.gather(3, cell[..., None, None].expand(-1, -1, maps.shape[2], 1))
+    # A view, whose backward pass is a view too; that of an index fills a tensor.
+    return found.view(target.shape).to(target.dtype) - target
 
 
-def _score_term(score, landmarks, mask):
+def _score_term(score, cell, dtype, mask):
     """Compute the mean squared error of score maps (N, K, G, G) over those in the mask (N, K)."""
-    grid = score.shape[-1]
-    at = (landmarks * grid).floor().clamp(0, grid - 1).long()
-    score = score.flatten(2).to(landmarks.dtype)
-    target = torch.zeros_like(score).scatter_(2, (at[..., 1:] * grid + at[..., :1]), 1.0)
+    score = score.flatten(2).to(dtype)
+    target = torch.zeros_like(score).scatter_(2, cell[..., None], 1.0)
     if mask is None:
         return torch.nn.functional.mse_loss(score, target)
     return _mean((score - target).square().mean(-1), mask)

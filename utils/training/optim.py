@@ -1,9 +1,10 @@
-"""Optimisation: precision, optimiser, learning-rate schedule, weight average, guarded steps."""
+"""Optimisation: precision, optimiser, learning-rate schedule and weight average."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import timm.optim
 import timm.scheduler
@@ -26,6 +27,21 @@ def make_deterministic(enabled: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(enabled)
+
+
+@contextlib.contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN measure which algorithm is fastest for each size, unless it must be deterministic.
+
+    For forward and backward passes only: their sizes do not change from step to step, while each
+    measurement takes longer than the convolution.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def choose_precision(name: str, device: torch.device,
@@ -96,65 +112,3 @@ def make_ema(model: torch.nn.Module, share: float, total_steps: int,
     # With update_after_step timm copies the weights at the step after it; -2 never copies.
     return timm.utils.ModelEmaV3(model, 1 - 1 / max(2.0, share * total_steps), use_warmup=fresh,
                                  update_after_step=0 if fresh else -2)
-
-
-def guarded_step(optimizer: torch.optim.Optimizer, ema: timm.utils.ModelEmaV3 | None,
-                 model: torch.nn.Module, number: int, bad: torch.Tensor) -> None:
-    """Step the optimiser, then update the weight average, unless the step is bad.
-
-    The host does not wait for `bad` if the optimiser is fused: the kernels on the device test it.
-
-    Args:
-        optimizer: optimiser with gradients.
-        ema: average of the model's weights, or None.
-        model: network, whose buffers are already restored if the step is bad.
-        number: index of the step in the stage, for the warm-up of the average.
-        bad: bool scalar on the parameters' device.
-    """
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()
-        optimizer.step()
-        if ema is not None:
-            _update_ema(ema.module, model, (1 - ema.get_decay(number)) * ~bad)
-    elif not bad:
-        optimizer.step()
-        if ema is not None:
-            ema.update(model, number)
-
-
-@torch.no_grad()
-def _update_ema(average, model, weight):
-    """Do what ModelEmaV3.update does, with a weight (1 - decay) that is a tensor on the device."""
-    pairs = list(zip(average.state_dict().values(), model.state_dict().values()))
-    old, new = zip(*(pair for pair in pairs if pair[0].is_floating_point()))
-    differences = torch._foreach_sub(new, old)
-    torch._foreach_mul_(differences, weight)
-    torch._foreach_add_(old, differences)
-    for old, new in pairs:
-        if not old.is_floating_point():
-            old.copy_(new)
-
-
-class BufferSnapshot:
-    """Copies of a model's buffers, to undo what a bad step's forward pass changed.
-
-    Buffers of one dtype are copied as one tensor, because launching a copy takes a GPU longer than
-    copying a small tensor.
-    """
-
-    def __init__(self, buffers: Iterable[torch.Tensor]):
-        self.groups = {}
-        for buffer in buffers:
-            self.groups.setdefault(buffer.dtype, []).append(buffer)
-        self.values = {dtype: _flatten(group) for dtype, group in self.groups.items()}
-
-    def restore_if(self, bad: torch.Tensor) -> None:
-        """Restore the buffers where `bad`, a bool scalar on their device, is true."""
-        for dtype, group in self.groups.items():
-            values = torch.where(bad, self.values[dtype], _flatten(group))
-            parts = values.split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [p.view_as(b) for p, b in zip(parts, group)])
-
-
-def _flatten(tensors):
-    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -11,14 +11,19 @@ from utils.errors import UserError
 
 
 def resolve_newest(request: Request) -> None:
-    """Replace a bare --exp by the name of the newest experiment, and print it on stderr.
+    """Replace a bare --exp by the name of the newest experiment, and a path in weights/ by a name.
+
+    The newest experiment is printed on stderr.
 
     Raises:
         UserError: if there is no experiment yet, or if a new training is requested.
     """
-    if request.args.exp:
-        return
     resume = "resume" in request.actions
+    if request.args.exp:
+        name = experiment.short_name(request.args.exp, experiment.WEIGHTS, files=resume)
+        if name != request.args.exp:
+            request.args.exp = request.typed["exp"] = name
+        return
     if "train" in request.actions and not resume:
         raise UserError("--exp without a name means the newest experiment, and a training begins a "
                         "new one: give it a name, or leave --exp out for the next number")

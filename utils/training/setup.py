@@ -14,13 +14,16 @@ from nets.backbone import check_backbone
 from nets.model import LandmarkNet, check_maps, check_size, count_parameters
 from utils import checkpoint, provenance
 from utils.data import dataset, unlabelled
+from utils.data.cache import cache_name
 from utils.data.face_list import FaceList
 from utils.data.sets import set_folder
 from utils.errors import UserError
 from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training import ddp, distil, gssl, loader, optim
+from utils.training.batch import BatchPlan, plan_batch
 from utils.training.loss import build_loss
 from utils.training.state import TrainState
+from utils.training.step import avoid_clones
 
 # Values of settings that have no effect with some models, at which they change nothing.
 NEUTRAL = {"eye_weight": 1, "shut": 0, "merge": "plain", "activation": "prelu"}
@@ -44,7 +47,7 @@ def check_settings(args: argparse.Namespace) -> None:
 
 def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib.Path,
                 ranks: ddp.Ranks, log: Callable[[str], None], previous: dict | None = None,
-                saved: dict | None = None) -> TrainState:
+                saved: dict | None = None, kept_batch: dict | None = None) -> TrainState:
     """Build the state of a stage before its first step. All ranks must call this.
 
     Args:
@@ -55,11 +58,14 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
         log: prints a line on rank 0.
         previous: state_dict of the stage before, if this one continues it.
         saved: content of last.pt if the stage is resumed.
+        kept_batch: BatchPlan.state_dict of the stage before.
 
     Raises:
         UserError: if the data, the settings and the files do not fit together.
     """
     started_at, args = time.monotonic(), stage.args(settings)
+    plan = _plan_batch(args, ranks, saved, kept_batch)
+    args = plan.scaled(args)
     prepared = ranks.run_on_all(dataset.PreparedSet, ranks.broadcast_result(set_folder, args))
     scheme = model_scheme(args.scheme, prepared.scheme)
     if "train" not in prepared.lists:
@@ -92,11 +98,11 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
                 f"counted) and {len(others)} with pseudo-labels")
 
     faults = loader.FaultCounter(faces, folder, ranks)
-    accumulate = max(1, round(args.effective_batch / (args.batch_size * ranks.world)))
-    batches, sampler = loader.make_loader(faces, prepared, scheme, args, ranks, accumulate)
+    batches, sampler = loader.make_loader(faces, prepared, scheme, args, ranks, plan.accumulate,
+                                          (saved or {}).get("cache"))
     _log_data(prepared, scheme, faces, log)
     dtype = optim.choose_precision(args.precision, ranks.device, model)
-    _log_steps(args, model, dtype, sampler, ranks, log)
+    _log_steps(args, model, dtype, sampler, plan, ranks, log)
 
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16)
     optimizer = optim.make_optimizer(model, args)
@@ -106,10 +112,18 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
     model, ddp_model = _parallelise(model, args, dtype, ranks, log)
     state = TrainState(
         stage, args, prepared, scheme, neighbour_face, data_sets, digest, model, ddp_model, ema,
-        teacher, loss, batches, sampler, faults, dtype, scaler, optimizer, scheduler,
-        started_at=started_at)
+        teacher, loss, batches, sampler, faults, dtype, scaler, optimizer, scheduler, plan,
+        cache_name(getattr(batches, "cache", None) or batches.dataset.cache), started_at=started_at)
     state.set_learning_rate(0)
     return state
+
+
+def _plan_batch(args, ranks, saved, kept) -> BatchPlan:
+    """Plan the steps of a stage; those of a resumed one as last.pt has them."""
+    if saved is None:
+        return plan_batch(args, ranks.world, kept)
+    _, faces = saved.get("measure") or (None, None)
+    return plan_batch(args, ranks.world, saved.get("batch"), faces)
 
 
 def _warn_without_effect(args, scheme, log):
@@ -134,6 +148,7 @@ def _build_model(args, scheme, neighbour_face, ranks, log, resumed) -> LandmarkN
         left_out = ranks.run_on_all(checkpoint.load_pretrained, model, pretrained)
         log(f"{pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))
     model.to(ranks.device, memory_format=torch.channels_last)
+    avoid_clones(model)
     check_maps(model, args.input_size, args.batch_size)
     return model
 
@@ -177,13 +192,10 @@ def _log_data(prepared, scheme: Scheme, faces, log):
         log("no validation faces: the last epoch is the best")
 
 
-def _log_steps(args, model, dtype, sampler, ranks, log):
+def _log_steps(args, model, dtype, sampler, plan, ranks, log):
     log(f"{args.backbone}, {args.head} head, {count_parameters(model) / 1e6:.2f} M parameters, on "
         f"{ranks.device.type} in {optim.precision_name(dtype)}")
-    log(f"batch: {args.batch_size} a process x {ranks.world} processes x {sampler.accumulate} "
-        f"accumulated = {sampler.batch * sampler.accumulate * sampler.world} a step (asked "
-        f"{args.effective_batch}); {sampler.steps} steps an epoch, {sampler.steps * args.epochs} "
-        f"in all")
+    log(f"batch: {plan}; {sampler.steps} steps an epoch, {sampler.steps * args.epochs} in all")
 
 
 def _parallelise(model, args, dtype, ranks, log):

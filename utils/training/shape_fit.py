@@ -93,7 +93,8 @@ def fit_head(model: LandmarkNet, prepared: PreparedSet,
     crop.disable_opencv_threads()
     for view in range(VIEWS):
         dataset = FaceDataset(complete, prepared.margin, model.input_size, indices, augment, view)
-        for images, landmarks, *_ in torch.utils.data.DataLoader(dataset, 32, num_workers=workers):
+        loader = torch.utils.data.DataLoader(dataset, 32, num_workers=workers)
+        for images, landmarks, *_ in machine.start_workers(loader):
             predicted.append(function(images.permute(0, 3, 1, 2)))
             truth.append(landmarks.numpy())
     shapes, residuals = _normalise(numpy.concatenate(predicted), numpy.concatenate(truth))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -17,7 +18,9 @@ from utils.data.dataset import EpochSampler, PreparedSet
 from utils.errors import UserError
 from utils.landmarks.schemes import Scheme
 from utils.training import distil, gssl
+from utils.training.batch import BatchPlan
 from utils.training.loader import FaultCounter
+from utils.training.step import StepGuard, StepSeeder
 
 
 @dataclasses.dataclass
@@ -48,12 +51,15 @@ class TrainState:
         scaler: gradient scaler, enabled for float16 only.
         optimizer: AdamW.
         scheduler: learning rate per optimiser step.
+        plan: faces of an optimiser step, and the learning rate that fits them.
+        cache: the kind of cache that holds the crops (cache.cache_name).
         best: lowest validation NME so far in %, infinity before the first epoch.
         losses: loss of each good step of the current epoch, mean over ranks.
         pending: (tensor [loss, bad, overflow] on the device, indices of the faces) of each step
             since the last flush_metrics.
         unreadable: indices of unreadable images met on this rank since the last flush_metrics.
         val_cache: crops of the validation list, after the first evaluation.
+        seeder: seeds torch for each step.
         started_at: time.monotonic() of the start, moved back by the time of earlier runs.
     """
     stage: gssl.Round
@@ -75,12 +81,21 @@ class TrainState:
     scaler: torch.amp.GradScaler
     optimizer: torch.optim.Optimizer
     scheduler: typing.Any
+    plan: BatchPlan | None = None
+    cache: str = "none"
     best: float = math.inf
     losses: list[float] = dataclasses.field(default_factory=list)
     pending: list[tuple[torch.Tensor, list[int]]] = dataclasses.field(default_factory=list)
     unreadable: set[int] = dataclasses.field(default_factory=set)
     val_cache: list = dataclasses.field(default_factory=list)
+    seeder: StepSeeder = dataclasses.field(default_factory=StepSeeder)
     started_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @functools.cached_property
+    def guard(self) -> StepGuard:
+        """What applies the gradients of a step to model, average and optimiser."""
+        return StepGuard(self.model, self.optimizer, self.ema,
+                         cast=self.ddp_model is self.model)
 
     @property
     def averaged(self) -> LandmarkNet:
@@ -128,7 +143,8 @@ class TrainState:
         rate follow from seed, epoch, step and rank.
         """
         return {"round": self.stage.number, "epoch": epoch, "step": step,
-                "measure": self.schedule_signature, "faces": self.digest, **self.state_dict(),
+                "measure": self.schedule_signature, "batch": self.plan.state_dict(),
+                "cache": self.cache, "faces": self.digest, **self.state_dict(),
                 "scaler": self.scaler.state_dict(), "best": self.best, "losses": self.losses,
                 "skipped": self.faults.skipped, "in_a_row": self.faults.in_a_row,
                 "seconds": self.seconds}
@@ -145,8 +161,8 @@ class TrainState:
         """
         if saved.get("measure") != self.schedule_signature:
             raise UserError(f"{path}: had {saved.get('measure')} steps an epoch and faces a step, "
-                            f"now it would be {self.schedule_signature}; the training list, "
-                            f"--batch-size and the number of processes must fit")
+                            f"now it would be {self.schedule_signature}; the training list must "
+                            f"have as many faces as before")
         if saved.get("faces") != self.digest:
             raise UserError(f"{path}: {self.prepared.folder} holds other training faces, or other "
                             f"landmarks, than those this training started with; start another one "

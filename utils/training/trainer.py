@@ -10,18 +10,18 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy
 import torch
 import tqdm
 
 from nets.model import count_parameters, gmacs
-from utils import checkpoint, experiment, plots
+from utils import checkpoint, experiment, machine, plots
 from utils.args import save_args
-from utils.errors import UserError
+from utils.errors import UserError, as_note, shell_word
 from utils.evaluation import predict
-from utils.training import control, ddp, gssl, optim, setup
+from utils.training import control, ddp, gssl, optim, saving, setup
 from utils.training.loader import loader_error, next_batch
 from utils.training.state import TrainState
 
@@ -29,14 +29,15 @@ from utils.training.state import TrainState
 FLUSH_SECONDS = 0.5
 
 
-def train(args: argparse.Namespace, resume: bool = False,
-          stop: control.Stop | None = None) -> pathlib.Path | None:
+def train(args: argparse.Namespace, resume: bool = False, stop: control.Stop | None = None,
+          check: Callable[[argparse.Namespace], None] | None = None) -> pathlib.Path | None:
     """Train an experiment: best.pt, last.pt, results.csv, curves.png, args.yaml.
 
     Args:
         args: settings of the experiment.
         resume: continue from last.pt.
         stop: tested after each step, on a GPU twice a second.
+        check: called with the settings on every rank before anything is written; raises UserError.
 
     Returns:
         The experiment's folder, or None if the training was stopped and saved to be resumed.
@@ -44,11 +45,11 @@ def train(args: argparse.Namespace, resume: bool = False,
     Raises:
         UserError: for settings, data or files that cannot be used, and after too many faults.
     """
-    setup.check_settings(args)
     optim.make_deterministic(args.deterministic)
     ranks = ddp.start(args.device)
-    # Another machine may not see the files that rank 0 read the settings from.
-    args = ranks.broadcast_result(lambda: args)
+    # Every machine needs the files, and all are told which is missing on one of them.
+    for function in filter(None, (check, setup.check_settings)):
+        ranks.run_on_all(function, args)
     folder = ranks.broadcast_result(lambda: experiment.find_experiment(args.exp) if resume
                                     else experiment.new_experiment(args.exp))
     with ranks.run_on_all(experiment.Lock if ranks.is_main else contextlib.nullcontext, folder):
@@ -75,12 +76,13 @@ def _train_stages(args, folder, ranks, resume, stop):
         if not trainer.train_stage(epoch, step, is_last=stage is stages[-1]):
             if not control.is_supervised():
                 trainer.log(f"stopped and saved; go on with: python main.py --resume --exp "
-                            f"{folder.name}")
+                            f"{shell_word(folder.name)}")
             return None
     ddp.stop()
     if ranks.is_main:
-        plots.plot_curves(folder)
         trainer.record_experiment()
+        with as_note(folder / "curves.png"):
+            plots.plot_curves(folder)
     return folder
 
 
@@ -91,7 +93,7 @@ def _read_last(folder):
     if (folder / "curves.png").exists():
         raise UserError(f"{folder}: training is complete, and last.pt, which --resume needs, is "
                         f"missing; train under another name, with --pretrained "
-                        f"{folder / 'best.pt'}")
+                        f"{shell_word(folder / 'best.pt')}")
     return None
 
 
@@ -104,6 +106,7 @@ class Trainer:
         ranks: process group.
         stop: tells whether to stop.
         state: TrainState of the current stage, None before the first.
+        saver: writes best.pt and last.pt.
         board: TensorBoard writer on rank 0, or None.
     """
 
@@ -111,7 +114,8 @@ class Trainer:
                  stop: control.Stop, state: TrainState | None = None):
         self.settings, self.folder, self.ranks, self.stop = settings, folder, ranks, stop
         self.state = state
-        self.board = ranks.run_on_all(experiment.tensorboard, folder, ranks.is_main) \
+        self.saver = saving.Saver(folder, ranks)
+        self.board = ranks.run_on_all(experiment.tensorboard_writer, folder, ranks.is_main) \
             if settings.tensorboard else None
 
     def log(self, text: str) -> None:
@@ -147,10 +151,11 @@ class Trainer:
             UserError: if the state cannot be built or restored.
         """
         previous = None if self.state is None or stage.fresh else self.state.state_dict()
+        kept_batch = None if self.state is None else self.state.plan.state_dict()
         # Free memory and loader processes of the previous stage first.
         self.state = None
         self.state = state = setup.build_state(stage, self.settings, self.folder, self.ranks,
-                                               self.log, previous, saved)
+                                               self.log, previous, saved, kept_batch)
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = state.restore(saved, self.folder / "last.pt")
@@ -165,7 +170,8 @@ class Trainer:
             # The stage overwrites best.pt, which its pseudo-labels came from.
             self.save_checkpoint(0, 0)
         if self.ranks.is_main:
-            save_args(self.settings, self.folder / "args.yaml")
+            with saving.resumable(self.folder):
+                save_args(self.settings, self.folder / "args.yaml")
         return epoch, step
 
     def train_stage(self, start_epoch: int = 0, step: int = 0, is_last: bool = True) -> bool:
@@ -185,43 +191,45 @@ class Trainer:
                 return False
             step = 0
             self.evaluate(epoch)
-            self.save_checkpoint(epoch + 1, 0)
-            complete = is_last and epoch + 1 == epochs
-            if not complete and self.ranks.all_reduce_sum(self.stop.requested)[0]:
+            ended = epoch + 1 == epochs
+            stopping, save_due = self.ranks.all_reduce_sum(
+                not (ended and is_last) and self.stop.requested,
+                self.saver.is_due(self.state.args.save_minutes, after_epoch=True))
+            if ended or stopping or save_due:
+                self.save_checkpoint(epoch + 1, 0)
+            if stopping:
                 return False
         return True
 
     def train_one_epoch(self, epoch: int, start: int = 0) -> bool:
-        """Train from optimiser step `start` of an epoch to its end; return False if stopped.
+        """Train from optimiser step `start` of an epoch to its end.
 
-        Saves last.pt every `save_minutes`, and before it returns False.
+        Returns False if a stop was requested before the last step. Saves last.pt within the epoch
+        every `save_minutes`, and before it returns False.
         """
         state, sampler = self.state, self.state.sampler
         state.model.train()
         sampler.set_epoch(epoch, start)
-        flushed_at = saved_at = time.monotonic()
+        flushed_at = time.monotonic()
         interval = 1
-        batches = iter(state.loader)
+        batches = machine.start_workers(state.loader)
         with tqdm.tqdm(total=sampler.steps, initial=start, disable=not self.ranks.is_main,
                        desc=f"{state.title}epoch {epoch + 1}/{state.args.epochs}", leave=False,
                        mininterval=0.5) as bar:
             for step in range(start, sampler.steps):
                 # Seeded per step, so that dropout draws the same numbers after a resume.
-                seed = numpy.random.SeedSequence((state.args.seed, epoch, step, self.ranks.rank))
-                torch.manual_seed(int(seed.generate_state(1)[0]))
+                state.seeder.seed((state.args.seed, epoch, step, self.ranks.rank))
                 self.train_step(batches, epoch * sampler.steps + step)
                 is_last = step + 1 == sampler.steps
                 if len(state.pending) < interval and not is_last:
                     continue
-                save_due = (self.ranks.is_main
-                            and time.monotonic() - saved_at > 60 * state.args.save_minutes)
+                save_due = self.saver.is_due(state.args.save_minutes)
                 bar.update(len(state.pending))
                 loss, stopping, save_due, interval = self.flush_metrics(save_due, flushed_at)
                 flushed_at = time.monotonic()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if not is_last and (stopping or save_due):
                     self.save_checkpoint(epoch, step + 1)
-                    saved_at = time.monotonic()
                     if stopping:
                         return False
         return True
@@ -232,12 +240,10 @@ class Trainer:
         Nothing is read from the device, so that a GPU does not wait for the host. What
         flush_metrics needs later is kept in state.pending and state.unreadable.
         """
-        state, device = self.state, self.ranks.device
+        state, device, guard = self.state, self.ranks.device, self.state.guard
         accumulate = state.sampler.accumulate
-        state.optimizer.zero_grad(set_to_none=True)
-        # The forward pass changes batch norm statistics, which a bad step must not.
-        buffers = optim.BufferSnapshot(state.model.buffers())
-        trained, total = [], torch.zeros((), dtype=torch.float64, device=device)
+        guard.begin()
+        trained, total = [], None
         for micro in range(accumulate):
             images, landmarks, indices, unreadable = next_batch(batches)
             trained += indices.tolist()
@@ -246,27 +252,27 @@ class Trainer:
             landmarks = landmarks.to(device, state.model.mean.dtype, non_blocking=True)
             # Ranks exchange gradients once per step, in the last micro-batch.
             local = micro < accumulate - 1 and self.ranks.world > 1
-            with state.ddp_model.no_sync() if local else contextlib.nullcontext():
+            with state.ddp_model.no_sync() if local else contextlib.nullcontext(), \
+                    optim.fastest_convolutions():
                 with torch.autocast(device.type, state.dtype, state.dtype is not None):
-                    predicted = state.ddp_model(images)
+                    with guard.forward():
+                        predicted = state.ddp_model(images)
                     if state.teacher is not None:
                         landmarks = state.teacher(images, landmarks)
-                loss = state.loss(predicted, landmarks, indices) / accumulate
+                loss = state.loss(predicted, landmarks, indices)
+                loss = loss / accumulate if accumulate > 1 else loss
                 # The factor is 1 for a finite loss. A NaN or infinite loss makes every gradient
                 # NaN, which the gradient exchange shows to all ranks.
-                state.scaler.scale(loss * (1 + 0 * loss.detach())).backward()
-            total += loss.detach()
+                state.scaler.scale(loss).backward(1 + 0 * loss.detach())
+            total = loss.detach() if total is None else total.double() + loss.detach()
 
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(),
-                                              state.args.clip or math.inf)
         # Gradients are equal on all ranks, so all ranks decide alike without a message.
-        bad = ~torch.isfinite(norm)
-        # A float16 overflow is expected while the scale can still be halved; a disabled scaler
-        # scales by 1.
-        overflow = bad & (state.scaler.scale(torch.ones_like(norm)) > 1)
-        buffers.restore_if(bad)
-        optim.guarded_step(state.optimizer, state.ema, state.model, number, bad)
+        norm, bad = guard.norm(state.args.clip)
+        # A float16 overflow is expected while the scale can still be halved.
+        overflow = bad & (state.scaler.scale(torch.ones_like(norm)) > 1) \
+            if state.scaler.is_enabled() else torch.zeros_like(bad)
+        guard.finish(number, bad)
         state.scaler.update()
         state.set_learning_rate(number + 1)
         state.pending.append((torch.stack([total, bad, overflow]), trained))
@@ -287,6 +293,7 @@ class Trainer:
         """
         state = self.state
         results, trained = zip(*state.pending)
+        self.ranks.wait_for_all()
         # The only place where the host waits for the device.
         results = torch.stack(results).tolist()
         # One message for all that the ranks must agree on.
@@ -334,17 +341,18 @@ class Trainer:
         state.losses = []
 
     def _log_epoch(self, epoch, nme):
-        """Write best.pt if the epoch is the stage's best, and a line to results.csv and stdout."""
+        """Keep the weights of the stage's best epoch; write a line to results.csv and stdout."""
         state = self.state
         lr, number = state.optimizer.param_groups[0]["lr"], state.stage.first_epoch + epoch + 1
         loss = sum(state.losses) / max(1, len(state.losses))
         better = nme < state.best or state.best == math.inf
         if better:
-            checkpoint.save({**self._description(), "weights": state.averaged.state_dict(),
-                             "epoch": number, "val_nme": nme}, self.folder / "best.pt")
-        experiment.append_epoch(self.folder, {
-            "epoch": number, "lr": lr, "loss": loss, "val_nme": nme,
-            "seconds": round(state.seconds, 1), "round": state.stage.number})
+            self.saver.keep_best({**self._description(), "epoch": number, "val_nme": nme},
+                                 state.averaged.state_dict())
+        with saving.resumable(self.folder):
+            experiment.append_epoch(self.folder, {
+                "epoch": number, "lr": lr, "loss": loss, "val_nme": nme,
+                "seconds": round(state.seconds, 1), "round": state.stage.number})
         if self.board is not None:
             for name, value in (("loss", loss), ("val_nme", nme), ("lr", lr)):
                 self.board.add_scalar(name, value, number)
@@ -365,23 +373,23 @@ class Trainer:
         """Write the experiment's line of weights/results.csv."""
         args, state = self.settings, self.state
         best = checkpoint.load_model(self.folder / "best.pt")
-        experiment.record({
-            "exp": self.folder.name, "data": experiment.data_name(args, state.prepared.folder),
-            "scheme": state.scheme.name, "backbone": args.backbone, "head": args.head,
-            "lr": args.lr, "epochs": state.stage.first_epoch + state.stage.epochs,
-            "batch": state.schedule_signature[1], "parameters": count_parameters(best),
-            "gmacs": f"{gmacs(best, args.input_size):.2f}",
-            "val_nme": f"{state.best:.3f}" if math.isfinite(state.best) else ""},
-            self.folder.parent)
+        with as_note(self.folder.parent / "results.csv"):
+            experiment.record({
+                "exp": self.folder.name, "data": experiment.data_name(args, state.prepared.folder),
+                "scheme": state.scheme.name, "backbone": args.backbone, "head": args.head,
+                "lr": args.lr, "epochs": state.stage.first_epoch + state.stage.epochs,
+                "batch": state.schedule_signature[1], "parameters": count_parameters(best),
+                "gmacs": f"{gmacs(best, args.input_size):.2f}",
+                "val_nme": f"{state.best:.3f}" if math.isfinite(state.best) else ""},
+                self.folder.parent)
 
     def save_checkpoint(self, epoch: int, step: int) -> None:
         """Write last.pt, to continue with the same bits from optimiser step `step` of `epoch`.
 
         No random state is saved: the order of faces, augmentation, dropout and the learning rate
-        follow from seed, epoch, step and rank.
+        follow from seed, epoch, step and rank. New best weights are written to best.pt.
 
         Raises:
-            UserError: on every rank, if the file cannot be written.
+            UserError: on every rank, if a file cannot be written.
         """
-        self.ranks.broadcast_result(checkpoint.save, {
-            **self._description(), **self.state.snapshot(epoch, step)}, self.folder / "last.pt")
+        self.saver.save({**self._description(), **self.state.snapshot(epoch, step)})

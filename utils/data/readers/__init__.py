@@ -17,14 +17,16 @@ published NMEs and error messages are all taken from the module, which defines:
   landmarks.crop.face_box; default: crop.PUBLISHED_CROP.
 * `image_of(face)` (optional): the photo as RGB uint8 (H, W, 3), where it is not an image file.
 
-The helper modules are face (the `Face` class), and pts (text files, file pairs, names).
+The helper modules are face (the `Face` class), pts (text files, file pairs, file names), names
+(names of points), annotation_tools and cvat (one function for each tool), and foreign (formats
+that are not read).
 """
 import difflib
 import pathlib
 from types import ModuleType
 
 from utils.data.readers import aflw, annotations, cofw, custom, drawn, lapa, w300, wflw
-from utils.errors import UserError
+from utils.errors import UserError, shell_word
 
 READERS = {module.NAME: module for module in (w300, wflw, cofw, aflw, lapa, custom, annotations,
                                               drawn)}
@@ -60,7 +62,8 @@ def recognise(folder: pathlib.Path) -> ModuleType:
         raise UserError(f"{folder}: no such folder; give the folder of a data set or a .csv "
                         f"file (.json, .xml)")
     if (folder / "set.yaml").is_file():
-        raise UserError(f"{folder}: is a prepared set already; train with --data-dir {folder}")
+        raise UserError(f"{folder}: is a prepared set already; train with --data-dir "
+                        f"{shell_word(folder)}")
     found = [module for module in PUBLISHED if module.matches(folder)]
     if len(found) == 1:
         return found[0]
@@ -76,6 +79,8 @@ def recognise(folder: pathlib.Path) -> ModuleType:
     for module in OWN_DATA:
         if module.matches(folder):
             return module
+    if other := annotations.foreign_format(folder):
+        raise UserError(f"{folder}: {other}")
     content = sorted(path.name for path in folder.iterdir())
     layouts = "; ".join(f"{module.NAME}: {module.LAYOUT}" for module in (*PUBLISHED, *OWN_DATA))
     raise UserError(f"{folder}: no known layout; it holds {', '.join(content[:5]) or 'nothing'}"

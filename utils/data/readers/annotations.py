@@ -1,53 +1,43 @@
 """Reader of annotation tools: COCO keypoints, labelme, CVAT for images and dlib/iBUG.
 
 COCO and labelme write .json, CVAT and dlib .xml; the content of a file tells which tool wrote it.
-Each tool has a function that yields the annotated faces of a file as `_Item`; `read` checks them,
-finds their photos and returns Face objects.
+Each tool has a function in annotation_tools or cvat that yields the annotated faces of a file;
+`read` checks them, finds their photos and returns Face objects. Files of other tools are named with
+the export to choose (foreign).
 
 A face belongs to the list of a folder test/, val/ (or valid/) or train/ in the photo's path, else
 to the list in the file's name (person_keypoints_val.json), else to train. Pixels count from 0, or
 from 1 with --one-based. An unlabelled point (COCO visibility 0, no such label, outside in CVAT) is
-NaN. An occluded point (COCO visibility 1, occluded in CVAT) is marked as hidden.
+NaN. An occluded point (COCO visibility 1, occluded in CVAT) is marked as hidden. What the tool
+marks as not to be used (ignore in dlib, iscrowd in COCO, a flag `ignore` in labelme or CVAT) is
+left out and counted.
 """
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy
 
 from utils.data.photo import IMAGE_SUFFIXES
-from utils.data.readers.face import Face, require_scheme, split_of
-from utils.data.readers.pts import parse_numbers, shorten, unique_name, walk
+from utils.data.readers import annotation_tools, cvat, foreign
+from utils.data.readers import names as point_names
+from utils.data.readers.face import MARKED, Face, require_scheme, split_of
+from utils.data.readers.pts import other_suffix, shorten, unique_name, walk
 from utils.errors import UserError
+from utils.files import read_text
 from utils.landmarks.schemes import Scheme
 
 NAME = "annotations"
 SCHEME = None
 LAYOUT = "a .json of COCO keypoints or labelme, or an .xml of CVAT or dlib"
 EXPECTED = {}
-
-
-class _Item(NamedTuple):
-    """An annotated face in a file.
-
-    Attributes:
-        where: names the face within the file, for messages.
-        image: image path as written in the file, or None.
-        labels: labels of its points.
-        parse: takes the function of `_point_index` and returns points (K, 2), box (4,) or None and
-            hidden (K,) or None; raises if the annotation is wrong.
-    """
-    where: str
-    image: str | None
-    labels: list
-    parse: Callable
 
 
 def matches(folder: pathlib.Path) -> bool:
@@ -63,6 +53,17 @@ def _is_annotation(path: pathlib.Path) -> bool:
         return _tool(_load(path)) is not None
     except ValueError:
         return True
+
+
+def foreign_format(folder: pathlib.Path) -> str | None:
+    """Return the name of a format that is not read and the export to choose, or None."""
+    for path in _files(folder):
+        with contextlib.suppress(ValueError):
+            name = foreign.name_of(_load(path))
+            if name is not None:
+                return f"{path.name}: {foreign.advice(name)}"
+    path = foreign.yolo_file(folder)
+    return path and f"{path.name}: {foreign.advice('YOLO-pose')}"
 
 
 def read(folder: pathlib.Path, problems: list, scheme: Scheme | None = None,
@@ -83,28 +84,14 @@ def read(folder: pathlib.Path, problems: list, scheme: Scheme | None = None,
     """
     require_scheme(folder, scheme)
     root = folder.parent if folder.is_file() else folder
-    entries, labelme_folders = [], set()
-    for path in _files(folder):
-        try:
-            content = _load(path)
-        except ValueError as error:
-            problems.append((path, str(error)))
-            continue
-        tool = _tool(content)
-        if tool is None:
-            problems.append((path, "note: not read: not a COCO, labelme, CVAT or dlib file"))
-            continue
-        # A labelme file is named after its photo, and the name says nothing about a list.
-        words = () if tool is _labelme else re.split("[^a-z]+", path.stem.lower())
-        for item in tool(content, scheme):
-            photo = _photo(path, str(item.image).replace("\\", "/"))
-            entries.append((path, words, photo, item))
-            if tool is _labelme and folder.is_dir():
-                labelme_folders.add(photo.parent)
+    entries, labelme_folders = _entries(folder, scheme, problems)
     labels = {str(label) for *_, item in entries for label in item.labels}
     point_of = _point_index(labels, scheme, folder, problems)
     faces, taken, count = [], set(), collections.Counter()
     for path, words, photo, item in entries:
+        if item.mark:
+            problems.append((path, f"{item.where}: {MARKED} ({item.mark})"))
+            continue
         try:
             points, box, hidden = item.parse(point_of)
             if item.image is None:
@@ -130,6 +117,35 @@ def read(folder: pathlib.Path, problems: list, scheme: Scheme | None = None,
     return faces
 
 
+def _entries(folder, scheme, problems):
+    """Return (file, words of its name, photo, Item) of each face, and the folders of labelme."""
+    entries, labelme_folders, others = [], set(), set()
+    for path in _files(folder):
+        try:
+            content = _load(path)
+        except ValueError as error:
+            problems.append((path, str(error)))
+            continue
+        tool = _tool(content)
+        if tool is None:
+            other = foreign.name_of(content)
+            if other is None:
+                problems.append((path, "note: not read: not a COCO, labelme, CVAT or dlib file"))
+            elif other not in others:
+                problems.append((path, foreign.advice(other)))
+            others.add(other)
+            continue
+        # A labelme file is named after its photo, and the name says nothing about a list.
+        is_labelme = tool is annotation_tools.labelme
+        words = () if is_labelme else re.split("[^a-z]+", path.stem.lower())
+        for item in tool(content, scheme, path, problems):
+            photo = _photo(path, str(item.image).replace("\\", "/"))
+            entries.append((path, words, photo, item))
+            if is_labelme and folder.is_dir():
+                labelme_folders.add(photo.parent)
+    return entries, labelme_folders
+
+
 def _photo(path: pathlib.Path, image: str) -> pathlib.Path:
     """Return where the image of an annotation file is, or would be if there is no such image.
 
@@ -147,7 +163,9 @@ def _unannotated(folders: Iterable[pathlib.Path], annotated: set[str], stems: se
                  ) -> Iterator[tuple[pathlib.Path, str]]:
     """Yield (photo, reason) of the photos in these folders without an annotation file."""
     for folder in sorted(path for path in folders if path.is_dir()):
-        for photo in sorted(folder.iterdir()):
+        files = sorted(folder.iterdir())
+        yield from other_suffix(files)
+        for photo in files:
             if not (photo.suffix.lower() not in IMAGE_SUFFIXES or photo.name.startswith(".")
                     or photo.stem in stems or os.path.normpath(photo) in annotated):
                 yield photo, f"image without {photo.stem}.json"
@@ -163,20 +181,20 @@ def _load(path: pathlib.Path):
     """Return the content of a .json file, or the root of an XML tree. Raises ValueError."""
     try:
         if path.suffix.lower() == ".json":
-            return json.loads(path.read_bytes().decode("utf-8-sig"))
+            return json.loads(read_text(path))
         return ElementTree.parse(path).getroot()
     except (OSError, ValueError, RecursionError, ElementTree.ParseError) as error:
         raise ValueError(f"it cannot be read; it is damaged or cut off: {error}") from None
 
 
-def _tool(content) -> Callable[[object, Scheme], Iterator[_Item]] | None:
+def _tool(content) -> Callable[..., Iterator[annotation_tools.Item]] | None:
     """Return the function that yields the faces of a file's content, or None."""
     if isinstance(content, dict):
         if isinstance(content.get("annotations"), list) and isinstance(content.get("images"), list):
-            return _coco
-        return _labelme if isinstance(content.get("shapes"), list) else None
+            return annotation_tools.coco
+        return annotation_tools.labelme if isinstance(content.get("shapes"), list) else None
     if isinstance(content, ElementTree.Element):
-        return {"dataset": _dlib, "annotations": _cvat}.get(content.tag)
+        return {"dataset": annotation_tools.dlib, "annotations": cvat.faces}.get(content.tag)
     return None
 
 
@@ -184,7 +202,7 @@ def _point_index(labels: set[str], scheme: Scheme, folder: pathlib.Path, problem
                  ) -> Callable[[object], int]:
     """Return the function from a label to the index of its point.
 
-    A label is a point's name in the scheme (ignoring case, blanks, - and _) or its number. Numbers
+    A label is a point's name in the scheme (see names.match) or its number. Numbers
     count from 1 if K is among all labels and 0 is not (`problems` gets a note), else from 0. Raises
     UserError if neither 0 nor K is among them.
     """
@@ -196,12 +214,13 @@ def _point_index(labels: set[str], scheme: Scheme, folder: pathlib.Path, problem
         raise UserError(f"{folder}: labels are numbers from {min(found)} to {max(found)}: without "
                         f"0 and without {last} they may count from 0 or from 1; label the first or "
                         f"the last point in one photo, or label by the names of the scheme's file")
-    names = {_plain(name): point for point, name in enumerate(scheme.names or ())}
-    names.update({name: point for point, name in enumerate(scheme.names or ())})
+    names = {label: point_names.match([label], scheme.names or ()).get(label) for label in labels}
 
     def point_of(label):
         text, number = str(label), _number(str(label))
-        point = names.get(text, names.get(_plain(text), -1 if number is None else number - first))
+        point = names.get(text)
+        if point is None:
+            point = -1 if number is None else number - first
         if not 0 <= point < last:
             raise ValueError(f"point {shorten(label)} is no number from {first} to "
                              f"{first + last - 1} and no name of a point of {scheme.name}")
@@ -213,134 +232,3 @@ def _point_index(labels: set[str], scheme: Scheme, folder: pathlib.Path, problem
 def _number(label: str) -> int | None:
     # int() raises for thousands of digits, and no scheme has so many points.
     return int(label) if label.isdecimal() and len(label) < 10 else None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())
-
-
-def _coco(content, scheme):
-    images = {image.get("id"): image.get("file_name") for image in content["images"]
-              if isinstance(image, dict)}
-    names = {category.get("id"): category.get("keypoints") for category
-             in content.get("categories") or () if isinstance(category, dict)}
-    for number, entry in enumerate(content["annotations"]):
-        def parse(point_of, entry=entry):
-            rows = numpy.array(entry["keypoints"], numpy.float64).reshape(-1, 3)
-            rows = _in_order(rows, names.get(entry.get("category_id")), point_of, scheme)
-            box = entry.get("bbox")
-            box = None if not box else numpy.array([*box[:2], box[0] + box[2], box[1] + box[3]],
-                                                   numpy.float64)
-            return numpy.where(rows[:, 2:] > 0, rows[:, :2], numpy.nan), box, rows[:, 2] == 1
-        image = images.get(entry.get("image_id")) if isinstance(entry, dict) else None
-        yield _Item(f"annotation {number}", image, [], parse)
-
-
-def _in_order(rows, names, point_of, scheme):
-    """Return COCO keypoints (n, 3) in the order of the scheme, (K, 3).
-
-    The category's names (n) give the order. If it has none, or the scheme has none of them, the
-    keypoints are in the scheme's order already.
-    """
-    known = {_plain(name) for name in scheme.names or ()}
-    if not isinstance(names, list) or known.isdisjoint(_plain(str(name)) for name in names):
-        _check_count(len(rows), scheme)
-        return rows
-    if len(rows) != len(names):
-        raise ValueError(f"{len(rows)} points found, its category names {len(names)}")
-    # A category such as a whole person has keypoints that the scheme does not have.
-    found = _by_label([(name, row) for name, row in zip(names, rows)
-                       if _plain(str(name)) in known], point_of, scheme, 3)
-    found[:, 2] = numpy.nan_to_num(found[:, 2])
-    return found
-
-
-def _labelme(content, scheme):
-    """Yield the faces of a labelme file; a group_id separates the faces of a photo."""
-    groups = collections.defaultdict(list)
-    for shape in content["shapes"]:
-        if isinstance(shape, dict) and shape.get("shape_type") == "point":
-            groups[shape.get("group_id")].append((shape.get("label"), shape.get("points")))
-    if content["shapes"] and not groups:
-        groups[None] = []  # Only lines or areas: reported as a face without labelled points.
-    for group, found in groups.items():
-        def parse(point_of, found=found):
-            points = _by_label([(label, place[0]) for label, place in found], point_of, scheme)
-            return points, None, None
-        yield _Item(_group(group), content.get("imagePath"), [label for label, _ in found], parse)
-
-
-def _cvat(content, scheme):
-    """Yield the faces of a CVAT file.
-
-    A face is a skeleton with labelled points, one shape with all points in the scheme's order, or
-    a labelled shape for each point, where a group_id separates the faces of a photo.
-    """
-    for image in content.findall("image"):
-        faces, groups = [], collections.defaultdict(list)
-        for number, shape in enumerate([*image.findall("points"), *image.findall("skeleton")]):
-            if shape.tag == "skeleton":
-                faces.append((f"shape {number}", shape.findall("points"), shape))
-            elif scheme.points > 1 and ";" not in shape.get("points"):
-                groups[shape.get("group_id")].append(shape)
-            else:
-                faces.append((f"shape {number}", None, shape))
-        faces += [(_group(group), parts, {}) for group, parts in groups.items()]
-        for name, parts, whole in faces:
-            def parse(point_of, parts=parts, whole=whole):
-                occluded = whole.get("occluded") == "1"
-                if parts is None:
-                    rows = [parse_numbers(xy.split(",")) for xy in whole.get("points").split(";")]
-                    _check_count(len(rows), scheme)
-                    return numpy.array(rows), None, numpy.full(len(rows), occluded)
-                for part in parts:
-                    point_of(part.get("label"))  # Checks the labels of points outside as well.
-                labelled = [part for part in parts if part.get("outside") != "1"]
-                points = _by_label([(part.get("label"),
-                                     parse_numbers(part.get("points").split(",")))
-                                    for part in labelled], point_of, scheme)
-                hidden = numpy.full(scheme.points, occluded)
-                hidden[[point_of(part.get("label")) for part in labelled
-                        if part.get("occluded") == "1"]] = True
-                return points, None, hidden
-            yield _Item(f"image {shorten(image.get('name'))} {name}", image.get("name"),
-                        [part.get("label") for part in parts or ()], parse)
-
-
-def _group(group) -> str:
-    return "points without a group_id" if group is None else f"group {group}"
-
-
-def _dlib(content, scheme):
-    for image in content.iter("image"):
-        for number, face in enumerate(image.iter("box")):
-            parts = list(face.iter("part"))
-
-            def parse(point_of, face=face, parts=parts):
-                points = _by_label([(part.get("name"),
-                                     parse_numbers([part.get("x"), part.get("y")]))
-                                    for part in parts], point_of, scheme)
-                left, top, width, height = parse_numbers([face.get(key) for key in
-                                                          ("left", "top", "width", "height")])
-                return points, numpy.array([left, top, left + width, top + height]), None
-            yield _Item(f"image {shorten(image.get('file'))} box {number}", image.get("file"),
-                        [part.get("name") for part in parts], parse)
-
-
-def _by_label(found, point_of, scheme, size=2):
-    """Return points (K, size) of (label, coordinates) pairs, NaN where absent.
-
-    Raises ValueError for a point that is there twice.
-    """
-    points = numpy.full((scheme.points, size), numpy.nan)
-    for label, coordinates in found:
-        point = point_of(label)
-        if numpy.isfinite(points[point]).any():
-            raise ValueError(f"point {label} is there twice")
-        points[point] = coordinates
-    return points
-
-
-def _check_count(count: int, scheme: Scheme) -> None:
-    if count != scheme.points:
-        raise ValueError(f"{count} points found, {scheme.points} expected")

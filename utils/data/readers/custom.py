@@ -4,7 +4,7 @@
   faces in a folder test/ or val/ (or valid/) belong to that list, all others to train.
 * A CSV file with the columns image,x1,y1,x2,y2,... (pixels count from 0, or from 1 with
   --one-based) and optionally split, x_min, y_min, x_max, y_max. Columns may also be separated by
-  semicolons or tabs; numbers may then have decimal commas. Without a header the columns are
+  semicolons, tabs or blanks; numbers may then have decimal commas. Without a header the columns are
   image,x1,y1,x2,y2,...
 
 A point that was not labelled is written as -1 -1, 0 0 or nan, or left empty. It is neither trained
@@ -20,6 +20,7 @@ import re
 
 import numpy
 
+from utils.data.readers import foreign
 from utils.data.readers.face import Face, require_scheme, split_of
 from utils.data.readers.pts import (
     mark_missing,
@@ -31,6 +32,7 @@ from utils.data.readers.pts import (
     walk,
 )
 from utils.errors import UserError
+from utils.files import delimiter_of, read_text
 from utils.landmarks.schemes import Scheme
 
 NAME = "custom"
@@ -113,15 +115,17 @@ def _read_folder(folder: pathlib.Path, problems: list, scheme: Scheme) -> list[F
 def _read_csv(path: pathlib.Path, problems: list, scheme: Scheme, one_based: bool) -> list[Face]:
     """Read a CSV file with a face on each line; image paths are relative to the file."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8: {error}") from None
-    lines = re.split(r"\r\n|\n|\r", text)
-    delimiter = max(",;\t", key=lines[0].count)
+    lines = text.split("\n")
+    delimiter = delimiter_of(lines[0])
     try:
-        header, first = _fields(lines[0], delimiter), 1
+        header, first = _fields(lines[0], delimiter, 1 + 2 * scheme.points), 1
         if len(header) > 1 and _is_number(header[1].replace(",", ".")):
             header, first = ["image", *_columns(scheme)], 0
+        elif delimiter == " ":
+            header = lines[0].split()
         header = _check_header(path, header, scheme)
     except csv.Error as error:
         raise UserError(f"{path}: line 1: no CSV: {error}") from None
@@ -130,8 +134,8 @@ def _read_csv(path: pathlib.Path, problems: list, scheme: Scheme, one_based: boo
         if not line.strip():
             continue
         try:
-            image, split, points, box = _parse(header, _fields(line, delimiter), scheme,
-                                              delimiter != ",")
+            fields = _fields(line, delimiter, len(header))
+            image, split, points, box = _parse(header, fields, scheme, delimiter != ",")
             photo = path.parent / image
             if not os.path.isfile(photo):
                 raise ValueError(f"no image {shorten(str(photo), 200)}")
@@ -158,13 +162,19 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
+def _fields(line: str, delimiter: str, columns: int) -> list[str]:
+    if delimiter == " ":
+        # The image, which is the first column, may have blanks in its path.
+        return line.rsplit(None, columns - 1)
     # Lines are parsed one by one, so that an open quote affects one line and not the whole file.
     rows = csv.reader([line], delimiter=delimiter, strict=True)
     return [field.strip() for field in next(rows, [])]
 
 
 def _check_header(path: pathlib.Path, header: list[str], scheme: Scheme) -> list[str]:
+    other = foreign.name_of_table(header)
+    if other:
+        raise UserError(f"{path}: {foreign.advice(other)}")
     twice = [column for column, times in collections.Counter(header).items() if times > 1]
     if twice:
         raise UserError(f"{path}: column {shorten(twice[0])} is there twice")

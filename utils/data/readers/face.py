@@ -18,6 +18,9 @@ from utils.landmarks.schemes import SCHEMES, Scheme
 SPLITS = {"test": {"test", "testing", "testset"}, "val": {"val", "valid", "validation"},
           "train": {"train", "training", "trainset"}}
 
+# Begins, in the reason of a problem, what the labelling tool marks as not to be used.
+MARKED = "marked as not to be used"
+
 
 @dataclasses.dataclass
 class Face:

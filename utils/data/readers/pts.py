@@ -13,10 +13,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy
 
-from utils.data.photo import IMAGE_SUFFIXES
+from utils.data.photo import IMAGE_SUFFIXES, is_left_out
+from utils.files import is_number, read_text, split_numbers
 
 # Bytes of a crop's file stem. File systems allow 255 for the name with a source prefix and suffix.
 MAX_NAME_BYTES = 100
+# Begins the reason why an image is left out because of its suffix.
+OTHER_SUFFIX = "an image whose suffix is not that of a photo,"
 
 
 def shorten(value: object, length: int = 50) -> str:
@@ -68,9 +71,12 @@ def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
         ValueError: the file has no text.
         OSError: the file cannot be read.
     """
-    # Every byte is valid latin-1, so a damaged byte affects one line and not the whole file.
-    lines = re.split(r"\r\n|\n|\r", path.read_bytes().decode("latin-1"))
-    lines = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError:
+        # Every byte is valid latin-1, so a damaged byte affects one line and not the whole file.
+        text = re.sub("\r\n?", "\n", path.read_bytes().decode("latin-1"))
+    lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError("the file is empty")
     return lines
@@ -78,7 +84,7 @@ def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
 
 def rows_to_points(rows: Sequence[tuple[int, str]], points: int,
                    allow_missing: bool = False) -> numpy.ndarray:
-    """Convert "x y" lines of `read_lines` to float64 (points, 2).
+    """Convert "x y" lines of `read_lines` (see files.split_numbers) to float64 (points, 2).
 
     Args:
         rows: line numbers and texts.
@@ -92,7 +98,7 @@ def rows_to_points(rows: Sequence[tuple[int, str]], points: int,
         raise ValueError(f"{len(rows)} points found, {points} expected")
     out = numpy.empty((points, 2))
     for i, (line, text) in enumerate(rows):
-        fields = text.split()
+        fields = split_numbers(text, lambda field: is_number(field) or field.lower() == "na")
         if len(fields) != 2:
             raise ValueError(f"line {line}: x y expected, found {shorten(text)}")
         try:
@@ -157,6 +163,12 @@ def walk(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(found)
 
 
+def other_suffix(files: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, str]]:
+    """Return (path, reason) of the images among files whose suffix is not that of a photo."""
+    return [(path, f"{OTHER_SUFFIX} {path.suffix or 'none'}: rename or convert it to .jpg or .png")
+            for path in files if is_left_out(path)]
+
+
 def pair_files(files: Iterable[pathlib.Path], suffix: str, problems: list,
                photos: Iterable[pathlib.Path] | None = None
                ) -> list[tuple[pathlib.Path, pathlib.Path]]:
@@ -185,9 +197,13 @@ def pair_files(files: Iterable[pathlib.Path], suffix: str, problems: list,
         return found
 
     files = list(files)
+    photos = files if photos is None else list(photos)
     landmarks = by_stem(files, (suffix,))
-    images = by_stem(files if photos is None else photos, IMAGE_SUFFIXES)
-    for stem in sorted(landmarks.keys() ^ images.keys()):
+    images = by_stem(photos, IMAGE_SUFFIXES)
+    others = other_suffix(photos)
+    problems += others
+    without_photo = landmarks.keys() - {path.stem for path, _ in others}
+    for stem in sorted((without_photo | images.keys()) - (landmarks.keys() & images.keys())):
         if stem in images:
             problems.append((images[stem], f"image without {stem}{suffix}"))
         else:
