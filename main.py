@@ -74,7 +74,7 @@ def train(request: Request) -> bool:
         from utils.training import ddp, trainer
         check = score.check_settings if request.actions & {"test", "test_onnx"} else None
         try:
-            args = ddp.from_rank_0(lambda: experiment_settings(request) if resume else request.args)
+            args = ddp.rank_0_args(lambda: experiment_settings(request) if resume else request.args)
             folder = trainer.train(args, resume, stop, check)
         except BaseException as error:
             ddp.stop(error)

@@ -11,16 +11,12 @@ training, which is what the network is accurate on.
 """
 import argparse
 import json
-import os
 import pathlib
 import sys
 
-# OpenCV prints messages of its own about damaged files; this must be set before the import.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-
-import cv2  # noqa: E402
-import numpy  # noqa: E402
-import onnxruntime  # noqa: E402
+import cv2
+import numpy
+import onnxruntime
 
 # The square around a face's landmarks relative to the detector's box: how far its centre lies below
 # that of the box, and its side, both in sides of the box. Measured on faces with 68 landmarks.
@@ -234,6 +230,8 @@ def main() -> None:
     parser.add_argument("output", help="the picture to write")
     parser.add_argument("--detector", default="haar", help="haar, or the path of a YuNet .onnx")
     options = parser.parse_args()
+    # OpenCV prints messages of its own about damaged files.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     path = options.weights
     try:
         session, crop, scheme, min_confidence = load(path)

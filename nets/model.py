@@ -177,12 +177,12 @@ class LandmarkNet(torch.nn.Module):
 def check_size(input_size: int, stride: int, name: str = "", fixed: int | None = None) -> None:
     """Check that the backbone can take images of this size.
 
-    The trunk always goes down to stride 32, also for output stride 16.
+    S must be a multiple of 32, because the trunk goes down to stride 32 even for output stride 16.
 
     Args:
         input_size: S, in pixels.
-        stride: output stride, for the message.
-        name: backbone, for the message.
+        stride: output stride, for the error message alone.
+        name: backbone, for the error message alone.
         fixed: the only size that the backbone takes, or None.
 
     Raises:

@@ -86,7 +86,7 @@ def rank_mistake():
         raise UserError(f"a mistake of rank {rank}")
 
     with pytest.raises(UserError) as found:
-        ddp.from_rank_0(fail)
+        ddp.rank_0_args(fail)
     print(found.value)
     choose, ddp.choose_device = ddp.choose_device, fail if rank == 1 else ddp.choose_device
     with pytest.raises(UserError) as found:

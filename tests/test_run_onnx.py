@@ -29,7 +29,7 @@ PORTRAIT = pathlib.Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jp
 def test_imports_nothing_of_the_repository():
     text = (ROOT / "examples/run_onnx.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) == {
-        "argparse", "json", "os", "pathlib", "sys", "cv2", "numpy", "onnxruntime"}
+        "argparse", "json", "pathlib", "sys", "cv2", "numpy", "onnxruntime"}
 
 
 def find(session, image, square):
@@ -107,7 +107,8 @@ def foreign(path):
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
     values = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "ab"]
     graph = onnx.helper.make_graph([node], "strange", values[:1], values[1:])
-    onnx.save(onnx.helper.make_model(graph, ir_version=8), path)
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[
+        onnx.helper.make_opsetid("", 18)]), path)
 
 
 def described(path, **metadata):

@@ -367,7 +367,7 @@ def parse(argv: list[str] | None = None) -> Request:
     """Parse main.py's command line; --help exits.
 
     Raises:
-        UserError: for unknown flags, wrong values, and flags that do not go together.
+        UserError: for unknown flags, wrong values, no action, and flags that do not go together.
     """
     found = vars(build_parser().parse_args(argv))
     path = pathlib.Path(found.pop("args"))

@@ -50,7 +50,7 @@ def as_user_error(error: OSError) -> OSError | UserError:
 
 
 def install_excepthook() -> None:
-    """Let an uncaught UserError end this process with one line and exit code 2, as run() does."""
+    """Show an uncaught UserError as one line; a script ends with code 2, a session continues."""
     previous = sys.excepthook
     _escape_in_stdout()
 

@@ -401,10 +401,10 @@ def _mean_face(faces: list[numpy.ndarray]) -> numpy.ndarray:
 def _validation_groups(faces: list[Face], share: float) -> set[str]:
     """Choose the groups (photos) of training faces to hold out for validation.
 
-    They are `share` of the groups, at least one if there are several, and none if a publisher's
-    validation list exists. The order of the names' digests decides, so that a set holds out nearly
-    the same photos alone and merged with others, and a model trained on one can be trained further
-    on the other without having seen its validation faces.
+    They are `share` of the groups: at least one if there are several, never all, and none with
+    share 0 or if a publisher's validation list exists. The order of the names' digests decides, so
+    that a set holds out nearly the same photos alone and merged with others, and a model trained on
+    one can be trained further on the other without having seen its validation faces.
     """
     if any("val" in face.lists for face in faces):
         return set()

@@ -118,7 +118,7 @@ def print_counts(sources: list[Source], cropped: list[CroppedFace],
 
 
 def print_sizes(cropped: list[CroppedFace], target_size: int) -> None:
-    """Print the number of photos, the range of face sizes and the number of enlarged faces."""
+    """Print numbers of faces and photos, face sizes, and faces enlarged above ENLARGED."""
     sides = [face.side for face, *_ in cropped]
     enlarged = sum(target_size > ENLARGED * (box[2:] - box[:2]).max() for *_, box, _ in cropped)
     print(f"{len(cropped)} faces of {len({face.group for face, *_ in cropped})} photos, of "

@@ -194,7 +194,7 @@ def model_card(sources: Sequence[pathlib.Path], report: Mapping, title: str,
         f"* trained from {start}, by the commands below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: {export.licence(sets)}",
-        *[f"* {what}, fitted after them with --{flag}" for part, flag, what in (
+        *[f"* {what}, fitted after training with --{flag}" for part, flag, what in (
             ("shape", "fit-shape", "a shape head"),
             ("lids", "fit-eyes", "a lid head and eye thresholds"))
           if any(name.startswith(f"{part}.") for name in checkpoint.weights_of(state))],

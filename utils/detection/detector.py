@@ -87,11 +87,12 @@ class Detector:
                                    detect_low_res=None)
 
     def to_crop(self, boxes: numpy.ndarray, scale: float = 1.2) -> numpy.ndarray:
-        """Convert boxes of this detector to nominal crops for the landmark network.
+        """Convert boxes of this detector to the square crops that the landmark network takes.
 
         Args:
             boxes: (n, 4) or (n, 5), as `__call__` returns.
-            scale: side of the crop over the side of the landmarks' square.
+            scale: side of the crop over that of the square around the landmarks, which is estimated
+                from the box.
 
         Returns:
             Square crops (n, 4) in pixels.

@@ -7,8 +7,8 @@ import copy
 import dataclasses
 import datetime
 import functools
+import json
 import os
-import pickle
 import re
 import socket
 import sys
@@ -153,10 +153,10 @@ def _store():
     return torch.distributed.PrefixStore(f"start {control.restart_count()}", store)
 
 
-def from_rank_0(read: Callable[[], typing.Any]) -> typing.Any:
-    """Return on every rank what `read` returns on rank 0, before there is a process group.
+def rank_0_args(read: Callable[[], argparse.Namespace]) -> argparse.Namespace:
+    """Return on every rank the settings that `read` returns on rank 0.
 
-    Other machines may not see the files that rank 0 reads the settings from.
+    There is no process group yet, and other machines may not see the files that rank 0 reads.
 
     Raises:
         UserError: on every rank, if `read` raises it on rank 0.
@@ -165,11 +165,12 @@ def from_rank_0(read: Callable[[], typing.Any]) -> typing.Any:
     if world == 1:
         return read()
     if rank == 0:
-        _store().set("settings", pickle.dumps(_attempt(read)))
-    result, message = pickle.loads(_store().get("settings"))
+        settings, message = _attempt(read)
+        _store().set("settings", json.dumps([settings and vars(settings), message]))
+    settings, message = json.loads(_store().get("settings"))
     if message is not None:
         raise UserError(message)
-    return result
+    return argparse.Namespace(**settings)
 
 
 def start(device: str = "auto") -> Ranks:
@@ -212,8 +213,8 @@ def _choose_devices(store, rank, world, name):
         UserError: on every rank, if one of them has no such device.
     """
     device, message = _attempt(choose_device, name, int(os.environ.get("LOCAL_RANK", 0)))
-    store.set(f"device {rank}", pickle.dumps((device and device.type, message)))
-    found = [pickle.loads(store.get(f"device {other}")) for other in range(world)]
+    store.set(f"device {rank}", json.dumps([device and device.type, message]))
+    found = [json.loads(store.get(f"device {other}")) for other in range(world)]
     messages = [text for _, text in found if text]
     kinds = sorted({kind for kind, _ in found if kind})
     if len(kinds) > 1:

@@ -270,7 +270,7 @@ def _logistic_regression(features, closed):
 
 
 def _move_lids(reading, head, share, predictor):
-    """Return a reading with the lids of each eye moved together by share (2,)."""
+    """Return a reading whose lids are closed by share (2,), one for each eye, and judged again."""
     points = head.close_lids(torch.from_numpy(reading.points_px)[None],
                              torch.from_numpy(share)[None])[0].numpy()
     return dataclasses.replace(reading, points_px=points, eyes=eyes.read_eyes(

@@ -137,7 +137,7 @@ def _require(path: pathlib.Path, file, fields) -> None:
 
 
 def _load_before_73(path: pathlib.Path, fields):
-    """Return fields of a MATLAB file older than 7.3, and the shapes of all its fields."""
+    """Load variables of a MATLAB file older than 7.3; return them and the shape of each by name."""
     import scipy.io
     try:
         shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
