@@ -1,6 +1,8 @@
 """Fixtures and settings shared by all test modules."""
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -11,6 +13,10 @@ SHARED = ROOT.parent / "shared"
 
 # Several small models run at once; more threads than cores slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A job in the background ignores Ctrl-C, and so would the programs that tests interrupt.
+with contextlib.suppress(ValueError):  # Not in the main thread.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
