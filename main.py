@@ -1,5 +1,7 @@
 """Train, test and export PIPNet facial landmark models, as args.yaml and the flags say.
 
+Modules that are slow to import are imported by the functions that need them.
+
 One process:            python main.py --train --data-dir samples
 Four GPUs:              bash main.sh 4 --train --test --test-onnx
 Score and compare:      python main.py --test --test-onnx --exp NAME
@@ -13,8 +15,8 @@ from utils import experiment, machine
 from utils.args import Request, parse
 from utils.errors import UserError, as_user_error
 from utils.errors import run as run_guarded
-from utils.training import control
-from utils.training.settings import experiment_settings, resolve_newest
+from utils.training import control, recipe
+from utils.training.settings import experiment_settings, requested_settings, resolve_newest
 
 
 def main():
@@ -36,10 +38,7 @@ def main():
 
 
 def dispatch(request: Request):
-    """Do what was asked for, in a fixed order; after a training only rank 0 continues.
-
-    Modules that are slow to import are imported by the functions that need them.
-    """
+    """Do what was asked for, in a fixed order; after a training only rank 0 continues."""
     machine.tune_malloc()
     actions = request.actions
     resolve_newest(request)
@@ -47,8 +46,9 @@ def dispatch(request: Request):
         if "train" in actions and not train(request):
             return
         # Settings that are not typed are those of the experiment, above all its data.
-        args = experiment_settings(request)
+        args = recipe.last_stage(experiment_settings(request))
         args.exp = request.args.exp
+        actions |= set(args.after) if "train" in actions else set()
         if args.dump_pseudo and "train" not in actions:
             dump_pseudo(args)
         if actions & {"fit_shape", "fit_eyes"}:
@@ -72,10 +72,10 @@ def train(request: Request) -> bool:
         # Within `stop`, so that a signal during the import of torch is handled too.
         from utils.evaluation import score
         from utils.training import ddp, trainer
-        check = score.check_settings if request.actions & {"test", "test_onnx"} else None
         try:
-            args = ddp.rank_0_args(lambda: experiment_settings(request) if resume else request.args)
-            folder = trainer.train(args, resume, stop, check)
+            args = ddp.rank_0_args(lambda: requested_settings(request, resume))
+            tests = {"test", "test_onnx"} & (request.actions | args.after.keys())
+            folder = trainer.train(args, resume, stop, score.check_settings if tests else None)
         except BaseException as error:
             ddp.stop(error)
             raise
@@ -119,7 +119,7 @@ def fit(args: argparse.Namespace, actions: frozenset):
     """Fit the shape head, the lid head and the eye thresholds of a trained model."""
     from utils.training import lid_fit, shape_fit
     # The lid head comes last, because the shape head moves the eyes.
-    changed = [module.fit_weights(args) for action, module in
+    changed = [module.fit_weights(recipe.action_settings(args, action)) for action, module in
                (("fit_shape", shape_fit), ("fit_eyes", lid_fit)) if action in actions]
     if any(changed) and not actions & {"train", "export"}:
         export(args, actions)
@@ -128,7 +128,7 @@ def fit(args: argparse.Namespace, actions: frozenset):
 def test(args: argparse.Namespace, actions: frozenset, typed: dict):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
     from utils.evaluation import score
-    score.run_test(args, actions, typed)
+    score.run_test(recipe.action_settings(args, "test"), actions, typed)
 
 
 def test_eyes(args: argparse.Namespace, actions: frozenset):
@@ -137,7 +137,7 @@ def test_eyes(args: argparse.Namespace, actions: frozenset):
     if "fit_eyes" in actions:
         print("note: the following scores are of the faces that were fitted, which flatters; score "
               "other faces with --test-eyes alone")
-    eyes.run_test(args)
+    eyes.run_test(recipe.action_settings(args, "test_eyes"))
 
 
 def dump_pseudo(args: argparse.Namespace):

@@ -46,7 +46,7 @@ def three_steps(faces, batch):
 
     from utils import args as settings
     from utils.data import augment
-    from utils.training import gssl, loader, loss
+    from utils.training import loader, loss, stages
     from utils.training.state import TrainState
     from utils.training.trainer import Trainer
     args = settings.load_args({"batch_size": batch, "input_size": 64, "workers": 0, "clip": 0})
@@ -64,7 +64,7 @@ def three_steps(faces, batch):
     assert isinstance(batches.dataset.augmentation, augment.Augment)
     sampler.steps = 3
     state = TrainState(
-        gssl.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
+        stages.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
         digest="", model=model, ema=None, teacher=None, loader=batches, sampler=sampler,
         ddp_model=(model if ranks.world == 1
                    else torch.nn.parallel.DistributedDataParallel(model)),

@@ -19,7 +19,7 @@ from utils import checkpoint
 from utils.args import load_args
 from utils.data import dataset
 from utils.errors import UserError
-from utils.training import ddp, gssl, loader, loss, optim
+from utils.training import ddp, loader, loss, optim, stages
 from utils.training.ddp import Ranks
 from utils.training.state import TrainState
 from utils.training.trainer import Trainer
@@ -64,7 +64,7 @@ def training(faces, folder, calls=(), value=float("nan"), scaled=False, **option
                                   growth_interval=1000)
     poisoned = Poison(loss.build_loss(model, 10.0, 1.0, "l1"), calls, value)
     state = TrainState(
-        gssl.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
+        stages.plan(args)[0], args, prepared, prepared.scheme, neighbour_face=None, data_sets=[],
         digest="", model=model, ddp_model=ddp.wrap_ddp(model, ranks, args.input_size), ema=None,
         teacher=None, loss=poisoned, loader=batches, sampler=sampler,
         faults=loader.FaultCounter(faces, folder, ranks), dtype=None, scaler=scaler,

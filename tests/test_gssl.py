@@ -17,7 +17,7 @@ from utils.data.dataset import FaceDataset, PreparedSet
 from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
-from utils.training import gssl, loss, optim, trainer
+from utils.training import gssl, loss, optim, stages, trainer
 from utils.training.control import Stop
 from utils.training.ddp import Ranks
 
@@ -145,21 +145,21 @@ def test_the_coarse_maps_are_the_score_layer_on_pooled_features():
 
 
 def test_the_plans_of_the_two_presets(drawn_set, unlabelled_set):
-    paper = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60,
+    paper = stages.plan(_args(drawn_set, unlabelled_set, gssl_preset="paper", epochs=60,
                             gssl_epochs=0))
     assert [(r.task, r.epochs, r.first_epoch, r.fresh, r.keep_share, len(r.views))
             for r in paper] == [
         (task, 60, 60 * i, True, 1.0, 1) for i, task in
         enumerate(("supervised", "cls3", "cls2", "std", "std", "std"))]
-    ours = gssl.plan(_args(drawn_set, unlabelled_set, epochs=60, gssl_epochs=20, gssl_rounds=2))
+    ours = stages.plan(_args(drawn_set, unlabelled_set, epochs=60, gssl_epochs=20, gssl_rounds=2))
     assert [(r.task, r.epochs, r.first_epoch, r.fresh) for r in ours] == [
         ("supervised", 60, 0, True), ("std", 20, 60, False), ("std", 20, 80, False)]
-    assert len({r.args(_args(drawn_set, unlabelled_set)).seed for r in paper}) == 6
+    assert len({r.args().seed for r in paper}) == 6
 
 
 def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
-    def rates(stage, args, steps=5):
-        args = stage.args(args)
+    def rates(stage, steps=5):
+        args = stage.args()
         optimizer = optim.make_optimizer(torch.nn.Linear(2, 2), args)
         scheduler = optim.make_scheduler(optimizer, args, steps,
                                           steps * (stage.cosine_epochs or args.epochs))
@@ -171,7 +171,7 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
 
     settings = {"epochs": 8, "warmup_epochs": 2, "lr": 0.5, "gssl_rounds": 3, "gssl_epochs": 4}
     args = _args(drawn_set, unlabelled_set, **settings)
-    first, *later = [rates(stage, args) for stage in gssl.plan(args)]
+    first, *later = [rates(stage) for stage in stages.plan(args)]
     assert first[:10] == sorted(first[:10])
     assert first[0] < 0.1
     assert set(first[10:]) == {0.5}
@@ -181,7 +181,7 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     assert later == pytest.approx(args.min_lr + (0.5 - args.min_lr) * cosine)
     # Rounds of the paper start with fresh weights; each has its own cosine and warm-up.
     args = _args(drawn_set, unlabelled_set, gssl_preset="paper", **settings)
-    every = [rates(stage, args) for stage in gssl.plan(args)]
+    every = [rates(stage) for stage in stages.plan(args)]
     assert all(found[-1] < 0.05 for found in every)
     assert [numpy.argmax(found) for found in every] == [9] + 5 * [5]
 
@@ -191,18 +191,18 @@ def test_the_learning_rate_of_the_rounds(drawn_set, unlabelled_set):
     ("default", 7, [60, 7, 7, 7]), ("default", 0, [9, 2, 2, 2]), ("default", 0, [8, 2, 2]),
     ("default", 0, [1, 1])])
 def test_lengths_of_rounds(drawn_set, unlabelled_set, preset, asked, epochs):
-    rounds = gssl.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=epochs[0],
+    rounds = stages.plan(_args(drawn_set, unlabelled_set, gssl_preset=preset, epochs=epochs[0],
                              gssl_epochs=asked, gssl_rounds=3))
     assert [r.epochs for r in rounds] == epochs
     assert [r.first_epoch for r in rounds] == [sum(epochs[:i]) for i in range(len(epochs))]
 
 
 def test_settings_that_the_presets_refuse(drawn_set, unlabelled_set):
-    assert len(gssl.plan(_args(drawn_set, unlabelled_set, gssl=False))) == 1
+    assert len(stages.plan(_args(drawn_set, unlabelled_set, gssl=False))) == 1
     with pytest.raises(UserError, match="pip head"):
-        gssl.plan(_args(drawn_set, unlabelled_set, head="regression"))
+        stages.plan(_args(drawn_set, unlabelled_set, head="regression"))
     with pytest.raises(UserError, match="2 x 2 cells"):
-        gssl.plan(_args(drawn_set, unlabelled_set, stride=32, gssl_preset="paper"))
+        stages.plan(_args(drawn_set, unlabelled_set, stride=32, gssl_preset="paper"))
 
 
 class _Reader(torch.nn.Module):
@@ -234,12 +234,12 @@ def test_views_are_mapped_back_onto_the_face(tmp_path):
     cv2.imwrite(str(tmp_path / "face.png"), image[..., ::-1])
     unit = numpy.array([[0.0, 0, 1, 1]])
     faces = FaceList([tmp_path / "face.png"], numpy.full((1, 3, 2), numpy.nan), unit, unit, None)
-    points, confidence, spread = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS, Ranks())
+    points, confidence, spread = gssl.label(_Reader(), faces, margin, size, stages.VIEWS, Ranks())
     assert points == pytest.approx(truth, abs=0.004)
     assert spread.max() < 0.004
     # Mirrored views swap the confidences 0.2 and 0.4 of the mirror pair.
     assert confidence == pytest.approx(numpy.array([[0.3, 0.3, 0.9]]))
-    straight = gssl.label(_Reader(), faces, margin, size, gssl.VIEWS[:1], Ranks())
+    straight = gssl.label(_Reader(), faces, margin, size, stages.VIEWS[:1], Ranks())
     assert straight[2].max() == 0
 
 
@@ -348,7 +348,8 @@ def test_a_training_of_the_paper_preset(drawn_set, unlabelled_set, weights, monk
     assert [spy.coarse for spy in made] == [{True}, {True}, {False}, {False}, {False}]
     assert [spy.labelled for spy in made] == [38] * 5
     rows = experiment.read_epochs(folder)
-    assert [(row["epoch"], row["round"]) for row in rows] == [(i + 1, i) for i in range(6)]
+    assert [(row["epoch"], row["stage"]) for row in rows] == [
+        (i + 1, f"train-round-{i}" if i else "train") for i in range(6)]
 
 
 def test_a_training_of_all_rounds_uninterrupted_and_resumed(drawn_set, unlabelled_set, weights,
@@ -356,12 +357,13 @@ def test_a_training_of_all_rounds_uninterrupted_and_resumed(drawn_set, unlabelle
     settings = {"exp": "whole", "dump_pseudo": 5, "gssl_rounds": 2}
     folder = trainer.train(_args(drawn_set, unlabelled_set, **settings))
     rows = experiment.read_epochs(folder)
-    assert [(row["epoch"], row["round"]) for row in rows] == [(1, 0), (2, 1), (3, 2)]
+    assert [(row["epoch"], row["stage"]) for row in rows] == [
+        (1, "train"), (2, "train-round-1"), (3, "train-round-2")]
     assert all(numpy.isfinite(row["loss"]) for row in rows)
     for name in ("curves.png", "pseudo-1.pt", "pseudo-2.pt", "pseudo-2.jpg"):
         assert (folder / name).is_file()
     state = checkpoint.read(folder / "last.pt")
-    assert (state["round"], state["epoch"], state["step"]) == (2, 1, 0)
+    assert (state["stage"], state["epoch"], state["step"]) == (2, 1, 0)
     assert state["args"]["gssl"]
     assert state["args"]["seed"] == 0
     # The optimiser state continues from round to round.
@@ -370,13 +372,13 @@ def test_a_training_of_all_rounds_uninterrupted_and_resumed(drawn_set, unlabelle
     # Stop within the first round (4 steps), at its end, and within the second (3 steps).
     settings["exp"] = "parts"
     args = _args(drawn_set, unlabelled_set, **settings)
-    for after, message in ((2, ""), (1, "(supervised) goes on at epoch 1, step 4"),
-                           (1, "round 0 (supervised) all epochs are done")):
+    for after, message in ((2, ""), (1, "train (supervised) goes on at epoch 1, step 4"),
+                           (1, "train (supervised) all epochs are done")):
         assert trainer.train(args, bool(message), _Halt(after)) is None
         assert message in capsys.readouterr().out
     monkeypatch.setattr(plots, "plot_curves", lambda folder: None)
     resumed = trainer.train(args, True)
-    assert "round 1 (std) goes on at epoch 1, step 3" in capsys.readouterr().out
+    assert "train-round-1 (std) goes on at epoch 1, step 3" in capsys.readouterr().out
     _same(state, checkpoint.read(resumed / "last.pt"))
     _same(checkpoint.read(folder / "best.pt"), checkpoint.read(resumed / "best.pt"))
     assert [r | {"seconds": 0} for r in experiment.read_epochs(resumed)] == [

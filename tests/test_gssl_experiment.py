@@ -2,7 +2,7 @@
 import pytest
 
 from tools import gssl_experiment
-from utils.training import gssl
+from utils.training import gssl, stages
 
 
 @pytest.mark.parametrize(("labelled", "unlabelled", "steps", "rounds", "done"), [
@@ -10,7 +10,7 @@ from utils.training import gssl
     (1918, 5749, 1500, 15, 2)])
 def test_methods_have_equal_steps(labelled, unlabelled, steps, rounds, done):
     alone, both = labelled // 16, (labelled + unlabelled) // 16
-    repeated = gssl.repeats(labelled, unlabelled, gssl.LABELLED) * labelled
+    repeated = gssl.repeats(labelled, unlabelled, stages.LABELLED) * labelled
     assert 1 / 2 <= repeated / (repeated + unlabelled) < 0.6
     plan = {m: gssl_experiment.epochs(m, labelled, unlabelled, steps, rounds)
             for m in ("supervised", "default", "paper")}

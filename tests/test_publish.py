@@ -142,6 +142,29 @@ def test_the_card_has_teachers_and_unlabelled_faces(tiny_weights, tmp_path):
         "300W", "eyes", "lfw"]
 
 
+def test_the_card_of_a_recipe_names_it_and_what_was_typed(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.training.recipe.ROOT", tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "trial.yaml").write_text(
+        "backbone: mobilenetv3_small_050\nepochs: 9\nstages:\n- {name: a, input_size: 64}\n"
+        "- {name: b, input_size: 64, epochs: 3, flip: 0.0, teacher: weights/other.pt}\n")
+    state = checkpoint.read(tiny_weights)
+    path = tmp_path / "weights" / "one" / "best.pt"
+    path.parent.mkdir(parents=True)
+    args = {**state["args"], "recipe": "recipes/trial.yaml", "epochs": 3, "flip": 0.0,
+            "teacher": "weights/other.pt", "data_dir": "300W", "lr": 0.5}
+    checkpoint.save({**state, "epoch": 11, "args": args}, path)
+    (path.parent / "results.csv").write_text(
+        "epoch,lr,loss,val_nme,seconds,stage\n12,0.1,1,3,120,b\n")
+    assert publish.lineage(path) == [path]
+    commands, seconds = publish.training_commands([path])
+    assert commands == ["bash main.sh 1 --train --recipe recipes/trial.yaml --lr 0.5"]
+    assert seconds == 120
+    text = publish.model_card([path], {"pytorch": {}}, "fast", commands, seconds)
+    assert "epoch 11 of 12 was best" in text
+    assert "trained from random weights, by the command below" in text
+
+
 def test_the_card_of_weights_trained_from_published_ones_has_all_commands(tiny_weights, tmp_path):
     """The card of the published weights has the commands of their training."""
     shipped, state = tmp_path / "fast.pt", checkpoint.read(tiny_weights)

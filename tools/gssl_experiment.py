@@ -33,7 +33,7 @@ from utils.detection.detector import get_detector
 from utils.errors import run as guarded
 from utils.errors import shell_word
 from utils.experiment import WEIGHTS
-from utils.training import gssl
+from utils.training import gssl, stages
 
 LIST = pathlib.Path(__file__).with_name("splits") / "300W_200.txt"
 BATCH = 16
@@ -118,7 +118,7 @@ def epochs(method, labelled, unlabelled_faces, steps, rounds=15):
     if method == "supervised":
         return {"epochs": max(1, round(steps / epoch_steps))}
     rounds, share, batch = ((5, 0, BATCH) if method == "paper" else
-                            (rounds, gssl.LABELLED, gssl.LARGER * BATCH))
+                            (rounds, stages.LABELLED, stages.LARGER * BATCH))
     repeated = gssl.repeats(labelled, unlabelled_faces, share) * labelled
     gssl_epoch_steps = (repeated + unlabelled_faces) // batch
     supervised_share = 1 / 6 if method == "paper" else 1 / 2

@@ -104,6 +104,7 @@ SETTINGS = {
     "device": Setting(str, machine=True),
     "tensorboard": Setting(bool, machine=True),
     "seed": Setting(int, most=2 ** 63 - 1, fixed=True),
+    "recipe": Setting(str, fixed=True),
 }
 OPTIONS = {
     "Options of the test": {
@@ -165,7 +166,7 @@ def read_help(path: pathlib.Path = DEFAULTS) -> tuple[dict[str, list[str]], dict
 GROUPS, HELPS = read_help()
 SETTINGS |= {name: PROBABILITY for title, names in GROUPS.items()
              if title.startswith("Augmentation") for name in names if name not in SETTINGS}
-_OPTIONS = {name: option for options in OPTIONS.values() for name, option in options.items()}
+OPTION_TABLE = {name: option for options in OPTIONS.values() for name, option in options.items()}
 
 
 class UniqueLoader(yaml.SafeLoader):
@@ -232,7 +233,7 @@ def flag_of(name: str) -> str:
 
 def load_args(given: typing.Mapping[str, typing.Any] | typing.Iterable = (),
               path: pathlib.Path = DEFAULTS, saved: bool = False) -> argparse.Namespace:
-    """Resolve all settings and options.
+    """Resolve all settings and options; `stages` and `after` are empty (training/recipe.py).
 
     Args:
         given: name to value, strings of the command line or typed values of a checkpoint. They win
@@ -244,14 +245,14 @@ def load_args(given: typing.Mapping[str, typing.Any] | typing.Iterable = (),
     Raises:
         UserError: for unknown names, wrong types and values out of range.
     """
-    values = {name: option.default for name, option in _OPTIONS.items()} | _read_file(DEFAULTS)
+    values = {name: option.default for name, option in OPTION_TABLE.items()} | _read_file(DEFAULTS)
     missing = [name for name in SETTINGS if name not in values]
     if missing:
         raise UserError(f"{DEFAULTS.name}: missing key {missing[0]}; git has the shipped file")
     if pathlib.Path(path).resolve() != DEFAULTS:
         values.update(_read_file(pathlib.Path(path), saved))
     values.update({name: check(name, value, flag_of(name)) for name, value in dict(given).items()})
-    return argparse.Namespace(**values)
+    return argparse.Namespace(**values, stages=[], after={})
 
 
 def upgrade(values: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -274,16 +275,26 @@ def training_settings(args: argparse.Namespace) -> dict[str, typing.Any]:
             if not setting.machine}
 
 
-def _read_file(path, saved=False):
+def read_yaml(path: pathlib.Path) -> dict[str, typing.Any]:
+    """Read a YAML file of lines `key: value`.
+
+    Raises:
+        UserError: where it cannot be read, holds something else, or has a key twice.
+    """
     try:
         found = yaml.load(read_text(path), UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected lines of the form key: value")
+    return found
+
+
+def _read_file(path, saved=False):
+    found = read_yaml(path)
     found = upgrade(found) if saved else _rename_data(found)
     for name, value in found.items():
-        if name in _OPTIONS:
+        if name in OPTION_TABLE:
             raise UserError(f"{path}: {name} is no setting but a flag of one command: type "
                             f"{flag_of(name)}")
         # YAML reads 007 as the number 7, and `on` as true.
@@ -298,7 +309,7 @@ def check(name: str, value: typing.Any, where: str) -> typing.Any:
     Raises:
         UserError: beginning with `where`.
     """
-    setting = SETTINGS.get(name) or _OPTIONS.get(name)
+    setting = SETTINGS.get(name) or OPTION_TABLE.get(name)
     if setting is None:
         near = difflib.get_close_matches(str(name), SETTINGS, 1, 0.5)
         raise UserError(f"{where}: unknown key" + (f"; nearest: {near[0]}" if near else ""))

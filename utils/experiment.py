@@ -23,7 +23,7 @@ from utils.files import atomic_write, read_table, write_text
 
 WEIGHTS = ROOT / "weights"
 DEFAULT_MODEL = "tiny"  # The published model that is used where no weights are named.
-EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "round")
+EPOCH_FIELDS = ("epoch", "lr", "loss", "val_nme", "seconds", "stage")
 RUN_FIELDS = ("exp", "data", "scheme", "backbone", "head", "epochs", "batch", "lr", "parameters",
               "gmacs", "val_nme", "nme", "onnx_nme")
 LOCK = "lock"
@@ -226,25 +226,26 @@ def tensorboard_writer(folder: pathlib.Path, is_main: bool = True) -> typing.Any
     return SummaryWriter(str(folder / "tensorboard")) if is_main else None
 
 
-def append_epoch(folder: pathlib.Path, row: Mapping[str, float]) -> None:
+def append_epoch(folder: pathlib.Path, row: Mapping[str, float | str]) -> None:
     """Append an epoch to the experiment's results.csv, and drop rows from this epoch on.
 
     Args:
         folder: of the experiment.
-        row: values of EPOCH_FIELDS; round is 0 where absent.
+        row: values of EPOCH_FIELDS.
     """
     rows = [r for r in read_epochs(folder) if r["epoch"] < row["epoch"]]
-    _write_table(folder / "results.csv", EPOCH_FIELDS, [*rows, {"round": 0} | row])
+    _write_table(folder / "results.csv", EPOCH_FIELDS, [*rows, row])
 
 
-def read_epochs(folder: pathlib.Path) -> list[dict[str, float]]:
+def read_epochs(folder: pathlib.Path) -> list[dict[str, float | str]]:
     """Return the rows of the experiment's results.csv; none where there is no such file."""
     path = folder / "results.csv"
     if not path.is_file():
         return []
-    return [{"round": 0} | {k: int(v) if k in ("epoch", "round") else float(v)
-                            for k, v in row.items()}
-            for _, row in read_table(path).rows]
+    kinds = {"epoch": int, "stage": str}
+    # Files of earlier versions have the number of a round in place of the stage's name.
+    rows = [{"stage": row.get("round", ""), **row} for _, row in read_table(path).rows]
+    return [{k: kinds.get(k, float)(row[k]) for k in EPOCH_FIELDS} for row in rows]
 
 
 def record(row: Mapping, folder: pathlib.Path = WEIGHTS) -> None:

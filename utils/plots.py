@@ -20,9 +20,9 @@ def plot_curves(folder: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
     for axis, (key, title) in zip(axes, titles.items()):
         axis.plot([r["epoch"] for r in rows], [r[key] for r in rows], marker=".")
-        # Dashed lines separate the rounds of self-training.
+        # Dashed lines separate the stages.
         for before, after in zip(rows, rows[1:]):
-            if before["round"] != after["round"]:
+            if before["stage"] != after["stage"]:
                 axis.axvline(after["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)

@@ -31,7 +31,7 @@ from tools.benchmark.common import table
 from utils.args import load_args
 from utils.data.generator import DataGenerator
 from utils.data.readers import drawn
-from utils.training import gssl, optim, setup
+from utils.training import optim, setup, stages
 from utils.training.ddp import Ranks
 from utils.training.trainer import Trainer
 
@@ -113,7 +113,7 @@ def make_trainer(faces: pathlib.Path, backbone: str, thinned: bool = False,
     with unittest.mock.patch.object(setup, "_build_model", narrowed), \
             unittest.mock.patch.object(optim, "make_optimizer", on_device), \
             contextlib.redirect_stdout(io.StringIO()):
-        state = setup.build_state(gssl.plan(args)[0], args, faces, Ranks(), lambda text: None)
+        state = setup.build_state(stages.plan(args)[0], faces, Ranks(), lambda text: None)
     trainer = Trainer(args, faces, Ranks(), argparse.Namespace(requested=False), state)
     state.model.train()
     return trainer, itertools.repeat(next(iter(state.loader)))

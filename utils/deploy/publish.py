@@ -21,7 +21,8 @@ from utils.deploy import export
 from utils.errors import UserError, run
 from utils.evaluation import score
 from utils.files import write_text
-from utils.training import gssl
+from utils.training import stages
+from utils.training.recipe import last_stage, read_recipe
 
 # Settings that name a data set.
 SET_SETTINGS = ("data_dir", "unlabelled_dir")
@@ -78,9 +79,11 @@ def lineage(source: pathlib.Path | str) -> list[pathlib.Path]:
     """Return the checkpoints that must be trained for one, in the order of training.
 
     These are the checkpoint that it started from, with its own lineage, its teachers with theirs,
-    and itself last.
+    and itself last. A recipe is complete: it names the recipes of its teachers.
     """
     args, found = checkpoint.read(source)["args"], []
+    if _has_recipe(args):
+        return [pathlib.Path(source)]
     start = pathlib.Path(args.get("pretrained", "none"))
     for path in (start, *provenance.teacher_paths(args.get("teacher", "none"))):
         if path.is_file():
@@ -121,8 +124,9 @@ def _read_card(path):
     """Return the text of the card beside published weights."""
     card = path.with_suffix(".md")
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if not re.search(r"training time: [\d.]+ minutes", text) or "--exp " not in text:
-        raise UserError(f"{card}: is not the model card of {path.name} with its training commands")
+    if not (re.search(r"training time: [\d.]+ minutes", text)
+            and re.search("--exp |--recipe ", text)):
+        raise UserError(f"{card}: is not the model card of {path.name} with its commands")
     return text
 
 
@@ -130,11 +134,21 @@ def training_command(source: pathlib.Path) -> str:
     """Return the command that trains a checkpoint, with the settings that differ from args.yaml."""
     args = _public_settings(checkpoint.read(source)["args"])
     defaults = training_settings(load_args())
+    words = ["bash main.sh 1 --train --exp", shlex.quote(source.parent.name)]
+    if _has_recipe(args):
+        # What the recipe's last stage has was not typed.
+        recipe = read_recipe(args["recipe"]).apply(argparse.Namespace(**defaults), ())
+        defaults = {**vars(last_stage(recipe)), "recipe": args["recipe"]}
+        words = ["bash main.sh 1 --train --recipe", shlex.quote(args["recipe"])]
     typed = {k: v for k, v in args.items() if v != defaults[k]
              and (args["gssl"] or not k.startswith("gssl_"))}
     flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {shlex.quote(str(v))}")
              for k, v in typed.items()]
-    return " ".join(["bash main.sh 1 --train --exp", shlex.quote(source.parent.name), *flags])
+    return " ".join([*words, *flags])
+
+
+def _has_recipe(args):
+    return args.get("recipe", "none") != "none"
 
 
 def _public_settings(args):
@@ -152,13 +166,16 @@ def _public_settings(args):
 def _weights_name(path):
     """Return weights/EXP/best.pt for a path of weights; `none` and `timm` stay as they are.
 
-    The experiment of published weights is the last one in their card.
+    The experiment of published weights is the last one in their card; those of a recipe keep their
+    name.
     """
     if pathlib.Path(path).is_file() and pathlib.Path(path).stem != "best":
         names = re.findall(r"--exp (\S+)", _read_card(pathlib.Path(path)))
-        return f"weights/{names[-1]}/best.pt"
+        return f"weights/{names[-1]}/best.pt" if names else f"weights/{pathlib.Path(path).name}"
     parts = pathlib.Path(path).parts[-2:]
-    return "/".join(("weights", *parts)) if len(parts) == 2 else parts[0]
+    if len(parts) == 1 or parts[0] == "weights":
+        return "/".join(parts)
+    return "/".join(("weights", *parts))
 
 
 def model_card(sources: Sequence[pathlib.Path], report: Mapping, title: str,
@@ -180,7 +197,10 @@ def model_card(sources: Sequence[pathlib.Path], report: Mapping, title: str,
     start = start.get(first["pretrained"], first["pretrained"]).format(**first)
     if sources[0].stem != "best":
         start = re.search(r"trained from (.*), by", _read_card(sources[0]))[1]
-    last = gssl.plan(argparse.Namespace(**args))[-1]
+    settings = argparse.Namespace(**args)
+    if _has_recipe(args):
+        settings = read_recipe(args["recipe"]).apply(settings, ())
+    last = stages.plan(settings)[-1]
     unlabelled = f", and {args['unlabelled_dir']} without landmarks" if args["gssl"] else ""
     sets = dict.fromkeys([*provenance.recorded_sets(state), *sets_in(commands)])
     lines = [
@@ -191,7 +211,8 @@ def model_card(sources: Sequence[pathlib.Path], report: Mapping, title: str,
         f"* data: {args['data_dir']}, training list{unlabelled}; epoch {state['epoch']} of "
         f"{last.first_epoch + last.epochs} was best on the validation list (NME "
         f"{state['val_nme']:.3f} %); seed {args['seed']}",
-        f"* trained from {start}, by the commands below",
+        f"* trained from {start}, by the "
+        + ("command" if _has_recipe(args) else "commands") + " below",
         f"* training time: {seconds / 60:.0f} minutes in all",
         f"* licence: {export.licence(sets)}",
         *[f"* {what}, fitted after training with --{flag}" for part, flag, what in (

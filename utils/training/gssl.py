@@ -1,13 +1,12 @@
-"""Self-training on faces without landmarks: rounds, their tasks, pseudo-labels and losses.
+"""Self-training on faces without landmarks: pseudo-labels, training lists and losses of rounds.
 
-Round 0 trains on the labelled faces. Each later round adds the unlabelled faces, with pseudo-labels
-that the network of the round before predicts. PIPNet (arXiv 2003.03771), section 3.5, gives the
-curriculum of `--gssl-preset paper`.
+A supervised stage trains on the labelled faces. Each round after it (stages.py) adds the unlabelled
+faces, with pseudo-labels that the network of the stage before predicts. PIPNet (arXiv 2003.03771),
+section 3.5, gives the curriculum of `--gssl-preset paper`.
 """
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import pathlib
 import typing
@@ -30,94 +29,12 @@ from utils.evaluation import predict
 from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training.ddp import Ranks
 from utils.training.loss import PIPLoss
+from utils.training.stages import Stage
 
-# Tasks of the paper's rounds: cls3 trains only the 2x2 score map of an 8x8 grid on unlabelled
-# faces, cls2 only the 4x4 one, std all maps.
-PAPER = ("cls3", "cls2", "std", "std", "std")
 COARSE = {"cls2": 2, "cls3": 4}  # Grid cells on a side of one cell of the coarse map.
-# (mirrored, degrees) of the views of a face whose mean is its pseudo-label in the default preset.
-VIEWS = ((False, 0), (True, 0), (False, 15), (True, -15), (False, -15), (True, 15))
-# In the default preset labelled faces are repeated up to this share of a round's list, and steps
-# grow by this factor. A step then has as many labelled faces as in round 0.
-LABELLED, LARGER = 1 / 2, 2
 # Arrays of a pseudo-label file, in the order of `label`.
 LABELS = ("points", "confidence", "spread")
 SHEET_SIZE = 224  # Side in pixels of a face on the sheet of pseudo-labels.
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """One stage of a training.
-
-    Attributes:
-        number: 0 for the labelled faces alone, then the rounds of self-training.
-        task: `supervised`, or what the unlabelled faces train (`std`, `cls2`, `cls3`).
-        epochs: length.
-        first_epoch: epochs in all earlier rounds.
-        fresh: whether it starts from new weights instead of the round before's.
-        views: (mirrored, degrees) of the views that pseudo-labels are averaged over.
-        keep_share: share of the pseudo-labels to keep, see `reject_doubtful`.
-        labelled_share: least share of labelled faces in the list.
-        start_epoch: epochs of this round's learning-rate cosine that lie in earlier rounds.
-        cosine_epochs: length of that cosine; None for `epochs`, 0 for a constant rate after the
-            warm-up, which later rounds bring down.
-        batch_factor: faces per step as a multiple of effective_batch.
-    """
-    number: int
-    task: str
-    epochs: int
-    first_epoch: int
-    fresh: bool = True
-    views: tuple = VIEWS[:1]
-    keep_share: float = 1.0
-    labelled_share: float = 0.0
-    start_epoch: int = 0
-    cosine_epochs: int | None = None
-    batch_factor: int = 1
-
-    def args(self, args: argparse.Namespace) -> argparse.Namespace:
-        """Return the settings of this round from those of the experiment.
-
-        Rounds with fresh weights spend the same share of their epochs on the warm-up. Each round
-        has its own seed.
-        """
-        warm_up = args.warmup_epochs * self.epochs / args.epochs if self.fresh else 0.0
-        return argparse.Namespace(**{
-            **vars(args), "epochs": self.epochs, "seed": args.seed + 100003 * self.number,
-            "effective_batch": self.batch_factor * args.effective_batch,
-            "warmup_epochs": warm_up,
-            "min_lr": args.lr if self.cosine_epochs == 0 else args.min_lr})
-
-
-def plan(args: argparse.Namespace) -> list[Round]:
-    """Return the rounds that the settings ask for: one without gssl.
-
-    Raises:
-        UserError: for settings that self-training cannot use.
-    """
-    rounds = [Round(0, "supervised", args.epochs, 0)]
-    if not args.gssl:
-        return rounds
-    if args.head != "pip":
-        raise UserError(f"--gssl trains the maps of the pip head, not head: {args.head}")
-    grid = args.input_size // args.stride
-    if args.gssl_preset == "paper" and grid % 4:
-        raise UserError(f"gssl_preset: paper needs score maps of a half and a quarter of the grid; "
-                        f"input_size {args.input_size} with stride {args.stride} gives {grid} x "
-                        f"{grid} cells, which 4 does not divide")
-    if args.gssl_preset == "paper":
-        epochs = args.gssl_epochs or args.epochs
-        return rounds + [Round(i, task, epochs, args.epochs + (i - 1) * epochs)
-                         for i, task in enumerate(PAPER, 1)]
-    half = math.ceil(args.epochs / 2)
-    epochs = args.gssl_epochs or math.ceil(half / args.gssl_rounds)
-    number = args.gssl_rounds if args.gssl_epochs else math.ceil(half / epochs)
-    # One continuous training whose pseudo-labels are renewed often. At equal steps, few long rounds
-    # that start from the average learn less, and so do rounds with a cosine each.
-    return [dataclasses.replace(rounds[0], cosine_epochs=0)] + [
-        Round(i, "std", epochs, args.epochs + (i - 1) * epochs, False, VIEWS, args.gssl_keep,
-              LABELLED, (i - 1) * epochs, number * epochs, LARGER)
-        for i in range(1, number + 1)]
 
 
 class RoundLoss:
@@ -232,7 +149,7 @@ def label(model: LandmarkNet, faces: FaceList, margin: float, size: int, views: 
     return points, numpy.mean(confidence, 0), spread
 
 
-def round_faces(folder: pathlib.Path, stage: Round, labeller: LandmarkNet | None,
+def round_faces(folder: pathlib.Path, stage: Stage, labeller: LandmarkNet | None,
                 labelled: FaceList, unlabelled: FaceList, prepared: PreparedSet, scheme: Scheme,
                 args: argparse.Namespace, ranks: Ranks) -> tuple[FaceList, int]:
     """Build the training list of a round of self-training. All ranks must call this.

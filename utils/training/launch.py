@@ -26,7 +26,7 @@ from utils import experiment, machine
 from utils.args import Request, parse
 from utils.errors import UserError, run
 from utils.training import control
-from utils.training.settings import experiment_settings, resolve_newest
+from utils.training.settings import requested_settings, resolve_newest
 
 # Seconds that processes have to end after one of them has died, and between looks at them.
 DEATH_SECONDS, WATCH_SECONDS = 3, 0.5
@@ -48,12 +48,11 @@ def main() -> None:
         os.execvp(command[0], [command[0], "main.py", *flags])
     resolve_newest(request)
     node_rank = check_nodes(request.args)
-    args, resume = request.args, "resume" in request.actions
-    if resume:
-        # Experiments lie on the first machine; the others may not see its disk.
-        if node_rank == 0:
-            experiment.find_experiment(args.exp)
-        args = experiment_settings(request)
+    resume = "resume" in request.actions
+    # Experiments lie on the first machine; the others may not see its disk.
+    if resume and node_rank == 0:
+        experiment.find_experiment(request.args.exp)
+    args = requested_settings(request, resume)
     check_gpus(int(processes), args.device)
     with tempfile.TemporaryDirectory(prefix="pipnet-", ignore_cleanup_errors=True) as folder:
         supervisor = Supervisor(pathlib.Path(folder))

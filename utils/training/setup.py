@@ -13,6 +13,7 @@ import torch
 from nets.backbone import check_backbone
 from nets.model import LandmarkNet, check_maps, check_size, count_parameters
 from utils import checkpoint, provenance
+from utils.args import SAMPLES
 from utils.data import dataset, unlabelled
 from utils.data.cache import cache_name
 from utils.data.face_list import FaceList
@@ -22,6 +23,7 @@ from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training import ddp, distil, gssl, loader, optim
 from utils.training.batch import BatchPlan, plan_batch
 from utils.training.loss import build_loss
+from utils.training.stages import Stage, plan
 from utils.training.state import TrainState
 from utils.training.step import avoid_clones
 
@@ -30,30 +32,51 @@ NEUTRAL = {"eye_weight": 1, "shut": 0, "merge": "plain", "activation": "prelu"}
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Check what can be checked of the settings before faces are drawn or read.
+    """Check what can be checked of all stages before faces are drawn or read.
 
     Raises:
-        UserError: for a backbone, a size or a file that cannot be used.
+        UserError: for a backbone, a size, a set or a file that cannot be used.
     """
     check_backbone(args.backbone)
+    stages = plan(args)
+    for stage in stages:
+        where = f"stage {stage.name}: " if len(stages) > 1 else ""
+        try:
+            _check_stage(stage.settings, later=stage.number > 0)
+        except UserError as error:
+            raise UserError(f"{where}{error}") from None
+    for action, changes in getattr(args, "after", {}).items():
+        names = changes.get("names", "none").partition(":")[0]
+        for path in (changes.get("data_dir", "none"), changes.get("boxes", "none"), names):
+            if path not in ("none", "haar", SAMPLES) and not pathlib.Path(path).exists():
+                raise UserError(f"{path}: no such file or folder, which {action} after the "
+                                f"training needs")
+
+
+def _check_stage(args, later):
     check_size(args.input_size, args.stride)
-    initial = [] if args.pretrained in ("none", "timm") else [pathlib.Path(args.pretrained)]
-    for path in (*initial, *provenance.teacher_paths(args.teacher)):
+    initial = [] if args.pretrained in ("none", "timm") or later else [args.pretrained]
+    teachers = provenance.teacher_paths(args.teacher)
+    for path in map(pathlib.Path, (*initial, *teachers)):
         if not path.exists():
             raise UserError(f"{path}: no such file")
     if args.gssl:
         unlabelled.check(args.unlabelled_dir)
+    if later and args.data_dir != SAMPLES:
+        # Hours later is too late to find that a set is missing or a teacher does not fit.
+        prepared = dataset.PreparedSet(set_folder(args))
+        if teachers:
+            distil.Teacher(args.teacher, model_scheme(args.scheme, prepared.scheme), 1.0)
 
 
-def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib.Path,
-                ranks: ddp.Ranks, log: Callable[[str], None], previous: dict | None = None,
-                saved: dict | None = None, kept_batch: dict | None = None) -> TrainState:
+def build_state(stage: Stage, folder: pathlib.Path, ranks: ddp.Ranks, log: Callable[[str], None],
+                previous: dict | None = None, saved: dict | None = None,
+                kept_batch: dict | None = None) -> TrainState:
     """Build the state of a stage before its first step. All ranks must call this.
 
     Args:
-        stage: round of gssl.plan to train.
-        settings: of the experiment.
-        folder: weights/<exp>.
+        stage: stage of stages.plan to train.
+        folder: weights/<exp>, whose best.pt the stage starts from or has its labels from.
         ranks: process group.
         log: prints a line on rank 0.
         previous: state_dict of the stage before, if this one continues it.
@@ -63,9 +86,9 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
     Raises:
         UserError: if the data, the settings and the files do not fit together.
     """
-    started_at, args = time.monotonic(), stage.args(settings)
-    plan = _plan_batch(args, ranks, saved, kept_batch)
-    args = plan.scaled(args)
+    started_at, args = time.monotonic(), stage.args()
+    batch_plan = _plan_batch(args, ranks, saved, kept_batch)
+    args = batch_plan.scaled(args)
     prepared = ranks.run_on_all(dataset.PreparedSet, ranks.broadcast_result(set_folder, args))
     scheme = model_scheme(args.scheme, prepared.scheme)
     if "train" not in prepared.lists:
@@ -75,9 +98,11 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
 
     torch.manual_seed(args.seed)
     neighbour_face = dataset.load_neighbour_face(args.mean_face, scheme)
-    data_sets = (provenance.training_sets(vars(args), checkpoint.read) if saved is None
-                 else provenance.recorded_sets(saved))
-    model = _build_model(args, scheme, neighbour_face, ranks, log, resumed=saved is not None)
+    best = None
+    if saved is None and stage.start == "best":
+        best = ranks.broadcast_result(checkpoint.read, folder / "best.pt")
+    data_sets = _data_sets(args, saved, best)
+    model = _build_model(args, scheme, neighbour_face, ranks, log, saved is not None, best)
     teacher = _build_teacher(args, scheme, prepared, ranks, log)
 
     faces = prepared.lists["train"]
@@ -87,22 +112,22 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
                       missing=bool(numpy.isnan(faces.points).any()))
     if args.gssl:
         others = ranks.run_on_all(unlabelled.read, args.unlabelled_dir, prepared)
-        if stage.number:
+        if stage.task != "supervised":
             labeller = None if saved is not None else _build_labeller(
                 args, scheme, neighbour_face, folder, ranks, previous)
             faces, labelled = gssl.round_faces(folder, stage, labeller, faces, others, prepared,
                                                scheme, args, ranks)
             model.head.coarse = stage.task in gssl.COARSE
             loss = gssl.RoundLoss(loss, stage.task, labelled)
-            log(f"round {stage.number}, {stage.task}: {labelled} faces with labels (repeated ones "
+            log(f"{stage.name}, {stage.task}: {labelled} faces with labels (repeated ones "
                 f"counted) and {len(others)} with pseudo-labels")
 
     faults = loader.FaultCounter(faces, folder, ranks)
-    batches, sampler = loader.make_loader(faces, prepared, scheme, args, ranks, plan.accumulate,
-                                          (saved or {}).get("cache"))
+    batches, sampler = loader.make_loader(faces, prepared, scheme, args, ranks,
+                                          batch_plan.accumulate, (saved or {}).get("cache"))
     _log_data(prepared, scheme, faces, log)
     dtype = optim.choose_precision(args.precision, ranks.device, model)
-    _log_steps(args, model, dtype, sampler, plan, ranks, log)
+    _log_steps(args, model, dtype, sampler, batch_plan, ranks, log)
 
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype is torch.float16)
     optimizer = optim.make_optimizer(model, args)
@@ -112,7 +137,7 @@ def build_state(stage: gssl.Round, settings: argparse.Namespace, folder: pathlib
     model, ddp_model = _parallelise(model, args, dtype, ranks, log)
     state = TrainState(
         stage, args, prepared, scheme, neighbour_face, data_sets, digest, model, ddp_model, ema,
-        teacher, loss, batches, sampler, faults, dtype, scaler, optimizer, scheduler, plan,
+        teacher, loss, batches, sampler, faults, dtype, scaler, optimizer, scheduler, batch_plan,
         cache_name(getattr(batches, "cache", None) or batches.dataset.cache), started_at=started_at)
     state.set_learning_rate(0)
     return state
@@ -140,10 +165,24 @@ def _warn_without_effect(args, scheme, log):
             log(f"note: {reason}: {' and '.join(useless)} without effect")
 
 
-def _build_model(args, scheme, neighbour_face, ranks, log, resumed) -> LandmarkNet:
-    """Build the network with the weights that `args.pretrained` names, on the ranks' device."""
-    pretrained = "none" if resumed else args.pretrained
+def _data_sets(args, saved, best) -> list[str]:
+    """Return the sets behind the weights of a stage, with those of the stage before."""
+    if saved is not None:
+        return provenance.recorded_sets(saved)
+    earlier = [] if best is None else provenance.recorded_sets(best)
+    return list(dict.fromkeys([*earlier, *provenance.training_sets(vars(args), checkpoint.read)]))
+
+
+def _build_model(args, scheme, neighbour_face, ranks, log, resumed, best) -> LandmarkNet:
+    """Build the network with its first weights, on the ranks' device.
+
+    They are those of `best`, the stage before, or those that `args.pretrained` names. A resumed
+    stage has its own.
+    """
+    pretrained = "none" if resumed or best is not None else args.pretrained
     model = checkpoint.build_model(args, scheme, neighbour_face, pretrained == "timm")
+    if best is not None:
+        model.load_state_dict(checkpoint.weights_of(best))
     if pretrained not in ("none", "timm"):
         left_out = ranks.run_on_all(checkpoint.load_pretrained, model, pretrained)
         log(f"{pretrained}: loaded" + (f"; fresh: {', '.join(left_out)}" if left_out else ""))

@@ -17,9 +17,10 @@ from nets.model import LandmarkNet
 from utils.data.dataset import EpochSampler, PreparedSet
 from utils.errors import UserError
 from utils.landmarks.schemes import Scheme
-from utils.training import distil, gssl
+from utils.training import distil
 from utils.training.batch import BatchPlan
 from utils.training.loader import FaultCounter
+from utils.training.stages import Stage
 from utils.training.step import StepGuard, StepSeeder
 
 
@@ -27,11 +28,11 @@ from utils.training.step import StepGuard, StepSeeder
 class TrainState:
     """State of one stage of training; last.pt is a snapshot of it.
 
-    A training has one stage, or with --gssl one for each round of self-training.
+    A training has one stage, or those of stages.plan.
 
     Attributes:
-        stage: the round that is trained.
-        args: settings of the stage (gssl.Round.args).
+        stage: the stage that is trained.
+        args: settings of the stage (Stage.args).
         prepared: prepared set.
         scheme: landmarks that the model predicts.
         neighbour_face: landmarks (K, 2) that the head's neighbours are chosen on, None for the
@@ -62,7 +63,7 @@ class TrainState:
         seeder: seeds torch for each step.
         started_at: time.monotonic() of the start, moved back by the time of earlier runs.
     """
-    stage: gssl.Round
+    stage: Stage
     args: argparse.Namespace
     prepared: PreparedSet
     scheme: Scheme
@@ -109,8 +110,10 @@ class TrainState:
 
     @property
     def title(self) -> str:
-        """Prefix of lines of output with the round of self-training; empty without --gssl."""
-        return f"round {self.stage.number} ({self.stage.task}) " if self.args.gssl else ""
+        """Prefix of lines of output that names the stage; empty where there is only one."""
+        if self.args.gssl:
+            return f"{self.stage.name} ({self.stage.task}) "
+        return f"{self.stage.name} " if getattr(self.args, "stages", None) else ""
 
     @property
     def schedule_signature(self) -> list[int]:
@@ -142,7 +145,7 @@ class TrainState:
         No random state is part of it: the order of faces, augmentation, dropout and the learning
         rate follow from seed, epoch, step and rank.
         """
-        return {"round": self.stage.number, "epoch": epoch, "step": step,
+        return {"stage": self.stage.number, "epoch": epoch, "step": step,
                 "measure": self.schedule_signature, "batch": self.plan.state_dict(),
                 "cache": self.cache, "faces": self.digest, **self.state_dict(),
                 "scaler": self.scaler.state_dict(), "best": self.best, "losses": self.losses,
@@ -181,7 +184,7 @@ class TrainState:
             self.started_at = time.monotonic() - saved["seconds"]
             epoch, step = saved["epoch"], saved["step"]
             if not (0 <= epoch <= self.args.epochs and 0 <= step < self.sampler.steps):
-                raise ValueError(f"epoch {epoch}, step {step} is outside the round")
+                raise ValueError(f"epoch {epoch}, step {step} is outside the stage")
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{path}: cannot be resumed from: "
                             f"{' '.join(str(error).split())[:160]}") from None

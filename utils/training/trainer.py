@@ -21,8 +21,10 @@ from utils import checkpoint, experiment, machine, plots
 from utils.args import save_args
 from utils.errors import UserError, as_note, shell_word
 from utils.evaluation import predict
-from utils.training import control, ddp, gssl, optim, saving, setup
+from utils.training import control, ddp, optim, saving, setup
 from utils.training.loader import loader_error, next_batch
+from utils.training.recipe import recipe_of
+from utils.training.stages import Stage, plan
 from utils.training.state import TrainState
 
 # Seconds that a GPU may run ahead of the host, and the delay of shown losses and of a stop.
@@ -62,22 +64,25 @@ def train(args: argparse.Namespace, resume: bool = False, stop: control.Stop | N
 def _train_stages(args, folder, ranks, resume, stop):
     saved = ranks.broadcast_result(_read_last, folder) if resume else None
     trainer = Trainer(args, folder, ranks, stop)
-    stages = gssl.plan(args)
+    stages = plan(args)
     first = 0
     if saved is not None:
-        first = saved.get("round", 0)
+        first = _saved_stage(saved, stages, folder)
         complete = (first, saved.get("epoch")) == (stages[-1].number, stages[-1].epochs)
-        trainer.log_changes(checkpoint.changed_settings(saved.get("args"), args), complete)
+        settings = stages[first].settings
+        changes = checkpoint.changed_settings(saved.get("args"), settings)
+        trainer.log_changes(changes, settings if complete else None)
     elif resume:
         trainer.log(f"resume: {folder.name}: nothing is saved yet, training starts anew")
     for stage in stages[first:]:
-        epoch, step = trainer.setup_round(stage, saved)
+        epoch, step = trainer.setup_stage(stage, saved)
         saved = None
         if not trainer.train_stage(epoch, step, is_last=stage is stages[-1]):
             if not control.is_supervised():
                 trainer.log(f"stopped and saved; go on with: python main.py --resume --exp "
                             f"{shell_word(folder.name)}")
             return None
+        trainer.keep_stage()
     ddp.stop()
     if ranks.is_main:
         trainer.record_experiment()
@@ -97,11 +102,20 @@ def _read_last(folder):
     return None
 
 
+def _saved_stage(saved, stages, folder) -> int:
+    """Return the number of the stage that last.pt is of."""
+    # Files of earlier versions count rounds.
+    number = saved.get("stage", saved.get("round", 0))
+    if not isinstance(number, int) or not 0 <= number < len(stages):
+        raise UserError(f"{folder / 'last.pt'}: is of stage {number}, and there are {len(stages)}")
+    return number
+
+
 class Trainer:
     """Runs the stages of a training.
 
     Attributes:
-        settings: of the experiment; those of a stage are state.args.
+        settings: of the experiment; those of a stage are state.stage.settings.
         folder: weights/<exp>.
         ranks: process group.
         stop: tells whether to stop.
@@ -123,25 +137,27 @@ class Trainer:
         if self.ranks.is_main:
             print(text)
 
-    def log_changes(self, changes: list[tuple], complete: bool) -> None:
+    def log_changes(self, changes: list[tuple], complete: argparse.Namespace | None) -> None:
         """Log the settings that a resumed training changes.
 
         Args:
             changes: (name, value in last.pt, new value).
-            complete: whether all epochs are done. The old values are then kept, because the
-                weights were not trained with the new ones.
+            complete: settings of the last stage if all epochs are done. The old values are then
+                kept, because the weights were not trained with the new ones.
         """
         for name, old, new in changes:
-            if complete:
-                setattr(self.settings, name, old)
-            self.log(f"resume: {name} " + (f"stays {old}, as all epochs are done" if complete else
-                                           f"changed from {old} to {new}"))
+            if complete is not None:
+                setattr(complete, name, old)
+                if not getattr(self.settings, "stages", None):
+                    setattr(self.settings, name, old)
+            self.log(f"resume: {name} " + (f"changed from {old} to {new}" if complete is None else
+                                           f"stays {old}, as all epochs are done"))
 
-    def setup_round(self, stage: gssl.Round, saved: dict | None = None) -> tuple[int, int]:
+    def setup_stage(self, stage: Stage, saved: dict | None = None) -> tuple[int, int]:
         """Build the state of a stage, or restore it.
 
         Args:
-            stage: round to train.
+            stage: stage to train.
             saved: content of last.pt to restore, None for a new stage.
 
         Returns:
@@ -154,8 +170,8 @@ class Trainer:
         kept_batch = None if self.state is None else self.state.plan.state_dict()
         # Free memory and loader processes of the previous stage first.
         self.state = None
-        self.state = state = setup.build_state(stage, self.settings, self.folder, self.ranks,
-                                               self.log, previous, saved, kept_batch)
+        self.state = state = setup.build_state(stage, self.folder, self.ranks, self.log, previous,
+                                               saved, kept_batch)
         epoch, step = 0, 0
         if saved is not None:
             epoch, step = state.restore(saved, self.folder / "last.pt")
@@ -167,12 +183,28 @@ class Trainer:
             state.started_at -= epochs[-1]["seconds"]
             if previous is not None:
                 state.load_state_dict(previous)
-            # The stage overwrites best.pt, which its pseudo-labels came from.
+            # The stage overwrites best.pt, which its weights or its pseudo-labels came from.
             self.save_checkpoint(0, 0)
         if self.ranks.is_main:
             with saving.resumable(self.folder):
                 save_args(self.settings, self.folder / "args.yaml")
+                if getattr(self.settings, "stages", None) or getattr(self.settings, "after", None):
+                    recipe_of(self.settings).save(self.folder)
         return epoch, step
+
+    def keep_stage(self) -> None:
+        """Keep the best and the last weights of a complete stage of a recipe beside best.pt."""
+        if getattr(self.settings, "stages", None):
+            self.ranks.broadcast_result(self._write_stage)
+
+    def _write_stage(self):
+        name = self.state.stage.name
+        with saving.resumable(self.folder):
+            checkpoint.save(checkpoint.read(self.folder / "best.pt"),
+                            self.folder / f"best-{name}.pt")
+            checkpoint.save({**self._description(), "epoch": self.state.stage.epochs,
+                             "weights": self.state.averaged.state_dict()},
+                            self.folder / f"last-{name}.pt")
 
     def train_stage(self, start_epoch: int = 0, step: int = 0, is_last: bool = True) -> bool:
         """Train the stage from optimiser step `step` of `start_epoch` to its end.
@@ -352,7 +384,7 @@ class Trainer:
         with saving.resumable(self.folder):
             experiment.append_epoch(self.folder, {
                 "epoch": number, "lr": lr, "loss": loss, "val_nme": nme,
-                "seconds": round(state.seconds, 1), "round": state.stage.number})
+                "seconds": round(state.seconds, 1), "stage": state.stage.name})
         if self.board is not None:
             for name, value in (("loss", loss), ("val_nme", nme), ("lr", lr)):
                 self.board.add_scalar(name, value, number)
@@ -366,12 +398,13 @@ class Trainer:
     def _description(self):
         """Return what best.pt and last.pt hold beside the weights."""
         state = self.state
-        return checkpoint.describe(self.settings, state.scheme, state.prepared.crop,
+        return checkpoint.describe(state.stage.settings, state.scheme, state.prepared.crop,
                                    state.neighbour_face, sets=state.data_sets)
 
     def record_experiment(self) -> None:
         """Write the experiment's line of weights/results.csv."""
-        args, state = self.settings, self.state
+        state = self.state
+        args = state.stage.settings
         best = checkpoint.load_model(self.folder / "best.pt")
         with as_note(self.folder.parent / "results.csv"):
             experiment.record({
