@@ -81,8 +81,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--weights", metavar="PATH|EXP",
                        help="a .pt or .onnx file, or an experiment [the shipped weights, else "
                        "the newest experiment's]")
-    group.add_argument("--detector", default="haar", metavar="haar|PATH.onnx",
-                       help="face detector: haar, or a YuNet or SCRFD file [haar]")
+    group.add_argument("--detector", default="auto", metavar="auto|yunet|haar|PATH.onnx",
+                       help="face detector: yunet, haar, or a YuNet or SCRFD file [auto: yunet if "
+                       "its package is installed, else haar]")
     group.add_argument("--device", metavar="DEVICE",
                        help="auto, cpu or cuda [.pt: auto, .onnx: cpu]")
     group.add_argument("--flip-test", action="store_true", help="average with the mirrored face, "

@@ -1,4 +1,6 @@
 """Boxes of the three detectors on real faces, box conversion, and files that are no detector."""
+import shutil
+
 import cv2
 import numpy
 import pytest
@@ -160,6 +162,46 @@ def test_files_that_are_no_detector(tmp_path, shared):
             detector.get_detector(name)
         assert "\n" not in str(error.value)
         assert "haar" in str(error.value)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Replace the package of YuNet by an empty one; return its folder."""
+    folder = tmp_path / "brings_yunet"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise ImportError('is not to be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(detector, "PACKAGE", folder.name)
+    for function in (detector.packaged_yunet, detector._note_haar):
+        function.cache_clear()
+    yield folder
+    for function in (detector.packaged_yunet, detector._note_haar):
+        function.cache_clear()
+
+
+def test_auto_is_yunet_where_a_package_brings_it(package, shared):
+    shutil.copy(shared / FILES["yunet"], package / "face_detection_yunet_2023mar.onnx")
+    assert detector.get_detector("auto").name == "yunet"
+    assert detector.get_detector("yunet").name == "yunet"
+
+
+def test_auto_is_haar_where_no_package_brings_yunet(package, monkeypatch, capsys):
+    for name in (package.name, "no_such_package"):
+        monkeypatch.setattr(detector, "PACKAGE", name)
+        detector.packaged_yunet.cache_clear()
+        assert detector.get_detector("auto").name == "haar"
+        with pytest.raises(UserError, match="detector yunet: no package .*; pip install"):
+            detector.get_detector("yunet")
+    # The page loads a detector for each viewer; the note comes once.
+    assert capsys.readouterr().err.count("note: faces are searched with Haar") == 1
+
+
+def test_the_package_of_the_requirement_brings_a_usable_file(shared):
+    if detector.packaged_yunet() is None:
+        pytest.skip(detector.INSTALL)
+    found, relation = score(detector.get_detector("yunet"), shared, 12)
+    assert found >= 0.95
+    assert numpy.allclose(relation, [0, 0, 1], atol=0.06)
 
 
 def test_another_model_is_recognised_by_its_outputs(tmp_path):

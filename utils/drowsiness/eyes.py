@@ -33,14 +33,20 @@ class Eyes:
         openness: of the right and left eye, 0 (closed) to 1; None for an eye that cannot be judged.
         closed: whether the eyes are closed; None where neither can be judged.
         ratios: eye aspect ratios of the right and left eye.
+        down: probability that the right and left eye look down, with the lid lowered and the iris
+            in sight; None for an eye that cannot be judged, or where this was not asked for.
+        looks_down: whether the face looks down, `closed` is False then; None where not known.
     """
     openness: tuple[float | None, float | None]
     closed: bool | None
     ratios: tuple[float, float]
+    down: tuple[float | None, float | None] = (None, None)
+    looks_down: bool | None = None
 
 
 def read_eyes(points_px: numpy.ndarray, confidence: numpy.ndarray, scheme: Scheme,
-              thresholds: EyeThresholds, shape: tuple[int, ...] | None = None) -> Eyes:
+              thresholds: EyeThresholds, shape: tuple[int, ...] | None = None,
+              image: numpy.ndarray | None = None) -> Eyes:
     """Read the eyes of a face from its landmarks.
 
     The openness is a linear function of the eye aspect ratio (Soukupova and Cech, "Real-Time Eye
@@ -52,6 +58,8 @@ def read_eyes(points_px: numpy.ndarray, confidence: numpy.ndarray, scheme: Schem
         scheme: of the landmarks.
         thresholds: of the model that predicted them.
         shape: (H, W, ...) of the image; eyes outside of it are not judged. None: not known.
+        image: RGB uint8 (H, W, 3), in which eyes that look down are told from closed ones; None:
+            `down` and `looks_down` are not known.
 
     Raises:
         UserError: where the scheme has no eye contours.
