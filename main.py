@@ -39,7 +39,7 @@ def main():
 
 def dispatch(request: Request):
     """Do what was asked for, in a fixed order; after a training only rank 0 continues."""
-    machine.tune_malloc()
+    machine.tune()
     actions = request.actions
     resolve_newest(request)
     try:

@@ -270,9 +270,12 @@ def test_the_table_of_conditions(drawn_set, capsys):
     nmes = {name: nme for name, (_, nme) in results.items()}
     rows = conditions.by_conditions(conditions.KINDS, Pixels.predict, Pixels(), prepared, nmes)
     found = rows["test"]
-    assert len(found) == 1 + 3 + 4 + 3 + 3 + 3 + 4
+    assert len(found) == 1 + 3 + 4 + 3 + 3 + 3 + 2 + 4
     assert found["as it is"]["nme"] == pytest.approx(100 * nmes["test"].mean())
     assert sum(row["faces"] for text, row in found.items() if text.startswith("yaw")) == 8
+    assert found["mirrored"]["nme"] != found["as it is"]["nme"]
+    assert 2 * found["mean of both"]["nme"] == pytest.approx(
+        found["mirrored"]["nme"] + found["as it is"]["nme"])
     assert found["light / 64"]["nme"] != found["light / 4"]["nme"]
     assert found["face of 120 px"] == found["as it is"], "the stored faces are smaller"
     assert [found[f"mirror error, {part} third"]["faces"]

@@ -184,3 +184,20 @@ def test_closing_the_last_window_of_qt(monkeypatch):
 
     monkeypatch.setattr(cv2, "getWindowProperty", gone)
     assert window._is_closed(True)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    machine.limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == machine.SPIN_COUNT
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    machine.limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "5"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    machine.limit_spinning()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    # Read when torch is loaded, which main.py's imports must not do.
+    code = "import sys, main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -22,6 +22,14 @@ if typing.TYPE_CHECKING:
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+# Turns of its loop that an OpenMP thread waits before it sleeps (GNU libgomp).
+SPIN_COUNT = "1000"
+
+
+def tune() -> None:
+    """Tune threads and allocator of this process. Call before torch is imported."""
+    limit_spinning()
+    tune_malloc()
 
 
 def tune_malloc() -> None:
@@ -37,6 +45,17 @@ def tune_malloc() -> None:
         return
     mallopt(_MMAP_THRESHOLD, 1 << 30)
     mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def limit_spinning() -> None:
+    """Let waiting OpenMP threads sleep after a moment.
+
+    By default they wait actively, and take the cores that the threads they wait for need wherever
+    another process is busy: a step of MobileNetV3-Large with two threads beside two trainings took
+    24.9 s, with this limit 1.8 s. OMP_WAIT_POLICY and GOMP_SPINCOUNT of the user win.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def available_cores() -> int:

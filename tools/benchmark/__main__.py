@@ -19,7 +19,7 @@ from utils.args import ROOT, load_args
 from utils.data import dataset
 from utils.data.sets import set_folder
 from utils.errors import run as guarded
-from utils.machine import tune_malloc
+from utils.machine import tune
 
 PARTS = {"data": data.data, "step": training.step, "evaluation": training.evaluate,
          "deployment": deployment.deployment, "irnet": deployment.irnet, "growth": growth.growth,
@@ -48,7 +48,7 @@ def parse(argv=None):
 def run():
     """Run the parts and print their Markdown; write it to --output after every part."""
     options = parse()
-    tune_malloc()
+    tune()
     args = load_args({"data_dir": options.data_dir or "samples"})
     prepared = dataset.PreparedSet(set_folder(args))
     lines = [*facts(prepared), f"* {options.rounds} rounds", ""]

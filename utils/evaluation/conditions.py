@@ -3,13 +3,15 @@
 `main.py --test --by yaw,size,blur,dark,covered,mirror` prints one table. Yaw splits the faces of a
 list by their annotation. Size, blur, darkness and cover are synthetic: every crop is degraded in
 the way that CONDITIONS states, and the whole list is predicted again. `mirror` splits the faces by
-their mirror error, which needs no labels (metrics.mirror_error).
+their mirror error, which needs no labels (metrics.mirror_error), and scores the mirrored images: the
+mean of both NMEs is without the side that labels lie on, which a model learns from faces that are not
+mirrored.
 """
 from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import cv2
 import numpy
@@ -17,6 +19,7 @@ import torch
 
 from utils.data.augment import nominal_crop
 from utils.data.dataset import PreparedSet
+from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.evaluation import predict
 from utils.landmarks import crop, metrics, pose
@@ -134,14 +137,22 @@ def by_conditions(kinds: Sequence[str], function: Callable, model: typing.Any,
                 nme, _ = predict.list_nme(predicted, faces, model.scheme, prepared.scheme)
                 rows[name][CONDITIONS[kind][1].format(value)] = _mean(nme)
     if "mirror" in kinds:
-        for name, error in mirror_errors(model, prepared, workers).items():
-            rows[name] |= by_mirror_error(nmes[name], error)
+        for name, faces, predicted in predict_mirrored(model, prepared, workers):
+            mirrored, _ = predict.list_nme(predicted[:, 1], faces, model.scheme, prepared.scheme)
+            error = metrics.mirror_error(predicted[:, 0], predicted[:, 1], model.scheme)
+            rows[name] |= {"mirrored": _mean(mirrored),
+                           "mean of both": _mean((nmes[name] + mirrored) / 2),
+                           **by_mirror_error(nmes[name], error)}
     return rows
 
 
-def mirror_errors(model: typing.Any, prepared: PreparedSet,
-                  workers: int = 0) -> dict[str, numpy.ndarray]:
-    """Return the mirror error (N,) of each test list, as a fraction of the eye distance.
+def predict_mirrored(model: typing.Any, prepared: PreparedSet, workers: int = 0
+                     ) -> Iterator[tuple[str, FaceList, numpy.ndarray]]:
+    """Predict the test lists and their mirrored images.
+
+    Yields:
+        Name and faces of each list, and landmarks (N, 2, K, 2) from the image and from its mirror
+        image, both in crop units of the image.
 
     Raises:
         UserError: where the model averages both predictions in an .onnx, or has no mirrored faces.
@@ -154,10 +165,10 @@ def mirror_errors(model: typing.Any, prepared: PreparedSet,
             return model.predict_both(images.permute(0, 2, 3, 1).numpy())
         return model.predict_both(images.to(model.mean.device)).float().cpu().numpy()
 
-    return {name: metrics.mirror_error(predicted[:, 0], predicted[:, 1], model.scheme)
-            for name, _, (predicted,) in predict.predict_lists(
-                prepared.test_lists, lambda faces: [predict.predict_list(
-                    both, faces, prepared.margin, model.input_size, workers=workers)])}
+    for name, faces, (predicted,) in predict.predict_lists(
+            prepared.test_lists, lambda faces: [predict.predict_list(
+                both, faces, prepared.margin, model.input_size, workers=workers)]):
+        yield name, faces, predicted
 
 
 def check_mirror(model: typing.Any) -> None:
