@@ -60,7 +60,9 @@ class Recipe:
                                      "after": self.after})
 
     def save(self, folder: pathlib.Path) -> None:
-        """Write stages and what follows into the folder of an experiment."""
+        """Write stages and what follows, if there are any, into the folder of an experiment."""
+        if not (self.stages or self.after):
+            return
         with atomic_write(folder / FILE) as temporary:
             temporary.write_text(yaml.safe_dump({"stages": self.stages, "after": self.after},
                                                 sort_keys=False), encoding="utf-8")

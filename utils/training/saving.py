@@ -74,6 +74,24 @@ class Saver:
         self.ranks.broadcast_result(self._write, state)
         self.saved_at = time.monotonic()
 
+    def keep_stage(self, name: str, last: Mapping) -> None:
+        """Write the best weights so far as best-NAME.pt, and last-NAME.pt. All ranks must call this.
+
+        Args:
+            name: of a complete stage, after its last save.
+            last: description and weights of its last epoch.
+
+        Raises:
+            UserError: on every rank, if a file cannot be written.
+        """
+        self.ranks.broadcast_result(self._write_stage, name, last)
+
+    def _write_stage(self, name, last):
+        with resumable(self.folder):
+            best = checkpoint.read(self.folder / "best.pt")
+            checkpoint.save(best, self.folder / f"best-{name}.pt")
+            checkpoint.save(last, self.folder / f"last-{name}.pt")
+
     def _write(self, state):
         with resumable(self.folder):
             if self.best is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
 from utils.errors import UserError
 
@@ -100,6 +101,24 @@ def plan(args: argparse.Namespace) -> list[Stage]:
         if settings.gssl:
             stages[-1:] = _with_rounds(first)
     return stages
+
+
+def stage_of(saved: Mapping, stages: Sequence[Stage], path: pathlib.Path) -> int:
+    """Return the number of the stage that a last.pt is of.
+
+    Args:
+        saved: content of the file.
+        stages: of the training that is resumed.
+        path: its file, for error messages.
+
+    Raises:
+        UserError: where the training has no such stage.
+    """
+    # Files of earlier versions count rounds of self-training.
+    number = saved.get("stage", saved.get("round", 0))
+    if not isinstance(number, int) or not 0 <= number < len(stages):
+        raise UserError(f"{path}: is of stage {number}, and the training has {len(stages)}")
+    return number
 
 
 def _with_rounds(first) -> Iterator[Stage]:

@@ -24,7 +24,7 @@ from utils.evaluation import predict
 from utils.training import control, ddp, optim, saving, setup
 from utils.training.loader import loader_error, next_batch
 from utils.training.recipe import recipe_of
-from utils.training.stages import Stage, plan
+from utils.training.stages import Stage, plan, stage_of
 from utils.training.state import TrainState
 
 # Seconds that a GPU may run ahead of the host, and the delay of shown losses and of a stop.
@@ -67,7 +67,7 @@ def _train_stages(args, folder, ranks, resume, stop):
     stages = plan(args)
     first = 0
     if saved is not None:
-        first = _saved_stage(saved, stages, folder)
+        first = stage_of(saved, stages, folder / "last.pt")
         complete = (first, saved.get("epoch")) == (stages[-1].number, stages[-1].epochs)
         settings = stages[first].settings
         changes = checkpoint.changed_settings(saved.get("args"), settings)
@@ -100,15 +100,6 @@ def _read_last(folder):
                         f"missing; train under another name, with --pretrained "
                         f"{shell_word(folder / 'best.pt')}")
     return None
-
-
-def _saved_stage(saved, stages, folder) -> int:
-    """Return the number of the stage that last.pt is of."""
-    # Files of earlier versions count rounds.
-    number = saved.get("stage", saved.get("round", 0))
-    if not isinstance(number, int) or not 0 <= number < len(stages):
-        raise UserError(f"{folder / 'last.pt'}: is of stage {number}, and there are {len(stages)}")
-    return number
 
 
 class Trainer:
@@ -188,23 +179,16 @@ class Trainer:
         if self.ranks.is_main:
             with saving.resumable(self.folder):
                 save_args(self.settings, self.folder / "args.yaml")
-                if getattr(self.settings, "stages", None) or getattr(self.settings, "after", None):
-                    recipe_of(self.settings).save(self.folder)
+                recipe_of(self.settings).save(self.folder)
         return epoch, step
 
     def keep_stage(self) -> None:
-        """Keep the best and the last weights of a complete stage of a recipe beside best.pt."""
+        """Keep the best and the last weights of a complete stage of a recipe."""
         if getattr(self.settings, "stages", None):
-            self.ranks.broadcast_result(self._write_stage)
-
-    def _write_stage(self):
-        name = self.state.stage.name
-        with saving.resumable(self.folder):
-            checkpoint.save(checkpoint.read(self.folder / "best.pt"),
-                            self.folder / f"best-{name}.pt")
-            checkpoint.save({**self._description(), "epoch": self.state.stage.epochs,
-                             "weights": self.state.averaged.state_dict()},
-                            self.folder / f"last-{name}.pt")
+            stage = self.state.stage
+            self.saver.keep_stage(stage.name, {
+                **self._description(), "epoch": stage.first_epoch + stage.epochs,
+                "weights": self.state.averaged.state_dict()})
 
     def train_stage(self, start_epoch: int = 0, step: int = 0, is_last: bool = True) -> bool:
         """Train the stage from optimiser step `step` of `start_epoch` to its end.
