@@ -25,7 +25,7 @@ import yaml
 from utils.data.augment import Augment, nominal_crop
 from utils.data.face_list import FaceList, read_list
 from utils.data.photo import read_photo
-from utils.errors import UserError
+from utils.errors import UserError, shell_word
 from utils.files import read_table, read_text, split_numbers
 from utils.landmarks.crop import PUBLISHED_CROP
 from utils.landmarks.schemes import SCHEMES, Scheme
@@ -65,10 +65,13 @@ class PreparedSet:
             raise UserError(f"{folder}: is an unlabelled set; give it as --unlabelled-dir beside "
                             f"--data-dir, a labelled one")
         if not lists:
-            raise UserError(
-                f"{folder}: no prepared set (no train.txt or test.txt). Make it with: python -c "
-                f"'from utils import util; util.DataGenerator(data_dir=\"{folder}\", "
-                f"target_size=256).run()'")
+            command = (f"python -c 'from utils import util; util.DataGenerator("
+                       f"data_dir=\"{folder}\", target_size=256).run()'")
+            if "+" in str(folder):
+                command = "bash recipes/data.sh " + " ".join(
+                    shell_word(name) for name in str(folder).split("+"))
+            raise UserError(f"{folder}: no prepared set (no train.txt or test.txt); make it with: "
+                            f"{command}")
         self._sources = self._read_sources()
         description = self._read_description()
         # An empty val.txt means that nothing is held out.

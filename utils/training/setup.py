@@ -42,7 +42,7 @@ def check_settings(args: argparse.Namespace) -> None:
     for stage in stages:
         where = f"stage {stage.name}: " if len(stages) > 1 else ""
         try:
-            _check_stage(stage.settings, later=stage.number > 0)
+            _check_stage(stage.settings, stage.number > 0, several=len(stages) > 1)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
     for action, changes in getattr(args, "after", {}).items():
@@ -53,7 +53,7 @@ def check_settings(args: argparse.Namespace) -> None:
                                 f"training needs")
 
 
-def _check_stage(args, later):
+def _check_stage(args, later, several):
     check_size(args.input_size, args.stride)
     initial = [] if args.pretrained in ("none", "timm") or later else [args.pretrained]
     teachers = provenance.teacher_paths(args.teacher)
@@ -62,7 +62,7 @@ def _check_stage(args, later):
             raise UserError(f"{path}: no such file")
     if args.gssl:
         unlabelled.check(args.unlabelled_dir)
-    if later and args.data_dir != SAMPLES:
+    if several and args.data_dir != SAMPLES:
         # Hours later is too late to find that a set is missing or a teacher does not fit.
         prepared = dataset.PreparedSet(set_folder(args))
         if teachers:
