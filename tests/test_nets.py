@@ -359,11 +359,11 @@ def test_augmented_batches_train(prepared):
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128"])
 def test_a_backbone_of_one_input_size_is_checked(prepared, name):
     for size in (64, 256):
-        args = load_args({"backbone": name, "input_size": size})
+        args = load_args({"backbone": name, "input_size": size, "stride": 32})
         with pytest.raises(UserError, match=f"{name} takes images of 224 px only, found input "
                                             f"size {size}; give --input-size 224"):
             checkpoint.build_model(args, prepared.scheme)
-    args = load_args({"backbone": name, "input_size": 224, "num_nb": 0})
+    args = load_args({"backbone": name, "input_size": 224, "num_nb": 0, "stride": 32})
     model = checkpoint.build_model(args, prepared.scheme).eval()
     assert model(torch.zeros(1, 3, 224, 224)).score.shape == (1, 68, 7, 7)
 

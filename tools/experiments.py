@@ -23,7 +23,8 @@ from utils.evaluation import predict
 
 BASE = ("--train --backbone tf_efficientnet_lite0 --pretrained timm --stride 16 --input-size 128 "
         "--effective-batch 16 --warmup-epochs 0.5 --lr 0.002 --ema 0.05 --rotation 30 "
-        "--occlusion 0.2 --colour 0.4 --grey 0.05 --blur 0.15")
+        "--scaling 0.12 --shift 0.08 --aspect 0.05 --occlusion 0.2 --colour 0.4 --grey 0.05 "
+        "--blur 0.15")
 # {name: (text in the table, flags after those of BASE)}.
 CHANGES = {
     "base": ("the recipe as it is", ""),
@@ -32,7 +33,7 @@ CHANGES = {
     "lr1": ("learning rate 0.001 instead of 0.002", "--lr 0.001"),
     "stretch": ("crop stretched to a square instead of square", ""),
     "scaling0": ("no scale augmentation instead of 0.12", "--scaling 0"),
-    "strong": ("stronger rotation, occlusion, colour, grey, blur (args.yaml's)",
+    "strong": ("stronger rotation, occlusion, colour, grey, blur",
                "--rotation 40 --occlusion 0.5 --colour 0.7 --grey 0.15 --blur 0.3"),
     "cls20": ("score weight 20 instead of 10", "--cls 20"),
     "wing": ("Wing loss for offsets instead of L1", "--offset-loss wing"),

@@ -39,8 +39,9 @@ LIST = pathlib.Path(__file__).with_name("splits") / "300W_200.txt"
 BATCH = 16
 WARM_UP = 1 / 24  # Share of the steps of a training and of each round.
 FLAGS = (f"--train --test --stride 16 --input-size 64 --batch-size {BATCH} "
-         f"--effective-batch {BATCH} --ema 0.05 --lr 0.003 --rotation 30 --occlusion 0.2 "
-         "--colour 0.4 --grey 0.05 --blur 0.15 --workers 1 --cache ram")
+         f"--effective-batch {BATCH} --ema 0.05 --lr 0.003 --rotation 30 --scaling 0.12 "
+         "--shift 0.08 --aspect 0.05 --occlusion 0.2 --colour 0.4 --grey 0.05 --blur 0.15 "
+         "--workers 1 --cache ram")
 METHODS = ("supervised", "paper", "default", "ceiling")
 
 
