@@ -12,10 +12,8 @@ frame to `utils.pipeline.Pipeline`, which tracks, writes and draws.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import pathlib
-import re
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -31,30 +29,19 @@ import cv2  # noqa: E402
 
 from utils import draw  # noqa: E402
 from utils.args import Parser  # noqa: E402
-from utils.data.photo import WRITABLE_SUFFIXES, read_photo, why_unread  # noqa: E402
+from utils.data.photo import read_image  # noqa: E402
 from utils.detection.detector import get_detector  # noqa: E402
 from utils.drowsiness.states import STATES  # noqa: E402
 from utils.errors import UserError, printable, run  # noqa: E402
 from utils.pipeline import Pipeline  # noqa: E402
-from utils.tracking import outputs, sources  # noqa: E402
+from utils.tracking import output_names, outputs, sources  # noqa: E402
+from utils.tracking.flags import TRACKING, add_source_flags, add_tracker_flags  # noqa: E402
+from utils.tracking.recording import report_damage  # noqa: E402
 from utils.tracking.window import show, why_no_window  # noqa: E402
+from utils.web.flags import add_page_flags  # noqa: E402
 
 if TYPE_CHECKING:
-    import numpy
-
     from utils.predictor import Predictor
-
-# Keyword arguments of Tracker, which are flags: type, default, smallest and largest value, help.
-TRACKING = {
-    "detect_every": (int, 10, 1, math.inf, "frames within which a new face is found; 6 times as "
-                     "many for a small face beside others"),
-    "min_confidence": (float, 0.0, 0, 1, "mean confidence, 0 to 1, below which a face is lost; 0: "
-                       "the threshold of the weights"),
-    "filter_min_cutoff": (float, 1.2, 0, math.inf, "minimum cutoff frequency of the One Euro "
-                          "filter in Hz; lower: less jitter at rest; 0: no filter"),
-    "filter_beta": (float, 5.0, 0, math.inf, "speed coefficient of the One Euro filter in Hz per "
-                    "face side a second; higher: less lag"),
-}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,18 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(prog="demo.py", allow_abbrev=False, description="Facial landmarks on a webcam, "
                     "a stream, a video, an image or a folder of images.")
-    group = parser.add_argument_group("Input")
-    group.add_argument("--source", metavar="0|VIDEO|STREAM|IMAGE|FOLDER|sample",
-                       help="number or /dev/video0 of a camera, rtsp:// or http:// address, path, "
-                       "or sample: a portrait [0; with --serve the viewers' cameras]")
-    group.add_argument("--camera-size", type=_size, metavar="WxH",
-                       help="size to request from the camera, such as 1280x720 [its default]")
-    group.add_argument("--camera-rate", type=_rate, metavar="N",
-                       help="frames a second to request from the camera, or those of a film whose "
-                       "time stamps are missing or wrong [its default]")
-    group.add_argument("--aspect", type=_aspect, metavar="W:H", help="width to height of the "
-                       "picture, such as 16:9, of a video, stream or camera that reports a wrong "
-                       "one [as reported]")
+    add_source_flags(parser)
     group = parser.add_argument_group("Model")
     group.add_argument("--weights", metavar="PATH|EXP",
                        help="a .pt or .onnx file, or an experiment [the shipped weights, else "
@@ -101,177 +77,96 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("Driver monitoring", "these flags imply --eyes")
     group.add_argument("--driver", action="store_true", help="watch one person, the largest, most "
                        "central face, also after it was out of sight")
-    group.add_argument("--events", metavar="FILE.csv", help="write blinks, microsleeps, sleep and "
-                       "time out of sight, with start and end in seconds")
+    group.add_argument("--events", metavar="FILE.csv", help="write blinks, winks, microsleeps, "
+                       "sleep, yawns, looks down and time out of sight, with start and end in "
+                       "seconds")
     group.add_argument("--alarm", nargs="?", const="bell", choices=("bell", "line"),
                        help="ring the terminal's bell, or write a line to stderr, when a person is "
                        "not awake or is out of sight [bell]")
-    group = parser.add_argument_group("Page", "a page in place of a window")
-    group.add_argument("--serve", metavar="[HOST:]PORT", help="serve a page that shows landmarks, "
-                       "eyes and events of the viewer's camera, or of --source [127.0.0.1:PORT]")
-    group.add_argument("--token", metavar="TEXT", help="text that the page's address must contain "
-                       "[none on this machine, else a random one]")
-    group.add_argument("--viewers", type=_number(int, 1, 64), default=4, metavar="N",
-                       help="people whose cameras are processed at the same time [4]")
-    group = parser.add_argument_group("Tracking")
-    for name, (kind, default, least, most, sentence) in TRACKING.items():
-        group.add_argument("--" + name.replace("_", "-"), type=_number(kind, least, most),
-                           default=default, metavar=kind.__name__.upper(),
-                           help=f"{sentence} [{default}]")
+    add_page_flags(parser)
+    add_tracker_flags(parser)
     options = parser.parse_args(argv)
     options.eyes = bool(options.eyes or options.driver or options.events or options.alarm)
     return options
 
 
-def _size(text):
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or "0" in found.groups():
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 1280x720, found {text}")
-    return int(found[1]), int(found[2])
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo; SIGTERM and SIGHUP complete the outputs before they end the process.
 
-
-def _aspect(text):
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not found or "0" in found.groups():
-        raise argparse.ArgumentTypeError(f"expected WIDTH:HEIGHT, such as 16:9, found {text}")
-    aspect = int(found[1]) / int(found[2])
-    if not 1 / 4 <= aspect <= 4:
-        raise argparse.ArgumentTypeError(f"must be 1:4 to 4:1, found {text}")
-    return aspect
-
-
-def _rate(text):
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate <= 1000:
-        raise argparse.ArgumentTypeError(f"expected frames a second, 1 to 1000, found {text}")
-    return rate
-
-
-def _number(kind, least, most):
-    """Return an argparse type for int or float (kind) from least to most, without infinity."""
-    def convert(text):
+    Raises:
+        UserError: for mistakes of the user.
+    """
+    with machine.interrupt_on_signals() as signals:
         try:
-            value = float(text)
-            if value != kind(value):
-                raise ValueError
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"expected {kind.__name__}, found {text}") from None
-        if not least <= value <= most or value == math.inf:
-            limits = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise argparse.ArgumentTypeError(f"must be {limits}, found {text}")
-        return kind(value)
-    return convert
-
-
-def find_weights(weights: str | None, device: str | None = None) -> pathlib.Path:
-    """Find the file that --weights means.
-
-    Without --weights it is the shipped 8-bit model, or the shipped .pt where a GPU is asked for.
-
-    Raises:
-        UserError: where there is no such file.
-    """
-    int8 = experiment.WEIGHTS / f"{experiment.DEFAULT_MODEL}.int8.onnx"
-    if weights is None and device in (None, "cpu") and int8.is_file():
-        return int8
-    return experiment.find_weights(weights or "none", ".onnx", experiment.WEIGHTS)
-
-
-def get_predictor(weights: str | None, device: str | None = None) -> Predictor:
-    """Load the model that --weights means; torch is imported for a .pt only.
-
-    Raises:
-        UserError: where it cannot be loaded.
-    """
-    from utils.predictor import Predictor
-    path = find_weights(weights, device)
-    # `auto` imports torch to look for a GPU, which an .onnx does not need.
-    return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
-
-
-def read_image(path: pathlib.Path | str) -> numpy.ndarray:
-    """Read an image file upright, as RGB uint8 (H, W, 3).
-
-    Raises:
-        UserError: where it cannot be read.
-    """
-    image = read_photo(path, upright=True)
-    if image is None:
-        raise UserError(f"{path}: {why_unread(path)}")
-    return image
-
-
-def output_path(output, kind, what):
-    """Return where to write the source (kind, what): --output, or a name made from the source's.
-
-    Raises:
-        UserError: where --output does not suit the kind of source.
-    """
-    stem = {"camera": f"camera{what}", "stream": "stream"}.get(kind) or outputs.truncate_stem(
-        what[0].parent.resolve().name if kind == "folder" else what.stem)
-    name = {"image": f"demo_{stem}.png", "folder": f"demo_{stem}"}.get(kind, f"demo_{stem}.mp4")
-    path = pathlib.Path(output or name)
-    if kind == "folder":
-        if path.is_file() or path.resolve() == what[0].parent.resolve():
-            raise UserError(f"output {path}: a folder's pictures need a folder of their own")
-        return path
-    if path.is_dir():
-        path = path / name
-    known = WRITABLE_SUFFIXES if kind == "image" else set(outputs.CODECS)
-    if path.suffix.lower() not in known:
-        raise UserError(f"output {path}: this source is written as {', '.join(sorted(known))}, not "
-                        f"{path.suffix or 'a name without suffix'}")
-    return path
-
-
-def check_outputs(kind, what, output, options):
-    """Check that no output has an unknown suffix or overwrites the source or another output.
-
-    Raises:
-        UserError: for the first one that does.
-    """
-    files = what if kind == "folder" else [what] if kind in ("image", "video") else []
-    written = [("output", output / name) for name in outputs.picture_names(files).values()] \
-        if kind == "folder" and output else [("output", output)]
-    tables = [(flag, pathlib.Path(getattr(options, flag))) for flag in ("landmarks", "events")
-              if getattr(options, flag)]
-    for flag, path in tables:
-        outputs.check_suffix(flag, path)
-    outputs.refuse_sources([pair for pair in dict.fromkeys(written + tables) if pair[1]], files)
-
-
-def run_images(pipeline, kind, what, output):
-    """Process one image or those of a folder; write them to output, or show them if there is none.
-
-    Raises:
-        UserError: where no image can be read or an output cannot be written.
-    """
-    from tqdm import tqdm
-    paths = what if kind == "folder" else [what]
-    names = outputs.picture_names(paths)
-    shown = pipeline.draws and output is None
-    for path in tqdm(paths, "images", disable=kind == "image" or shown):
-        try:
-            image = read_image(path)
-        except UserError as error:
-            if kind == "image":
+            run_demo(parse(argv))
+        except KeyboardInterrupt:
+            if not signals:
                 raise
-            tqdm.write(f"{error}; left out", sys.stderr)
-            continue
-        pipeline.restart(still=True)
-        drawn = pipeline(image, 0.0, path.name)
-        if drawn is None:
-            continue
-        if output is None:
-            if show(drawn, 0):
-                break
+    if signals:
+        sys.exit(128 + signals[0])
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Run the demo with the options that `parse` returns.
+
+    Raises:
+        UserError: for mistakes of the user.
+    """
+    tracker_settings = {name: getattr(options, name) for name in TRACKING}
+    if options.serve:
+        from utils.web.start import serve
+        serve(options, find_weights(options.weights, options.device), tracker_settings)
+        return
+    machine.tune()
+    if options.flip_test:
+        options.weights = str(experiment.find_weights(options.weights or "none", ".pt",
+                                                      experiment.WEIGHTS))
+    kind, what = (("camera", 0) if options.source is None
+                  else sources.find_source(options.source))
+    still = kind in ("image", "folder")
+    if still and (options.driver or options.events or options.alarm):
+        raise UserError("--driver, --events and --alarm need a video, a camera or a stream; for "
+                        "pictures there is --eyes")
+    if kind != "camera" and options.camera_size:
+        raise UserError("--camera-size needs a camera, which this source is not")
+    if still and (options.camera_rate or options.aspect):
+        raise UserError("--camera-rate and --aspect need a camera, a stream or a video")
+    live = kind in ("camera", "stream")
+    # A live source is shown while it is written.
+    obstacle = why_no_window() if live or not options.output else ""
+    # Without a window a video is written, unless the user asks for other outputs only.
+    other_outputs = options.landmarks or options.events or options.alarm
+    write = bool(options.output) or not (obstacle is None or other_outputs)
+    output = output_names.output_path(options.output, kind, what) if write else None
+    output_names.check_outputs(kind, what, output, options)
+    if obstacle:
+        print(f"note: {obstacle}; " + (f"{printable(output)} is written" if output else
+                                       "nothing is shown"), file=sys.stderr)
+    # Mistakes in the command line are reported before a model is loaded, which takes seconds.
+    find_weights(options.weights, options.device)
+    source = None if still else sources.open_source(kind, what, options.camera_size,
+                                                    options.camera_rate, options.aspect)
+    detector = get_detector(options.detector)
+    predictor = get_predictor(options.weights, options.device)
+    if options.flip_test:
+        predictor.use_flip_test()
+    pipeline = Pipeline(predictor, detector, options,
+                        tracker_settings, draws=write or obstacle is None)
+    lost = False
+    try:
+        if still:
+            run_images(pipeline, kind, what, output)
         else:
-            draw.save(output / names[path] if kind == "folder" else output, drawn)
-    if not pipeline.frames:
-        raise UserError(f"{paths[0].parent}: none of its {len(paths)} pictures could be read")
+            lost = run_video(pipeline, source, output, obstacle is None)
+    finally:
+        pipeline.close()
+    if not pipeline.faces:
+        print(pipeline.hint(), file=sys.stderr)
+    written = [str(path) for path in (output, options.landmarks, options.events) if path]
+    print(f"{pipeline.frames} frames, {pipeline.faces} faces" + (": " if written else "")
+          + ", ".join(written))
+    if lost:
+        raise UserError(f"{source.name}: gives no more frames; the camera or the server went away")
 
 
 def run_video(pipeline, source, output, window):
@@ -331,100 +226,65 @@ def run_video(pipeline, source, output, window):
     if pipeline.frames == 0:
         raise UserError(f"{source.name}: no frame could be read; the file or the camera is damaged")
     if ended and not source.live:
-        _report_damage(source)
+        report_damage(source)
     return ended and source.live
 
 
-def _report_damage(recording):
-    """Print what is missing of a sources.Recording that has been read to its end."""
-    if recording.missed:
-        print(f"{recording.name}: {recording.missed} frames could not be decoded and were left out",
-              file=sys.stderr)
-    cut = recording.cut_off()
-    if cut:
-        print(f"{recording.name}: ended after {cut[0]:.1f} of {cut[1]:.1f} s; the file is cut off "
-              f"or damaged there", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the demo; SIGTERM and SIGHUP complete the outputs before they end the process.
+def run_images(pipeline, kind, what, output):
+    """Process one image or those of a folder; write them to output, or show them if there is none.
 
     Raises:
-        UserError: for mistakes of the user.
+        UserError: where no image can be read or an output cannot be written.
     """
-    with machine.interrupt_on_signals() as signals:
+    from tqdm import tqdm
+    paths = what if kind == "folder" else [what]
+    names = output_names.picture_names(paths)
+    shown = pipeline.draws and output is None
+    for path in tqdm(paths, "images", disable=kind == "image" or shown):
         try:
-            run_demo(parse(argv))
-        except KeyboardInterrupt:
-            if not signals:
+            image = read_image(path)
+        except UserError as error:
+            if kind == "image":
                 raise
-    if signals:
-        sys.exit(128 + signals[0])
+            tqdm.write(f"{error}; left out", sys.stderr)
+            continue
+        pipeline.restart(still=True)
+        drawn = pipeline(image, 0.0, path.name)
+        if drawn is None:
+            continue
+        if output is None:
+            if show(drawn, 0):
+                break
+        else:
+            draw.save(output / names[path] if kind == "folder" else output, drawn)
+    if not pipeline.frames:
+        raise UserError(f"{paths[0].parent}: none of its {len(paths)} pictures could be read")
 
 
-def run_demo(options: argparse.Namespace) -> None:
-    """Run the demo with the options that `parse` returns.
+def find_weights(weights: str | None, device: str | None = None) -> pathlib.Path:
+    """Find the file that --weights means.
+
+    Without --weights it is the shipped 8-bit model, or the shipped .pt where a GPU is asked for.
 
     Raises:
-        UserError: for mistakes of the user.
+        UserError: where there is no such file.
     """
-    tracker_settings = {name: getattr(options, name) for name in TRACKING}
-    if options.serve and options.flip_test:
-        raise UserError("--flip-test: not with --serve, whose page needs the time")
-    if options.serve:
-        from utils.web.start import serve
-        serve(options, find_weights(options.weights, options.device), tracker_settings)
-        return
-    machine.tune_malloc()
-    if options.flip_test:
-        options.weights = str(experiment.find_weights(options.weights or "none", ".pt",
-                                                      experiment.WEIGHTS))
-    kind, what = (("camera", 0) if options.source is None
-                  else sources.find_source(options.source))
-    still = kind in ("image", "folder")
-    if still and (options.driver or options.events or options.alarm):
-        raise UserError("--driver, --events and --alarm need a video, a camera or a stream; for "
-                        "pictures there is --eyes")
-    if kind != "camera" and options.camera_size:
-        raise UserError("--camera-size needs a camera, which this source is not")
-    if still and (options.camera_rate or options.aspect):
-        raise UserError("--camera-rate and --aspect need a camera, a stream or a video")
-    live = kind in ("camera", "stream")
-    # A live source is shown while it is written.
-    obstacle = why_no_window() if live or not options.output else ""
-    # Without a window a video is written, unless the user asks for other outputs only.
-    other_outputs = options.landmarks or options.events or options.alarm
-    write = bool(options.output) or not (obstacle is None or other_outputs)
-    output = output_path(options.output, kind, what) if write else None
-    check_outputs(kind, what, output, options)
-    if obstacle:
-        print(f"note: {obstacle}; " + (f"{printable(output)} is written" if output else
-                                       "nothing is shown"), file=sys.stderr)
-    # Mistakes in the command line are reported before a model is loaded, which takes seconds.
-    find_weights(options.weights, options.device)
-    source = None if still else sources.open_source(kind, what, options.camera_size,
-                                                    options.camera_rate, options.aspect)
-    detector = get_detector(options.detector)
-    predictor = get_predictor(options.weights, options.device)
-    if options.flip_test:
-        predictor.use_flip_test()
-    pipeline = Pipeline(predictor, detector, options,
-                        tracker_settings, draws=write or obstacle is None)
-    lost = False
-    try:
-        if still:
-            run_images(pipeline, kind, what, output)
-        else:
-            lost = run_video(pipeline, source, output, obstacle is None)
-    finally:
-        pipeline.close()
-    if not pipeline.faces:
-        print(pipeline.hint(), file=sys.stderr)
-    written = [str(path) for path in (output, options.landmarks, options.events) if path]
-    print(f"{pipeline.frames} frames, {pipeline.faces} faces" + (": " if written else "")
-          + ", ".join(written))
-    if lost:
-        raise UserError(f"{source.name}: gives no more frames; the camera or the server went away")
+    int8 = experiment.WEIGHTS / f"{experiment.DEFAULT_MODEL}.int8.onnx"
+    if weights is None and device in (None, "cpu") and int8.is_file():
+        return int8
+    return experiment.find_weights(weights or "none", ".onnx", experiment.WEIGHTS)
+
+
+def get_predictor(weights: str | None, device: str | None = None) -> Predictor:
+    """Load the model that --weights means; torch is imported for a .pt only.
+
+    Raises:
+        UserError: where it cannot be loaded.
+    """
+    from utils.predictor import Predictor
+    path = find_weights(weights, device)
+    # `auto` imports torch to look for a GPU, which an .onnx does not need.
+    return Predictor(path, device or ("auto" if path.suffix == ".pt" else "cpu"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 
 from utils import experiment, machine
 from utils.args import Request, parse
-from utils.errors import UserError, as_user_error
+from utils.errors import DiskError, UserError, as_user_error
 from utils.errors import run as run_guarded
 from utils.training import control, recipe
 from utils.training.settings import experiment_settings, requested_settings, resolve_newest
@@ -53,7 +53,7 @@ def dispatch(request: Request):
             dump_pseudo(args)
         if actions & {"fit_shape", "fit_eyes"}:
             fit(args, actions)
-        if actions & {"train", "export", "test_onnx"}:
+        if actions & {"train", "export"}:
             export(args, actions)
         if actions & {"test", "test_onnx"}:
             test(args, actions, request.typed)
@@ -93,26 +93,8 @@ def train(request: Request) -> bool:
 
 def export(args: argparse.Namespace, actions: frozenset):
     """Write the .onnx beside the weights, and the other formats that were asked for."""
-    from utils.deploy import export, quantize, raw
-    asked = actions & {"train", "export"}
-    path = experiment.find_weights(args.exp, ".pt" if asked or "test" in actions else ".onnx")
-    if not asked:
-        path = path.with_suffix(".pt")
-        if not path.is_file() or not export.is_stale(path):
-            return
-    if path.suffix != ".pt":
-        raise UserError(f"{path}: is what --export writes; give the .pt that it is made from")
-    # A file that is only refreshed keeps averaging with the mirrored face if it did so.
-    flip_test = args.flip_test or not asked and export.uses_flip_test(path)
-    path = export.export_weights(path, flip_test)
-    if "int8" in actions:
-        quantize.export_int8(path, args)
-    if "raw" in actions:
-        raw.export_weights(path.with_suffix(".pt"), args.opset)
-    for kind in ("int8", "raw"):
-        other = path.with_suffix(f".{kind}.onnx")
-        if kind not in actions and other.is_file():
-            print(f"note: {other} was not written; --export --{kind} writes it anew")
+    from utils.deploy import formats
+    formats.write_requested(args, actions)
 
 
 def fit(args: argparse.Namespace, actions: frozenset):
@@ -122,13 +104,26 @@ def fit(args: argparse.Namespace, actions: frozenset):
     changed = [module.fit_weights(recipe.action_settings(args, action)) for action, module in
                (("fit_shape", shape_fit), ("fit_eyes", lid_fit)) if action in actions]
     if any(changed) and not actions & {"train", "export"}:
-        export(args, actions)
+        from utils.deploy import formats
+        formats.refresh(args, actions)
 
 
 def test(args: argparse.Namespace, actions: frozenset, typed: dict):
     """Score the test lists with PyTorch, ONNX Runtime or both."""
     from utils.evaluation import score
+    refused = None
+    if "test_onnx" in actions and not actions & {"train", "export"}:
+        from utils.deploy import formats
+        try:
+            formats.refresh(args, actions)
+        except DiskError as error:
+            # The numbers of PyTorch need no file; the stale one is not scored.
+            if "test" not in actions:
+                raise
+            refused, actions = error, actions - {"test_onnx"}
     score.run_test(recipe.action_settings(args, "test"), actions, typed)
+    if refused:
+        raise refused
 
 
 def test_eyes(args: argparse.Namespace, actions: frozenset):

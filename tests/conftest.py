@@ -93,3 +93,14 @@ def weights(tmp_path, monkeypatch):
                      experiment.newest_experiment):
         monkeypatch.setattr(function, "__defaults__", (*function.__defaults__[:-1], tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def no_patches(monkeypatch):
+    """Read eyes from landmarks alone: drawn frames show no eyes where stand-ins see them."""
+    import numpy
+
+    from utils.drowsiness import eye_patch
+    from utils.drowsiness.eyes import SHUT_FROM
+    neutral = numpy.array([[-SHUT_FROM, -99, 0]] * 2, numpy.float32)
+    monkeypatch.setattr(eye_patch, "shipped", lambda: lambda patches: neutral.copy())

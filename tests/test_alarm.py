@@ -32,11 +32,12 @@ def test_not_visible_rings_once_after_a_delay(seconds, times, capsys):
     assert ring([("awake", 1), ("not visible", seconds)], capsys).count("not visible") == times
 
 
-@pytest.mark.parametrize(("before", "times"), [("asleep", 6), ("microsleep", 6), ("drowsy", 1)])
-def test_the_alarm_repeats_for_a_person_last_seen_with_closed_eyes(before, times, capsys):
+@pytest.mark.parametrize(("before", "times"), [("asleep", 6), ("microsleep", 1), ("drowsy", 1)])
+def test_the_alarm_repeats_for_a_person_who_was_asleep_before(before, times, capsys):
     states = [(before, 2), ("not visible", 6 * REPEAT_SECONDS), ("awake", 2), ("not visible", 2)]
     text = ring(states, capsys)
     assert text.count("not visible") == times
+    assert text.count("not visible (asleep before)\n") == (times if before == "asleep" else 0)
 
 
 def test_the_bell_is_the_bell_character(capsys):

@@ -208,8 +208,11 @@ def test_states_and_events_are_those_of_the_rule(modules, rate):
         for eyes, time in observations(seed, rate):
             judged = [value for value in eyes if value is not None]
             closed = sum(judged) / len(judged) <= 0.2 if judged else None
-            rows.append([eyes, closed, time])
-            ended = drowsiness.update(tuple(eyes), closed, time)
+            # Glances of two seconds and yawns, both over whatever the eyes do.
+            down, mouth = bool(judged) and time % 20 < 2, 0.8 if 30 < time % 60 < 33 else 0.1
+            closed = closed and not down
+            rows.append([eyes, closed, time, down, mouth])
+            ended = drowsiness.update(tuple(eyes), closed, time, down, mouth)
             expected.append([drowsiness.state, drowsiness.perclos, drowsiness.blinks_per_minute,
                              [vars(event) for event in ended]])
         found, last = page.evaluate("""(rows) => {

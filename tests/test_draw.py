@@ -240,3 +240,13 @@ def test_mistakes_name_the_file(tmp_path):
         sheet.main(["--samples", "0"])
     with pytest.raises(UserError, match="cannot be written"):
         draw.save(tmp_path / "picture.xyz", numpy.zeros((4, 4, 3), numpy.uint8))
+
+
+def test_landmarks_without_confidence_are_not_drawn():
+    image = numpy.zeros((100, 100, 3), numpy.uint8)
+    scheme = SCHEMES["300W"]
+    points = 20 + 60 * numpy.asarray(scheme.mean_face)
+    confidence = numpy.where(points[:, 0] > 50, 0.0, 0.8)
+    drawn = draw.landmarks(image, points, scheme, confidence, radius=1)
+    assert drawn[:, :50].any()
+    assert not drawn[:, 54:].any()

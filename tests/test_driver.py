@@ -4,7 +4,14 @@ import dataclasses
 import numpy
 import pytest
 
-from utils.drowsiness.driver import TAKEOVER_SECONDS, Driver, Everyone, distance, driver_score
+from utils.drowsiness.driver import (
+    RETURN_SECONDS,
+    TAKEOVER_SECONDS,
+    Driver,
+    Everyone,
+    distance,
+    driver_score,
+)
 from utils.drowsiness.eyes import Eyes
 from utils.drowsiness.states import MAX_CLOSED_GAP, WINDOW
 
@@ -96,8 +103,26 @@ def test_a_driver_who_moved_the_seat_is_found_again():
     people = Driver()
     watch(people, 10, [(face(1, DRIVER), OPEN)])
     moved = [(face(2, (280, 240, 300)), OPEN), (face(3, PASSENGER), SHUT)]
-    assert watch(people, TAKEOVER_SECONDS - 1, moved, 10)[0] == {}
-    assert set(watch(people, 2, moved, 9 + TAKEOVER_SECONDS)[0]) == {2}
+    before = people.drowsiness
+    assert watch(people, RETURN_SECONDS - 0.1, moved, 10)[0] == {}
+    assert watch(people, 1, moved, 10 + RETURN_SECONDS - 0.1)[0] == {2: before}
+
+
+def test_the_only_face_is_the_driver_again_wherever_and_however_large():
+    people = Driver()
+    watch(people, 10, [(face(1, DRIVER), OPEN)])
+    before = people.drowsiness
+    assert watch(people, 1, [(face(2, (120, 80, 60)), SHUT)], 12)[0] == {2: before}
+
+
+def test_a_passenger_seen_beside_the_driver_is_not_the_driver():
+    people = Driver()
+    watch(people, 10, [(face(1, DRIVER), OPEN), (face(2, PASSENGER), OPEN)])
+    # Alone, and with another id after a loss.
+    assert watch(people, 3, [(face(2, PASSENGER), SHUT)], 10)[0] == {}
+    assert watch(people, 3, [(face(3, PASSENGER), SHUT)], 13)[0] == {}
+    both = [(face(3, PASSENGER), SHUT), (face(4, DRIVER), OPEN)]
+    assert set(watch(people, 1, both, 16)[0]) == {4}
 
 
 def test_distance_of_boxes():
@@ -133,11 +158,11 @@ def test_everyone_has_a_separate_drowsiness():
 
 def test_a_sleeper_who_disappears_is_watched_for_a_minute():
     people = Everyone()
-    watch(people, 2, [(face(1, DRIVER), SHUT)])
-    for seconds in (2 + WINDOW - 1, 2 + WINDOW + 1):
+    watch(people, 4, [(face(1, DRIVER), SHUT)])
+    for seconds in (4 + WINDOW - 1, 4 + WINDOW + 1):
         states, _ = people.watch([], [], SHAPE, seconds)
         assert states == {}
-        assert set(people.watched) == ({1} if seconds < WINDOW + 2 else set())
+        assert set(people.watched) == ({1} if seconds < WINDOW + 4 else set())
 
 
 def test_finish_returns_the_events_that_have_not_ended():

@@ -13,6 +13,8 @@ from tools import drawn_driver
 from utils import pipeline
 from utils.tracking import tracker
 
+# Drawn eyes are no eyes for the network that was trained on photos.
+pytestmark = pytest.mark.usefixtures("no_patches")
 RATE, SIZE, HAND = 30, 160, (90, 70, 60)
 TURNS = ((4.0, 5.0, 35), (11.0, 12.0, -35), (27.0, 28.5, 35))  # start, end, yaw
 

@@ -11,7 +11,7 @@ import torch
 
 import main
 from utils import checkpoint, provenance
-from utils.args import load_args
+from utils.args import load_args, parse
 from utils.deploy.export import (
     export_onnx,
     export_weights,
@@ -19,6 +19,7 @@ from utils.deploy.export import (
     licence,
     rewrite_ir_version,
 )
+from utils.deploy.formats import refresh
 from utils.errors import UserError
 from utils.predictor import Predictor
 
@@ -202,11 +203,28 @@ def test_a_test_exports_a_stale_file_again(tiny_weights, tmp_path, capsys):
     checkpoint.save(checkpoint.read(tiny_weights), path)
     settings = argparse.Namespace(exp=str(path), flip_test=False)
     for _ in range(2):
-        main.export(settings, {"test", "test_onnx"})
+        refresh(settings, {"test", "test_onnx"})
     assert capsys.readouterr().out.count("exporting") == 1
     path.with_suffix(".int8.onnx").touch()
     main.export(settings, {"export"})
     assert "net.int8.onnx was not written; --export --int8" in capsys.readouterr().out
+
+
+def test_the_numbers_come_before_a_file_that_cannot_be_written(tiny_weights, drawn_set, tmp_path,
+                                                               capsys):
+    path = tmp_path / "net.pt"
+    checkpoint.save(checkpoint.read(tiny_weights), path)
+    path.with_suffix(".onnx").mkdir()  # Also an administrator cannot replace it by a file.
+    command = ["--test-onnx", "--exp", str(path), "--data-dir", str(drawn_set)]
+    with pytest.raises(UserError, match=r"net\.onnx: could not be written") as error:
+        main.dispatch(parse(["--test", *command]))
+    assert "\n" not in str(error.value)
+    printed = capsys.readouterr().out
+    assert "pytorch" in printed
+    assert "onnx " not in printed.replace("net.onnx", "")
+    with pytest.raises(UserError, match="could not be written"):
+        main.dispatch(parse(command))
+    assert not capsys.readouterr().out.replace(f"exporting {path.with_suffix('.onnx')}", "").strip()
 
 
 def test_a_stale_file_keeps_its_flip_test(tiny_weights, tmp_path):
@@ -219,7 +237,7 @@ def test_a_stale_file_keeps_its_flip_test(tiny_weights, tmp_path):
     state["weights"] = {name: value * 1.01 for name, value in state["weights"].items()}
     checkpoint.save(state, path)
     assert is_stale(path)
-    main.export(settings, {"test", "test_onnx"})
+    refresh(settings, {"test", "test_onnx"})
     assert Predictor(path.with_suffix(".onnx")).flip_test
     assert not is_stale(path)
     main.export(settings, {"export"})

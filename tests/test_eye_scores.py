@@ -1,5 +1,6 @@
 """Scores of closed and open eyes, the thresholds fitted to them, and the files that hold them."""
 import json
+import pathlib
 import shutil
 
 import cv2
@@ -17,6 +18,7 @@ from utils.evaluation import eyes as scores
 from utils.landmarks import eyelids
 from utils.landmarks.schemes import SCHEMES
 from utils.predictor import Predictor
+from utils.tracking import tracker
 from utils.training import lid_fit
 
 SCHEME = SCHEMES["300W"]
@@ -49,12 +51,35 @@ def test_a_face_that_is_not_found_or_not_judged_counts_as_open():
                 reading(True, 0.1, judged=False), reading(False, 0.3), reading(False, 0.15),
                 reading(False, None), reading(False, 0.3)]
     found = scores.score(readings)
-    assert found["closed"] == {"faces": 4, "not_found": 1, "not_judged": 1}
-    assert found["open"] == {"faces": 4, "not_found": 1, "not_judged": 0}
+    assert found["closed"] == {"faces": 4, "not_found": 1, "not_judged": 1, "called_down": 0}
+    assert found["open"] == {"faces": 4, "not_found": 1, "not_judged": 0, "called_down": 0}
     assert found["recall"] == 50
     assert found["false_alarms"] == 25
     assert found["auc"] == 1
     assert found["eye_auc"] == 1
+
+
+def test_faces_that_look_down_have_a_row_of_their_own(capsys):
+    looking = eyes.Eyes((0.6, 0.6), False, (0.02, 0.02), (0.9, 0.9), True)
+    shut = eyes.Eyes((0.0, 0.0), True, (0.02, 0.02), (0.3, 0.3), False)
+    readings = [reading(True, 0.1), reading(False, 0.3)]
+    before = scores.score(readings)
+    assert before["down"]["called_down"] is None
+    scores.print_numbers(before)
+    assert "down    false alarms 0.0 % of open, 0.0 % of closed" in capsys.readouterr().out
+    for name, state in (("a", looking), ("b", looking), ("c", shut), ("d", None)):
+        readings.append(scores.EyeReading(pathlib.Path("down") / name, False, None, None, state))
+    found = scores.score(readings)
+    assert found["down"] == {"faces": 4, "not_found": 1, "not_judged": 0, "called_down": 50,
+                             "called_closed": 25}
+    # Nothing else changes: they are neither open nor closed.
+    assert {name: value for name, value in found.items() if name != "down"} == {
+        name: value for name, value in before.items() if name != "down"}
+    readings.append(scores.EyeReading(pathlib.Path("open/e"), False, None, None, looking))
+    assert scores.score(readings)["open"]["called_down"] == 50
+    scores.print_numbers(found)
+    assert "down    4 faces, 1 not found, 0 not judged" in (text := capsys.readouterr().out)
+    assert "down    recall 50.0 %, called closed 25.0 %, false alarms 0.0 % of open" in text
 
 
 def test_fitted_thresholds_separate_the_states_and_avoid_false_alarms():
@@ -144,7 +169,7 @@ def test_a_later_export_has_the_thresholds(shipped):
     assert Predictor(shipped.with_suffix(".onnx")).eyes == limits
 
 
-def test_the_command(shipped, tmp_path, monkeypatch, capsys):
+def test_the_command(shipped, tmp_path, monkeypatch, capsys, no_patches):
     """The stand-in network predicts closed eyes for painted face 1 and open ones for face 5."""
     folder = tmp_path / "faces"
     for state, number in (("closed", 1), ("open", 5)):
@@ -169,6 +194,9 @@ def test_the_command(shipped, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(scores, "Predictor", Seeing)
     monkeypatch.setattr(scores, "get_detector", lambda name: painted_faces.detector())
+    # To the face score, painted squares are none.
+    monkeypatch.setattr(tracker, "face_score", lambda predictor, image, points, confidence:
+                        numpy.ones(len(points)))
     report = tmp_path / "report.json"
     main.dispatch(args.parse(["--fit-eyes", "--test-eyes", "--exp", str(shipped), "--data-dir",
                               str(folder), "--report", str(report)]))

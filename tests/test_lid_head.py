@@ -201,7 +201,7 @@ def test_the_command_exports_again(weights, tiny_weights, faces, tmp_path, monke
             folder.mkdir(exist_ok=True)
             shutil.copy(r.photo, folder / r.photo.name)
     by_name = {r.photo.name: r for r in faces}
-    monkeypatch.setattr(scores, "predict_photos", lambda predictor, detector, photos: [
+    monkeypatch.setattr(scores, "predict_photos", lambda predictor, detector, photos, *_: [
         by_name[photo.name] for photo, _ in photos])
     # All faces have the same landmarks, to which thresholds alone could not be fitted.
     main.dispatch(args.parse(["--fit-eyes", "--exp", str(path), "--data-dir", str(tmp_path)]))

@@ -18,7 +18,7 @@ from utils.data.dataset import PreparedSet
 from utils.data.generator import DataGenerator
 from utils.data.readers.pts import unique_name, walk
 from utils.errors import UserError
-from utils.tracking import outputs
+from utils.tracking import output_names, outputs
 
 NO_UTF8 = os.fsdecode(b"f\xe4ce \xff")
 PTS = "version: 1\n{\n" + "".join(f"{x + 1} {y + 1}\n" for x, y in FACE) + "}\n"
@@ -109,7 +109,7 @@ def test_long_names_of_crops_are_cut_and_still_differ():
 def test_output_pictures_of_a_folder_have_different_names():
     paths = [pathlib.Path(name) for name in ("a.jpg", "a.png", "a.jpg.png", "b.jpg", "B.png",
                                              "c.jpg", "d" * 251 + ".jpg", "d" * 251 + ".png")]
-    names = outputs.picture_names(paths)
+    names = output_names.picture_names(paths)
     assert [names[path] for path in paths[:6]] == ["a.jpg.png", "a.png.png", "a.jpg_2.png",
                                                    "b.jpg.png", "B.png.png", "c.png"]
     assert len({name.lower() for name in names.values()}) == 8

@@ -91,3 +91,19 @@ def test_missing_points_are_ignored():
 def test_scheme_without_enough_points():
     with pytest.raises(UserError, match="scheme eyes has 4 of the points"):
         pose.head_pose(numpy.zeros((12, 2)), get_scheme("eyes"))
+
+
+@pytest.mark.parametrize("name", ["300W", "WFLW", "LaPa"])
+def test_a_head_in_profile_hides_its_far_half(name):
+    scheme = get_scheme(name)
+    right, left = scheme.eyes
+    assert not pose.hidden_half(30.0, scheme).any()
+    assert not pose.hidden_half(float("nan"), scheme).any()
+    # Turned to the right of the image, the person's left eye is hidden.
+    turned = pose.hidden_half(60.0, scheme)
+    assert turned[left].all()
+    assert not turned[right].any()
+    other = pose.hidden_half(-60.0, scheme)
+    assert other[right].all()
+    assert not other[left].any()
+    assert 0.3 < turned.mean() < 0.5

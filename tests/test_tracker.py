@@ -339,3 +339,26 @@ def test_a_face_that_walks_out_of_the_frame_is_gone():
     frames_of_tracks = play(lambda i: [(1, 250 + 5 * i, 120, 60)], 40)
     assert len(frames_of_tracks[5]) == 1
     assert frames_of_tracks[-1] == []
+
+
+class Turning(painted_faces.Painted):
+    """Predicts faces that are turned by `roll` degrees."""
+    roll = 0.0
+
+    def __call__(self, crops):
+        points, confidence = super().__call__(crops)
+        angle = numpy.radians(self.roll)
+        turn = numpy.array([[numpy.cos(angle), numpy.sin(angle)],
+                            [-numpy.sin(angle), numpy.cos(angle)]])
+        return (points - 0.5) @ turn + 0.5, confidence
+
+
+@pytest.mark.parametrize(("roll", "kept"), [(30.0, True), (90.0, False), (-90.0, False)])
+def test_a_face_that_is_turned_within_a_frame_is_not_the_same(roll, kept):
+    predictor = Turning()
+    made = make(predictor)
+    image = painted_faces.paint(painted_faces.background(), (1, 150, 120, 60))
+    for i in range(5):
+        assert [track.id for track in made.update(image, i / RATE)] == [1]
+    predictor.roll = roll
+    assert [track.id for track in made.update(image, 5 / RATE)] == [1] * kept

@@ -66,7 +66,8 @@ async def watch(url, count=None):
 
 
 def test_a_film_is_served_and_its_events_are_those_of_the_demo(film, tmp_path):
-    demo.main(["--source", str(film), "--driver", "--events", str(tmp_path / "demo.csv")])
+    demo.main(["--source", str(film), "--driver", "--detector", "haar", "--events",
+               str(tmp_path / "demo.csv")])
 
     async def lines(url):
         found = []
@@ -78,6 +79,7 @@ def test_a_film_is_served_and_its_events_are_those_of_the_demo(film, tmp_path):
         return found
 
     with serving("0", "--source", str(film), "--events", "seen.csv", "--landmarks", "seen.json",
+                 "--detector", "haar",
                  cwd=tmp_path) as process:
         seen = asyncio.run(lines(process.url))
         code, out, err = end(process)

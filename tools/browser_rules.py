@@ -10,12 +10,12 @@ import json
 
 from utils.args import ROOT
 from utils.detection import detector, refine
-from utils.drowsiness import driver, eyes, states
+from utils.drowsiness import driver, eyes, intervals, states
 from utils.landmarks import crop
 from utils.tracking import one_euro, tracker
 
 PATH = ROOT / "examples" / "web" / "rules.json"
-MODULES = (detector, refine, crop, tracker, one_euro, eyes, states, driver)
+MODULES = (detector, refine, crop, tracker, one_euro, eyes, intervals, states, driver)
 
 
 def rules() -> dict[str, dict]:

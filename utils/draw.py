@@ -61,7 +61,8 @@ def landmarks(image: numpy.ndarray, points_px: numpy.ndarray, scheme: Scheme,
         points_px: landmarks (K, 2) in pixels; NaN is left out.
         scheme: of the landmarks.
         confidence: (K,). Makes landmarks smaller and darker in proportion to the highest one of
-            the face, because its absolute value depends on the grid of the model.
+            the face, because its absolute value depends on the grid of the model. Landmarks with a
+            confidence of 0 are left out: they are hidden.
         box: (x_min, y_min, x_max, y_max) in pixels, to draw as well.
         label: text above the face.
         radius: of the landmarks in pixels; default: from the size of the face.
@@ -87,7 +88,7 @@ def landmarks(image: numpy.ndarray, points_px: numpy.ndarray, scheme: Scheme,
         corners = [tuple(int(round(v)) for v in pair) for pair in (box[:2], box[2:])]
         cv2.rectangle(image, *corners, colour, max(1, round(radius / 2)), cv2.LINE_AA)
     table = colours(scheme)
-    for i in numpy.flatnonzero(finite):
+    for i in numpy.flatnonzero(finite & (weight > 0)):
         centre = tuple(int(v) for v in numpy.round(points[i] * 16))
         size = radius * (0.5 + 0.5 * weight[i])
         shade = [int(v * (0.35 + 0.65 * weight[i])) for v in table[i]]

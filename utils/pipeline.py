@@ -7,6 +7,7 @@ For each frame, `Pipeline` tracks the faces, reads their eyes, updates the drows
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -134,10 +135,12 @@ class Pipeline:
         if self.options.eyes:
             # Of the landmarks as predicted: the lag of the filter would hide short blinks.
             eyes = [read_eyes(track.raw_px, track.confidence, self.predictor.scheme,
-                              self.thresholds, image.shape) for track in tracks]
+                              self.thresholds, image=image) for track in tracks]
             if self.people:
                 states, events = self.people.watch(tracks, eyes, image.shape, seconds)
                 self._report(states, events, seconds)
+        for track, one in zip(tracks, eyes):
+            self._hide(track, one)
         readings = [outputs.eye_readings(one, states.get(track.id))
                     for track, one in zip(tracks, eyes)]
         driver = self._driver(next(iter(states), None))
@@ -185,6 +188,16 @@ class Pipeline:
                     file.close()
         return events
 
+    def _hide(self, track, eyes):
+        """Set the confidence of the landmarks that the head hides to 0."""
+        scheme = self.predictor.scheme
+        if not pose.is_known(scheme):
+            return
+        yaw = pose.head_pose(track.raw_px, scheme)[0] if eyes is None else eyes.yaw
+        hidden = pose.hidden_half(math.nan if yaw is None else yaw, scheme)
+        if hidden.any():
+            track.confidence = numpy.where(hidden, 0, track.confidence)
+
     def _driver(self, number):
         """Return (track id, readings) of the driver, or None where none is watched."""
         return (number, outputs.eye_readings(drowsiness=self.people.drowsiness)) \
@@ -228,7 +241,7 @@ def _describe(readings):
     openness = (readings["openness_right"], readings["openness_left"])
     parts = ["eyes " + " ".join("-" if value is None else f"{value:.0%}" for value in openness)]
     if readings["state"] is None:
-        closed = {True: "shut", False: "open", None: "cannot be judged"}[readings["closed"]]
+        closed = {True: "shut", False: "open", None: "cannot be assessed"}[readings["closed"]]
         return f"{parts[0]}, {closed}"
     blinks, perclos = readings["blinks_per_minute"], readings["perclos"]
     parts += ["- blinks/min" if blinks is None else f"{blinks:.0f} blinks/min",

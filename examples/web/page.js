@@ -72,7 +72,7 @@ async function watch(source, width, height, times) {
     const frame = pixels.getImageData(0, 0, width, height);
     const face = await tracker.update(frame, time);
     const eyes = face ? readEyes(face, model, frame) : { openness: NONE, closed: null };
-    report(drowsiness.update(eyes.openness, eyes.closed, time));
+    report(drowsiness.update(eyes.openness, eyes.closed, time, null, eyes.mouth));
     const { state, perclos, blinksPerMinute } = drowsiness, [right, left] = eyes.openness;
     draw(model, face, rules.states.STATES[state].colour);
     const texts = { state, right: percent(right), left: percent(left), perclos: percent(perclos),

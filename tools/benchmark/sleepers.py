@@ -53,9 +53,10 @@ def detect_events(predictor, detector, video):
     for time, frame in video:
         face = largest(tracker.update(frame, time))
         state = face and eyes.read_eyes(face.raw_px, face.confidence, predictor.scheme,
-                                        predictor.eyes, frame.shape)
-        openness, closed = (state.openness, state.closed) if state else ((None, None), None)
-        events += drowsiness.update(openness, closed, time)
+                                        predictor.eyes, image=frame)
+        events += drowsiness.update(state.openness, state.closed, time, state.looks_down,
+                                    state.mouth) if state else drowsiness.update(
+            (None, None), None, time)
     return events + drowsiness.finish()
 
 

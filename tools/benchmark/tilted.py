@@ -55,7 +55,7 @@ def predict_face(predictor, detector, picture, truth):
         return None
     start = detector.to_crop(boxes[inside.argmax()], predictor.crop["scale"])
     points, confidence = (found[0] for found in refine(predictor, picture, start)[:2])
-    state = eyes.read_eyes(points, confidence, predictor.scheme, predictor.eyes, picture.shape)
+    state = eyes.read_eyes(points, confidence, predictor.scheme, predictor.eyes, image=picture)
     return points, state.closed
 
 

@@ -1,7 +1,8 @@
 """Folders of photos whose eyes are known to be closed or open.
 
 Photos with closed eyes are in closed/, with open eyes in open/. Eye thresholds are fitted and
-scored on such a folder, and pseudo_labels.prepare adds its faces to a prepared set.
+scored on such a folder, and pseudo_labels.prepare adds its faces to a prepared set. Photos of
+people who look down, in down/, are only scored.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from utils.errors import UserError
 from utils.files import read_text, split_numbers
 
 STATES = ("closed", "open")
+DOWN = "down"
 
 
 def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
@@ -23,7 +25,7 @@ def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
         folder: has the folders closed/ and open/.
         names: `none` for all photos; else LIST, LIST:PART or LIST:PART,PART, where LIST is a file
             with lines `closed/0001.jpg` or `closed/0001.jpg PART` (a tab, semicolon or comma
-            may stand for the blank).
+            may stand for the blank). Photos of down/ are left out.
 
     Returns:
         The path of each photo and whether its eyes are closed.
@@ -42,15 +44,35 @@ def list_photos(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
         found = [path for state in STATES for path in sorted((folder / state).iterdir())
                  if path.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        found = [folder / name for name in _read_names(names)]
+        found = [folder / name for name in _read_names(names) if not name.startswith(f"{DOWN}/")]
     for state in STATES:
         if not any(path.parent.name == state for path in found):
             raise UserError(f"{folder}: no photo in {state}/"
                             + (f" is named by {names}" if names != "none" else ""))
-    absent = [path for path in found if not path.is_file()]
-    if absent:
-        raise UserError(f"{absent[0]}: no such photo, though {names} names it")
+    _require(found, names)
     return [(path, path.parent.name == "closed") for path in found]
+
+
+def list_down(folder: pathlib.Path | str, names: pathlib.Path | str = "none"
+              ) -> list[pathlib.Path]:
+    """List the photos in folder/down, none where there is no such folder.
+
+    The arguments are those of list_photos.
+    """
+    folder = pathlib.Path(folder)
+    if names != "none":
+        found = [folder / name for name in _read_names(names) if name.startswith(f"{DOWN}/")]
+        _require(found, names)
+        return found
+    return [path for path in sorted((folder / DOWN).iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES] if (folder / DOWN).is_dir() else []
+
+
+def _require(paths, names):
+    """Raise UserError where one of the photos is missing."""
+    absent = next((path for path in paths if not path.is_file()), None)
+    if absent:
+        raise UserError(f"{absent}: no such photo, though {names} names it")
 
 
 def _is_part(text):
@@ -73,9 +95,9 @@ def _read_names(names):
             if line.strip()]
     for number, row in rows:
         place = row[0].split("/")
-        if len(row) > 2 or len(place) != 2 or place[0] not in STATES:
-            raise UserError(f"{path}:{number}: expected closed/NAME or open/NAME and perhaps a "
-                            f"part, found {' '.join(row)[:60]!r}")
+        if len(row) > 2 or len(place) != 2 or place[0] not in (*STATES, DOWN):
+            raise UserError(f"{path}:{number}: expected closed/NAME, open/NAME or down/NAME and "
+                            f"perhaps a part, found {' '.join(row)[:60]!r}")
     known = {row[1] for _, row in rows if len(row) == 2}
     for part in parts:
         if part not in known:

@@ -17,7 +17,7 @@ import numpy
 import PIL.Image
 import PIL.ImageOps
 
-from utils.errors import printable
+from utils.errors import UserError, printable
 
 JPEG_QUALITY = 95
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -149,6 +149,18 @@ def _is_cut_off(content: bytes) -> bool:
             continue
         position += 2 + int.from_bytes(content[position + 2:position + 4], "big")
     return b"\xff\xd9" not in content[position:]
+
+
+def read_image(path: pathlib.Path | str) -> numpy.ndarray:
+    """Read an image file upright, as RGB uint8 (H, W, 3).
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    image = read_photo(path, upright=True)
+    if image is None:
+        raise UserError(f"{path}: {why_unread(path)}")
+    return image
 
 
 def is_left_out(path: pathlib.Path) -> bool:

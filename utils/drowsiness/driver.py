@@ -27,12 +27,15 @@ MAX_DISTANCE, MAX_SIDE_RATIO = 1.0, 1.6
 # not visible. This corrects a choice made while only a passenger or a false detection was visible.
 # A driver who was seen for less than TAKEOVER_SECONDS is replaced at once.
 TAKEOVER_RATIO, TAKEOVER_SECONDS = 1.5, 5.0
+# A driver who was gone is known again when a face was in the driver's place, or the only one, for
+# RETURN_SECONDS. People who were seen beside the driver do not count.
+RETURN_SECONDS = 0.5
 
 
 class Everyone:
     """Watches each face separately.
 
-    A person who disappears with closed eyes is watched for another WINDOW seconds, or until a face
+    A person who disappears asleep is watched for another WINDOW seconds, or until a face
     appears in the same place. Others are dropped when the tracker drops them.
     """
 
@@ -61,12 +64,13 @@ class Everyone:
         for track, observed in zip(tracks, eyes):
             drowsiness = self._people.get(track.id, (None,))[0] or Drowsiness()
             self._people[track.id] = drowsiness, time, track.box
-            ended = drowsiness.update(observed.openness, observed.closed, time)
+            ended = drowsiness.update(observed.openness, observed.closed, time,
+                                      observed.looks_down, observed.mouth)
             events += [(track.id, event) for event in ended]
         for i, (drowsiness, last_time, box) in list(self._people.items()):
             if time - last_time <= LOST_SECONDS:
                 continue
-            if drowsiness.eyes_closed and time - last_time <= WINDOW and not any(
+            if drowsiness.asleep and time - last_time <= WINDOW and not any(
                     distance(box, track.box) <= MAX_DISTANCE for track in tracks):
                 ended = drowsiness.update((None, None), None, time)
             else:
@@ -91,7 +95,9 @@ class Driver:
     def __init__(self):
         self.drowsiness, self._pending_events = Drowsiness(), []
         self._id = self._box = self._time = None
-        self._rival = None  # (track id, since when) of a face that may become the driver.
+        # (track id, since when) of a face that may become the driver, or may be the driver again.
+        self._rival = self._candidate = None
+        self._others = {}  # Track id to box (4,) of those seen beside the driver.
 
     @property
     def watched(self) -> dict[str, Drowsiness]:
@@ -107,9 +113,9 @@ class Driver:
         track = self.find(tracks, shape, time)
         events, self._pending_events = self._pending_events, []
         observed = next((one for other, one in zip(tracks, eyes) if other is track), None)
-        openness, closed = (observed.openness, observed.closed) if observed else (
-            (None, None), None)
-        events += self.drowsiness.update(openness, closed, time)
+        events += self.drowsiness.update((None, None), None, time) if observed is None else \
+            self.drowsiness.update(observed.openness, observed.closed, time, observed.looks_down,
+                                   observed.mouth)
         return ({track.id: self.drowsiness} if track else {},
                 [("driver", event) for event in events])
 
@@ -120,6 +126,8 @@ class Driver:
     def find(self, tracks: list[Track], shape: tuple[int, ...], time: float) -> Track | None:
         """Return the driver's track in a frame of this shape, or None."""
         track = self._find_known(tracks, time)
+        if track is None and self._box is not None:
+            track = self._find_returned(tracks, time)
         best = max(tracks, key=lambda other: driver_score(other.box, shape), default=None)
         if self._box is None:
             track = best
@@ -135,6 +143,9 @@ class Driver:
                 track = best
         if track is not None:
             self._id, self._box, self._time = track.id, track.box, time
+            self._candidate = None
+            # Only those in sight now: a passenger may leave.
+            self._others = {other.id: other.box for other in tracks if other is not track}
         return track
 
     def _find_known(self, tracks, time):
@@ -146,11 +157,38 @@ class Driver:
             return None
         same = [track for track in tracks if track.id == self._id]
         return next(iter(same), None) or min(
-            (track for track in tracks if distance(self._box, track.box) <= MAX_DISTANCE),
+            (track for track in self._strangers(tracks)
+             if distance(self._box, track.box) <= MAX_DISTANCE),
             key=lambda track: distance(self._box, track.box), default=None)
 
+    def _find_returned(self, tracks, time):
+        """Return the driver's track once a face is in the driver's place, or is the only one.
+
+        Its size may be any: the driver may have leaned back or moved the seat.
+        """
+        found = self._strangers(tracks)
+        near = [track for track in found if _is_in_place(self._box, track.box)]
+        found = min(near, key=lambda track: distance(self._box, track.box, math.inf),
+                    default=found[0] if len(tracks) == len(found) == 1 else None)
+        if found is None:
+            self._candidate = None
+        elif self._candidate is None or self._candidate[0] != found.id:
+            self._candidate = found.id, time
+        return found if found is not None and (
+            time - self._candidate[1] >= RETURN_SECONDS) else None
+
+    def _strangers(self, tracks):
+        """Return the tracks that are not of people who were seen beside the driver."""
+        for track in tracks:
+            if track.id not in self._others and track.id != self._id and any(
+                    distance(box, track.box) <= MAX_DISTANCE / 2 for box in self._others.values()):
+                self._others[track.id] = track.box  # The same person, with another id.
+        self._others |= {track.id: track.box for track in tracks if track.id in self._others}
+        return [track for track in tracks if track.id not in self._others]
+
     def _reset(self):
-        self._id = self._box = self._time = self._rival = None
+        self._id = self._box = self._time = self._rival = self._candidate = None
+        self._others = {}
         self._pending_events, self.drowsiness = self.drowsiness.finish(), Drowsiness()
 
 
@@ -170,15 +208,22 @@ def driver_score(box: numpy.ndarray, shape: tuple[int, ...]) -> float:
     return side * max(1 - off_centre, 0.0)
 
 
-def distance(box: numpy.ndarray, other: numpy.ndarray) -> float:
+def distance(box: numpy.ndarray, other: numpy.ndarray,
+             max_ratio: float = MAX_SIDE_RATIO) -> float:
     """Return the distance between the centres of two boxes (4,), in sides of `box`.
 
-    It is infinite where their sides differ by more than a factor of MAX_SIDE_RATIO.
+    It is infinite where their sides differ by more than a factor of `max_ratio`.
     """
     (x, y, side), (other_x, other_y, other_side) = _centre_and_side(box), _centre_and_side(other)
-    if not side <= other_side * MAX_SIDE_RATIO <= side * MAX_SIDE_RATIO ** 2:
+    if max(side, other_side) > max_ratio * min(side, other_side):
         return math.inf
     return math.hypot(other_x - x, other_y - y) / max(side, 1e-9)
+
+
+def _is_in_place(box, other):
+    """Return whether the centres of two boxes (4,) of any size are one side of the larger apart."""
+    (x, y, side), (other_x, other_y, other_side) = _centre_and_side(box), _centre_and_side(other)
+    return math.hypot(other_x - x, other_y - y) <= MAX_DISTANCE * max(side, other_side)
 
 
 def _centre_and_side(box):

@@ -13,7 +13,8 @@ import statistics
 
 import numpy
 
-WINDOW = 60.0  # Seconds over which PERCLOS and the blink rate are computed.
+from utils.drowsiness.intervals import _TOLERANCE, OPEN_GAP, WINDOW, Event, Interval, SlidingWindow
+
 # PERCLOS is None until this many seconds of the window were observed. The state drowsy then takes
 # at least 4.5 s of closed eyes, more than blinks and one microsleep.
 MIN_SEEN = 30.0
@@ -21,11 +22,10 @@ MIN_SEEN = 30.0
 # nor closed. At low frame rates the limit is GAP_INTERVALS times the frame interval (median of the
 # last MEDIAN_INTERVALS), at most MAX_INTERVAL. With longer frame intervals no state is reported.
 MAX_GAP, GAP_INTERVALS, MAX_INTERVAL, MEDIAN_INTERVALS = 0.5, 1.5, 2.0, 9
-# A gap of up to this many seconds between two closed-eye observations counts as closed.
-MAX_CLOSED_GAP = 2.0
-# The eyes open at an unknown time between two frames; it counts as at most this many seconds after
-# the last frame with closed eyes.
-MAX_END_DELAY = 0.25
+# A gap of up to MAX_CLOSED_GAP seconds between two closed-eye observations counts as closed where
+# the eyes were closed for MICROSLEEP_SECONDS before it. A shorter closure ends with the last frame
+# that shows it, also before UNSEEN_GAP seconds of frames without visible eyes.
+MAX_CLOSED_GAP, UNSEEN_GAP = 2.0, 0.1
 # A blink closes the eye by half and opens it again within 100 to 400 ms (Schiffman, Sensation and
 # Perception, 2001). Up to 0.8 s is counted, because landmarks of a tired eye lag. Levels are shares
 # of the person's own open eye. Of nine blinks in videos of 24 and 30 frames a second, five are
@@ -33,11 +33,10 @@ MAX_END_DELAY = 0.25
 # open eyes and noise (`tiny`, ninety photos) have no blink. At 60 frames a second it may be.
 BLINK_CLOSE_LEVEL, BLINK_OPEN_LEVEL = 0.45, 0.6
 BLINK_MIN_SECONDS, BLINK_MAX_SECONDS = 0.03, 0.8
-# Eyes that seem open for less than this between closed ones count as closed: lids are not so fast.
-OPEN_GAP = 0.1
-# The same for lids that do not get past half open: opening lids do within LID_SECONDS. Measured on
-# a sleeping face with glasses, whose eyes seemed to open by a third for 0.4 s.
-HALF_OPEN_GAP = 0.5
+# Open eyes end a closure after OPEN_GAP, from a frame interval of SLOW_INTERVAL in two frames, and
+# after HALF_OPEN_GAP where the lids do not get past half open: opening lids do within LID_SECONDS.
+# Measured on a sleeping face with glasses, whose eyes seemed to open by a third for 0.4 s.
+SLOW_INTERVAL, HALF_OPEN_GAP = 0.08, 0.5
 # The same for lids that stay nearly closed, below a level of NEARLY_CLOSED. A swaying sleeper reads
 # 0.09 to 0.33 for 0.8 s at a time, which would make three microsleeps. Laughing eyes stay there for
 # longer.
@@ -51,12 +50,19 @@ LID_SECONDS = 0.1  # Longest time that lids take between half open and closed, e
 # 3 s (Euro NCAP, Safe Driving, driver monitoring, 2023). Like blinks, they last from half closed to
 # half open, as far as lids move within LID_SECONDS; drooping lids are not asleep.
 MICROSLEEP_SECONDS, SLEEP_SECONDS = 0.5, 3.0
+# One eye below WINK_CLOSED of the person's own open eye and the other above BLINK_OPEN_LEVEL are a
+# wink, if they stay so for WINK_MIN_SECONDS: the eyes of a blink may be a frame or two apart.
+WINK_CLOSED, WINK_MIN_SECONDS, WINK_MAX_SECONDS = 0.3, 0.1, 3.0
+# Eyes that look down are a state after DOWN_SECONDS, and may be read otherwise for DOWN_GAP.
+DOWN_SECONDS, DOWN_GAP = 0.3, 0.3
+# A mouth open by YAWN_RATIO of its width (Abtahi et al., YawDD, 2014, on such ratios) for
+# YAWN_SECONDS is a yawn; it may seem less open for YAWN_GAP.
+YAWN_RATIO, YAWN_SECONDS, YAWN_GAP = 0.6, 1.5, 0.2
 # PERCLOS from which a person is drowsy, and below which awake again (Wierwille et al., DOT HS 808
 # 247, 1994, call the range between questionable).
 DROWSY_PERCLOS, AWAKE_PERCLOS = 0.15, 0.075
 # Limits of the person's own open level; otherwise sleep would become the reference.
 MIN_OPEN_LEVEL, MAX_OPEN_LEVEL = 0.5, 1.0
-_TOLERANCE = 1e-3  # Time stamps of files are rounded to milliseconds.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,105 +73,21 @@ class State:
         colour: in which it is drawn, RGB.
         eyes_closed: whether the eyes are closed; None: unknown, they count as in the state before.
         alarm_after: seconds in this state until the alarm rings; None: never. While the eyes are
-            closed it rings at once and repeats.
+            closed it repeats.
     """
     colour: tuple[int, int, int]
     eyes_closed: bool | None
     alarm_after: float | None
 
 
-# A look away from the road for 3 s is worth an alarm.
+EVENTS = ("blink", "microsleep", "sleep", "wink", "yawn", "looks down", "not visible")
+# A look away from the road for 3 s is worth an alarm (Euro NCAP, as above: a long distraction).
 STATES = {"awake": State((80, 220, 100), eyes_closed=False, alarm_after=None),
           "drowsy": State((255, 210, 0), eyes_closed=False, alarm_after=0.0),
           "microsleep": State((255, 130, 0), eyes_closed=True, alarm_after=0.0),
           "asleep": State((255, 50, 50), eyes_closed=True, alarm_after=0.0),
+          "looks down": State((110, 170, 255), eyes_closed=False, alarm_after=3.0),
           "not visible": State((190, 190, 190), eyes_closed=None, alarm_after=3.0)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """An event that has ended.
-
-    Attributes:
-        kind: blink, microsleep, sleep or not visible.
-        start: in seconds.
-        end: in seconds.
-    """
-    kind: str
-    start: float
-    end: float
-
-
-class Interval:
-    """The time during which a condition holds; short interruptions do not end it.
-
-    Attributes:
-        start: when it began, in seconds; None while there is none.
-        gap: when the present interruption began, or None.
-    """
-
-    def __init__(self):
-        self.start = self.gap = self._last = None
-
-    def update(self, holds: bool, time: float, max_gap: float = OPEN_GAP,
-               since: float = -math.inf) -> tuple[float, float] | None:
-        """Add the next observation.
-
-        Args:
-            holds: whether the condition holds.
-            time: in seconds.
-            max_gap: an interruption ends the interval when it has lasted this long.
-            since: the interruption is measured from here where this is later than its start.
-
-        Returns:
-            (start, end) of the interval if it has ended, else None.
-        """
-        if holds:
-            self.start, self.gap = time if self.start is None else self.start, None
-            self._last = time
-        elif self.start is not None:
-            self.gap = time if self.gap is None else self.gap
-            if time - max(self.gap, since) >= max_gap - _TOLERANCE:
-                return self.finish(time)
-        return None
-
-    def finish(self, time: float) -> tuple[float, float] | None:
-        """End the interval at `time` or at its present interruption; return (start, end) or None.
-
-        None means that there was no interval.
-        """
-        ended = None if self.start is None else (self.start, self.end(time))
-        self.start = self.gap = None
-        return ended
-
-    def end(self, time: float) -> float:
-        """Return when the interval ended, as far as is known at `time`."""
-        return time if self.gap is None else min(self.gap, self._last + MAX_END_DELAY)
-
-
-class SlidingWindow:
-    """Seconds seen, closed (of these) and unseen within the last WINDOW."""
-
-    def __init__(self):
-        self._steps = collections.deque()  # (time, microseconds, is seen, is closed)
-        self._seen = self._closed = self._unseen = 0  # Integers, because sums of floats drift.
-
-    seen = property(lambda self: self._seen / 1e6)
-    closed = property(lambda self: self._closed / 1e6)
-    unseen = property(lambda self: self._unseen / 1e6)
-
-    def add(self, time: float, step: float, seen: bool, closed: bool) -> None:
-        """Add the `step` seconds that end at `time`, and drop what has left the window."""
-        self._steps.append((time, round(min(step, WINDOW) * 1e6), seen, closed))
-        self._count(1, self._steps[-1])
-        while self._steps[0][0] <= time - WINDOW:
-            self._count(-1, self._steps.popleft())
-
-    def _count(self, sign, step):
-        _, length, seen, closed = step
-        self._seen += sign * length * seen
-        self._closed += sign * length * closed
-        self._unseen += sign * length * (not seen)
 
 
 class Drowsiness:
@@ -179,17 +101,21 @@ class Drowsiness:
         blinks: since the first frame.
         window: the SlidingWindow; its unseen time counts neither as open nor as closed.
         eyes_closed: whether the state had closed eyes when they were last seen.
+        asleep: whether the state was `asleep` then.
     """
 
     def __init__(self):
         self.state, self.perclos, self.blinks_per_minute, self.blinks = "not visible", None, None, 0
         self.window = SlidingWindow()
         self._closed, self._half_closed, self._held = Interval(), Interval(), Interval()
+        self._wink, self._down, self._yawn = Interval(), Interval(), Interval()
+        self._last_end = -math.inf  # Of the events of the eyes.
         self._wide_since = None  # Since when the lids are more than nearly closed.
         self._blink_times = collections.deque()  # Ends of the blinks in the window.
         # Times of the first frame, the last frame, and the last frame with visible eyes.
         self._first_time = self._time = self._seen_time = None
-        self.eyes_closed = False
+        self._hidden_since = None  # The first frame without visible eyes after the last with them.
+        self.eyes_closed = self.asleep = False
         self._was_seen = self._slept = self._drowsy = self._still_closed = False
         self._drowsy_until = float("-inf")
         self._open_level, self._levels = MAX_OPEN_LEVEL, collections.deque()
@@ -202,16 +128,19 @@ class Drowsiness:
         return self._interval > MAX_INTERVAL
 
     def update(self, openness: tuple[float | None, float | None], closed: bool | None,
-               time: float) -> list[Event]:
+               time: float, looks_down: bool | None = None, mouth: float | None = None,
+               ) -> list[Event]:
         """Add the observation of the next frame.
 
         Args:
             openness: of the right and left eye, 0..1; None for an eye that cannot be judged.
             closed: whether the eyes are closed; None where neither can be judged.
             time: in seconds, never decreasing.
+            looks_down: whether the eyes look down; None where not known.
+            mouth: height to width of the opening of the mouth; None where not known.
 
         Returns:
-            The events that have ended.
+            The events that have ended. Only those of the mouth overlap others.
         """
         judged = [value for value in openness if value is not None]
         seen = closed is not None and bool(judged)
@@ -222,20 +151,18 @@ class Drowsiness:
         observed = seen and self._was_seen and step <= self._max_gap()
         events = []
         self._first_time = time if self._first_time is None else self._first_time
-        gap = time - self._last_seen()
-        if gap > self._max_gap():
-            in_closure = self._closed.start is not None and self._closed.gap is None
-            if not in_closure or gap > MAX_CLOSED_GAP + _TOLERANCE or seen and not closed:
-                events += self._end_closures(self._last_seen())
-            if seen:
-                events.append(Event("not visible", self._last_seen(), time))
-                self._still_closed = self.eyes_closed and closed
+        events += self._end_before_gap(seen, closed, time)
         if seen:
-            level = sum(judged) / len(judged)
-            ended, closed = self._update_closures(level, closed, time)
+            level, wink = self._lid_level(judged, closed)
+            ended, closed = self._update_closures(level, closed and not wink, time,
+                                                  learn=not (wink or looks_down))
             events += ended
             self._still_closed = self._still_closed and closed
-            self._seen_time = time
+            self._seen_time, self._hidden_since = time, None
+            events += self._update_glances(wink, bool(looks_down) and not closed, time)
+        elif self._hidden_since is None:
+            self._hidden_since = time
+        events = self._without_overlap(events) + self._update_mouth(mouth, time)
         self.window.add(time, step, observed or step == 0, bool(observed and closed))
         self._time, self._was_seen = time, seen
         self._count(events, time)
@@ -247,9 +174,12 @@ class Drowsiness:
         if self._time is None:
             return []
         away = self._is_away(self._time)
-        events = self._end_closures(self._last_seen() if away else self._time)
+        end, last_end = self._last_seen() if away else self._time, self._last_end
+        events = self._end_closures(end, hidden=away) + self._end_glances(end)
         if away:
             events.append(Event("not visible", self._last_seen(), self._time))
+        events = self._without_overlap(events) + self._yawns(self._yawn.finish(self._time))
+        self._last_end = last_end
         self._count(events, self._time)
         return events
 
@@ -263,9 +193,92 @@ class Drowsiness:
         """Return when the eyes were last seen; before that, the time of the first frame."""
         return self._first_time if self._seen_time is None else self._seen_time
 
-    def _update_closures(self, level, closed, time):
+    def _end_before_gap(self, seen, closed, time):
+        """Return the events that ended when the eyes were last seen, where they were not since."""
+        events, gap = [], time - self._last_seen()
+        away = gap > self._max_gap()
+        hidden = (self._hidden_since is not None and seen
+                  and time - self._hidden_since >= UNSEEN_GAP - _TOLERANCE)
+        in_closure = self._closed.start is not None and self._closed.gap is None
+        bridged = (in_closure and self.eyes_closed and gap <= MAX_CLOSED_GAP + _TOLERANCE
+                   and (closed or not seen))
+        if (away or hidden and in_closure and not self.eyes_closed) and not bridged:
+            events += self._end_closures(self._last_seen(), hidden=True)
+            events += self._end_glances(self._last_seen())
+        if away and seen:
+            events += [] if bridged else [Event("not visible", self._last_seen(), time)]
+            self._still_closed = self.eyes_closed and closed
+        return events
+
+    def _lid_level(self, judged, closed):
+        """Return the level of the lids, and whether one eye alone is closed.
+
+        A wink begins with open eyes: within a closure, one eye that is read as open does not count.
+        """
+        low, high = min(judged), max(judged)
+        wink = (len(judged) == 2 and low < WINK_CLOSED * self._open_level
+                and high >= BLINK_OPEN_LEVEL * self._open_level
+                and (self._closed.start is None or not closed and self._wink.start is not None))
+        return (high if wink else sum(judged) / len(judged)), wink
+
+    def _update_glances(self, wink, down, time):
+        """Add an observation of winks and of eyes that look down; return the events that ended."""
+        winks = self._winks(self._wink.update(wink, time, self._open_gap()))
+        return winks + self._glances(self._down.update(down, time, DOWN_GAP))
+
+    def _end_glances(self, time):
+        return self._winks(self._wink.finish(time)) + self._glances(self._down.finish(time))
+
+    @staticmethod
+    def _winks(interval):
+        brief = (interval is not None and _lasts(interval, WINK_MIN_SECONDS)
+                 and not _lasts(interval, WINK_MAX_SECONDS))
+        return [Event("wink", *interval)] if brief else []
+
+    @staticmethod
+    def _glances(interval):
+        long = interval is not None and _lasts(interval, DOWN_SECONDS)
+        return [Event("looks down", *interval)] if long else []
+
+    def _update_mouth(self, ratio, time):
+        """Add an observation of the mouth; return the yawn that ended, in a list."""
+        if ratio is None and self._hidden_since is not None and self._is_away(time):
+            return self._yawns(self._yawn.finish(self._last_seen()))
+        return [] if ratio is None else self._yawns(
+            self._yawn.update(ratio >= YAWN_RATIO, time, max(YAWN_GAP, self._open_gap())))
+
+    @staticmethod
+    def _yawns(interval):
+        long = interval is not None and _lasts(interval, YAWN_SECONDS)
+        return [Event("yawn", *interval)] if long else []
+
+    def _without_overlap(self, events):
+        """Return events of the eyes so that none overlaps another or one returned before.
+
+        A closure divides a time of looking down.
+        """
+        found = []
+        for event in sorted(events, key=lambda event: event.end):
+            down = self._down.start
+            if event.kind in ("blink", "microsleep", "sleep") and down is not None \
+                    and down < event.end:
+                found += self._glances((max(down, self._last_end), event.start))
+                self._down.start = event.end
+            start = max(event.start, self._last_end)
+            if event.end > start:
+                found.append(dataclasses.replace(event, start=start))
+                self._last_end = event.end
+        return found
+
+    def _open_gap(self):
+        """Return how long open eyes end a closure: OPEN_GAP, or two frames of a slow camera."""
+        slow = self._interval >= SLOW_INTERVAL
+        return min(OPEN_GAP, self._interval / 2) if slow else OPEN_GAP
+
+    def _update_closures(self, level, closed, time, learn=True):
         """Return the ended events, and whether the eyes are closed or held nearly closed."""
-        self._learn_open_level(level, time)
+        if learn:
+            self._learn_open_level(level, time)
         half_limit = self._open_level * (
             BLINK_CLOSE_LEVEL if self._half_closed.start is None else BLINK_OPEN_LEVEL)
         half_closed = closed or level < half_limit
@@ -276,7 +289,7 @@ class Drowsiness:
             self._wide_since = time
         # Nearly closed lids do not count towards the gap of half-open ones.
         max_gap, since = (NEARLY_CLOSED_GAP, -math.inf) if nearly_closed else (
-            HALF_OPEN_GAP if half_closed else OPEN_GAP, self._wide_since)
+            HALF_OPEN_GAP if half_closed else self._open_gap(), self._wide_since)
         self._held.update(closed or level < HELD_CLOSED * self._open_level, time, max_gap, since)
         start = self._held.start
         if nearly_closed and start is not None and time - start >= HELD_SECONDS - _TOLERANCE:
@@ -284,13 +297,23 @@ class Drowsiness:
             self._closed.start = start if self._closed.start is None else min(start,
                                                                               self._closed.start)
         closure = self._with_lid_motion(self._closed.update(closed, time, max_gap, since), time)
-        return self._classify(closure, self._half_closed.update(half_closed, time)), closed
+        half_closure = self._half_closed.update(half_closed, time, self._open_gap())
+        if half_closure is not None and self._closed.start is not None:
+            # Lids that are open end the closure too, or it would be told as two events.
+            ended = self._closed.finish(time)
+            closure = (max(ended[0] - LID_SECONDS, half_closure[0]),
+                       min(ended[1] + LID_SECONDS, half_closure[1]))
+        return self._classify(closure, half_closure), closed
 
-    def _end_closures(self, time):
+    def _end_closures(self, time, hidden=False):
+        """Return the events that end at `time`.
+
+        hidden: whether the eyes went out of sight then: eyes that were closed make a blink.
+        """
         self._held.finish(time)
         self._wide_since = None
+        opened = self._half_closed.gap is not None or hidden and self._closed.start is not None
         closure = self._with_lid_motion(self._closed.finish(time), time)
-        opened = self._half_closed.gap is not None
         return self._classify(closure, self._half_closed.finish(time), opened)
 
     def _with_lid_motion(self, closure, time):
@@ -301,7 +324,8 @@ class Drowsiness:
     def _classify(self, closure, half_closure, opened=True):
         """Return the events that ended intervals of closed and half-closed eyes are.
 
-        opened: whether the eyes were seen to open again, as a blink requires.
+        opened: whether the eyes were seen to open again, or closed before they went out of
+                sight, as a blink requires.
         """
         events = []
         if closure is not None and _lasts(closure, MICROSLEEP_SECONDS):
@@ -349,7 +373,10 @@ class Drowsiness:
             self._drowsy = self.perclos >= (AWAKE_PERCLOS if self._drowsy else DROWSY_PERCLOS)
         closed_seconds = 0.0
         if self._closed.start is not None:
-            start, end = self._with_lid_motion((self._closed.start, self._closed.end(time)), time)
+            # Unseen time counts once the eyes were called closed.
+            time_closed = time if self._was_seen or self.eyes_closed else self._last_seen()
+            start, end = self._with_lid_motion(
+                (self._closed.start, self._closed.end(time_closed)), time_closed)
             closed_seconds = end - start + _TOLERANCE
         if self._seen_time is None or self._is_away(time) or self.frame_rate_too_low:
             self.state = "not visible"
@@ -357,12 +384,15 @@ class Drowsiness:
             self.state = "asleep"
         elif closed_seconds >= MICROSLEEP_SECONDS or self._still_closed:
             self.state = "microsleep"
+        elif self._down.start is not None and _lasts((self._down.start, self._last_seen()),
+                                                     DOWN_SECONDS):
+            self.state = "looks down"
         else:
             # After sleep the state is drowsy for a while, even before PERCLOS is known.
             self.state = "drowsy" if self._drowsy or time < self._drowsy_until else "awake"
         eyes_closed = STATES[self.state].eyes_closed
         if eyes_closed is not None:
-            self.eyes_closed = eyes_closed
+            self.eyes_closed, self.asleep = eyes_closed, self.state == "asleep"
 
 
 def _lasts(interval, seconds):

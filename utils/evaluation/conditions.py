@@ -3,9 +3,9 @@
 `main.py --test --by yaw,size,blur,dark,covered,mirror` prints one table. Yaw splits the faces of a
 list by their annotation. Size, blur, darkness and cover are synthetic: every crop is degraded in
 the way that CONDITIONS states, and the whole list is predicted again. `mirror` splits the faces by
-their mirror error, which needs no labels (metrics.mirror_error), and scores the mirrored images: the
-mean of both NMEs is without the side that labels lie on, which a model learns from faces that are not
-mirrored.
+their mirror error, which needs no labels (metrics.mirror_error), and scores the mirrored images:
+the mean of both NMEs is without the side that labels lie on, which a model learns from faces that
+are not mirrored.
 """
 from __future__ import annotations
 

@@ -30,6 +30,9 @@ _POINTS = {
     "COFW": (0, 2, 3, 1, 8, 10, 11, 9, 18, 19, 22, 23, 27, 28),
     "AFLW": (0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, None, 18),
     "LaPa": (33, 37, 42, 46, 66, 70, 75, 79, 58, 62, 84, 90, 93, 16)}
+# From HIDDEN_YAW degrees of yaw, landmarks farther from the face's middle than HIDDEN_FROM of its
+# width are hidden on the far side.
+HIDDEN_YAW, HIDDEN_FROM = 38.0, 0.1
 # Fewer points, such as those of the eyes alone, do not determine the depth.
 MIN_POINTS = 6
 
@@ -44,16 +47,27 @@ def model_points(scheme: Scheme) -> tuple[numpy.ndarray, numpy.ndarray]:
     Raises:
         UserError: fewer than MIN_POINTS matches.
     """
-    known = _POINTS.get(scheme.base or scheme.name, ())
-    if scheme.indices is not None:
-        index_of = {point: i for i, point in enumerate(scheme.indices)}
-        known = [index_of.get(point) for point in known]
+    known = _points(scheme)
     rows = [row for row, point in enumerate(known) if point is not None]
     if len(rows) < MIN_POINTS:
         raise UserError(f"head pose: scheme {scheme.name} has {len(rows)} of the points that it "
                         f"needs, at least {MIN_POINTS} are needed; use weights of "
                         f"{', '.join(_POINTS)}")
     return numpy.array([known[row] for row in rows]), _MODEL[rows] * (1, -1, -1)
+
+
+def _points(scheme):
+    """Return a scheme's index of each row of _MODEL, None where it has no such point."""
+    known = _POINTS.get(scheme.base or scheme.name, ())
+    if scheme.indices is None:
+        return known
+    index_of = {point: i for i, point in enumerate(scheme.indices)}
+    return [index_of.get(point) for point in known]
+
+
+def is_known(scheme: Scheme) -> bool:
+    """Return whether head_pose can be computed for a scheme."""
+    return sum(point is not None for point in _points(scheme)) >= MIN_POINTS
 
 
 def head_pose(points_px: numpy.ndarray, scheme: Scheme) -> tuple[float, float, float]:
@@ -88,3 +102,18 @@ def head_pose(points_px: numpy.ndarray, scheme: Scheme) -> tuple[float, float, f
     pitch = -numpy.arcsin(numpy.clip(z[1], -1, 1))
     roll = numpy.arctan2(-x[1], y[1])
     return tuple(float(v) for v in numpy.degrees([yaw, pitch, roll]))
+
+
+def hidden_half(yaw: float, scheme: Scheme) -> numpy.ndarray:
+    """Return which landmarks (K,) the head hides, as bools: those of the far half in profile.
+
+    Args:
+        yaw: in degrees, as head_pose returns it; NaN hides nothing.
+        scheme: of the landmarks.
+    """
+    if not abs(yaw) > HIDDEN_YAW:
+        return numpy.zeros(scheme.points, bool)
+    x = numpy.asarray(scheme.mean_face, float)[:, 0]
+    # A face turned to the right of the image hides the points at the right of the mean face.
+    side = (x - (x.min() + x.max()) / 2) * numpy.sign(yaw)
+    return side > HIDDEN_FROM * numpy.ptp(x)

@@ -1,4 +1,4 @@
-"""Output files of the demo: landmarks, events and videos, and checks of their names.
+"""Output files of the demo: landmarks, events and videos (their names: tracking.output_names).
 
 `LandmarkFile` and `EventFile` write tables frame by frame, `VideoFile` writes drawn frames. Each
 file ends up complete or unchanged: an error or a full disk leaves whole records and playable videos
@@ -6,7 +6,6 @@ file ends up complete or unchanged: an error or a full disk leaves whole records
 """
 from __future__ import annotations
 
-import collections
 import contextlib
 import csv
 import io
@@ -30,52 +29,7 @@ if TYPE_CHECKING:
     from utils.tracking.tracker import Track
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG"}
-MAX_STEM_BYTES = 240  # File systems allow names of 255 bytes, with suffix.
-TABLES = {"landmarks": (".csv", ".json"), "events": (".csv",)}
 MAX_FRAMES_AHEAD = 2  # Frames that a video may run ahead of its source, whose time stamps jitter.
-
-
-def check_suffix(flag: str, path: str | pathlib.Path) -> None:
-    """Check that landmarks or events (flag) can be written to a file of this name.
-
-    Raises:
-        UserError: for another suffix than those in TABLES.
-    """
-    suffix = pathlib.Path(path).suffix
-    if suffix.lower() not in TABLES[flag]:
-        raise UserError(f"{flag} {path}: written as {' or '.join(TABLES[flag])}, not "
-                        f"{suffix or 'a name without suffix'}")
-
-
-def refuse_sources(outputs: Iterable[tuple[str, pathlib.Path]],
-                   sources: Iterable[pathlib.Path]) -> None:
-    """Check that no output overwrites a source or another output, also through links.
-
-    Args:
-        outputs: (flag, path) pairs.
-        sources: paths of the source files.
-
-    Raises:
-        UserError: for the first output that does.
-    """
-    taken = {key: "this is the source" for path in sources for key in _identities(path)}
-    for flag, path in outputs:
-        keys = _identities(path)
-        for key in keys:
-            if key in taken:
-                raise UserError(f"{flag} {path}: {taken[key]}; give another name")
-        # A device, such as /dev/null, may take several outputs.
-        if path.is_file() or not path.exists():
-            taken |= dict.fromkeys(keys, f"this is written as {flag} already")
-
-
-def _identities(path):
-    """Return the resolved path and, for an existing file, its device and inode."""
-    keys = [path.resolve()]
-    with contextlib.suppress(OSError):
-        stat = os.stat(path)
-        keys.append((stat.st_dev, stat.st_ino))
-    return keys
 
 
 class RecordFile:
@@ -160,7 +114,8 @@ def _row(values):
 
 
 POSE = ("yaw", "pitch", "roll")
-_IN_IMAGE = ("eye_right", "eye_left", "openness_right", "openness_left", "closed")
+_IN_IMAGE = ("eye_right", "eye_left", "openness_right", "openness_left", "closed",
+             "looks_down")
 _OVER_TIME = ("state", "blinks", "blinks_per_minute", "perclos", "unseen")
 EYES = _IN_IMAGE + _OVER_TIME
 
@@ -178,7 +133,8 @@ def eye_readings(eyes=None, drowsiness=None) -> dict:
     readings = dict.fromkeys(EYES)
     if eyes is not None:
         values = [*eyes.ratios, *eyes.openness]
-        readings |= zip(_IN_IMAGE, [*(_round(value, 4) for value in values), eyes.closed])
+        readings |= zip(_IN_IMAGE, [*(_round(value, 4) for value in values), eyes.closed,
+                                    eyes.looks_down])
     if drowsiness is not None:
         readings |= {"state": drowsiness.state, "blinks": drowsiness.blinks,
                      "blinks_per_minute": _round(drowsiness.blinks_per_minute, 2),
@@ -382,27 +338,3 @@ class VideoFile:
             self.output.drop()
             raise UserError(f"{self.output.name}: not written whole and removed; is the disk full?")
         self.output.keep()
-
-
-def picture_names(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
-    """Name the drawn images of one folder.
-
-    Returns:
-        {path: name}, all different regardless of letter case. A name is the image's stem with
-        .png, or its whole name with .png where several images have the same stem.
-    """
-    count, names = collections.Counter(path.stem.lower() for path in paths), {}
-    taken = set()
-    for path in paths:
-        name = stem = truncate_stem(path.name if count[path.stem.lower()] > 1 else path.stem)
-        number = 2
-        while name.lower() in taken:
-            name, number = f"{stem}_{number}", number + 1
-        taken.add(name.lower())
-        names[path] = f"{name}.png"
-    return names
-
-
-def truncate_stem(stem: str) -> str:
-    """Truncate a file's stem so that it fits on a disk with a suffix and a number."""
-    return os.fsdecode(os.fsencode(stem)[:MAX_STEM_BYTES])

@@ -9,6 +9,7 @@ Cameras and live streams are read with OpenCV (`utils.tracking.sources`).
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -253,3 +254,14 @@ class Recording:
             self._size = display_size(*image.shape[1::-1], pixel, self._aspect)
         # Films of video calls change their size.
         return resized(image, self._size)
+
+
+def report_damage(recording: Recording) -> None:
+    """Print what is missing of a Recording that has been read to its end."""
+    if recording.missed:
+        print(f"{recording.name}: {recording.missed} frames could not be decoded and were left out",
+              file=sys.stderr)
+    cut = recording.cut_off()
+    if cut:
+        print(f"{recording.name}: ended after {cut[0]:.1f} of {cut[1]:.1f} s; the file is cut off "
+              f"or damaged there", file=sys.stderr)

@@ -17,6 +17,7 @@ import cv2
 import numpy
 
 from utils.detection.detector import iou, match_scores
+from utils.detection.face_score import KEEP_SCORE, MIN_SCORE, face_score
 from utils.detection.refine import crop_rolls, has_moved, place_crops, predict_boxes, refine
 from utils.landmarks.eyelids import EyeThresholds
 from utils.tracking.one_euro import FaceFilter
@@ -35,7 +36,13 @@ MIN_CONFIDENCE, EYE_CONFIDENCE_FACTOR = 0.15, 1.4
 # A face that the detector misses needs this many times min_confidence. With a factor of 1.25 `tiny`
 # loses a face whose lower half is covered in 388 of 1850 frames with Haar, with 1.12 in 79.
 UNDETECTED_FACTOR = 1.12
+# The face score of a track is a running mean over every SCORE_INTERVAL-th frame. From START_SCORE a
+# new face is lost after one score near 0, one that was seen for a while after two.
+SCORE_INTERVAL, START_SCORE = 20, 0.55
 MAX_MISSED = 2  # Without confidence, a face is lost after this many detections in a row miss it.
+# A face that is found again within LOST_SECONDS, or followed into the next frame, is rolled by at
+# most this many radians against where it was: a network sees heads on their side in hair.
+MAX_ROLL_CHANGE = math.radians(60)
 SAME_FACE_IOU = 0.5  # Two crops with a higher IoU show the same face.
 LOST_SECONDS = 0.5  # A face that returns within this time gets its id back.
 # Frames between the start of a background detection and the use of its result (fewer with a small
@@ -59,6 +66,7 @@ class Track:
         face_filter: smooths raw_px to points_px; None for no smoothing.
         velocity: of the crop's centre (x, y), in pixels a second.
         missed: latest detections in a row that did not find the face.
+        face_score: running mean of utils.detection.face_score, below KEEP_SCORE for no face.
     """
     id: int
     points_px: numpy.ndarray
@@ -69,6 +77,7 @@ class Track:
     face_filter: FaceFilter | None
     velocity: tuple[float, float] = (0.0, 0.0)
     missed: int = 0
+    face_score: float = START_SCORE
 
     def __post_init__(self):
         self._smooth()
@@ -197,15 +206,19 @@ class Tracker:
         if not self.tracks:
             return
         boxes = numpy.array([track.box for track in self.tracks])
-        rolls = crop_rolls(numpy.array([track.raw_px for track in self.tracks]),
-                           self.predictor.scheme)
-        points, confidence = predict_boxes(self.predictor, image, boxes, rolls)
+        rolls_before = crop_rolls(numpy.array([track.raw_px for track in self.tracks]),
+                                  self.predictor.scheme)
+        points, confidence = predict_boxes(self.predictor, image, boxes, rolls_before)
         crops, rolls = place_crops(self.predictor, points)
         moved = [i for i in range(len(boxes)) if has_moved(boxes[i], crops[i])]
         if moved:
             points[moved], confidence[moved] = predict_boxes(self.predictor, image, crops[moved],
                                                              rolls[moved])
-            crops[moved] = place_crops(self.predictor, points[moved])[0]
+            crops[moved], rolls[moved] = place_crops(self.predictor, points[moved])
+        if self.frame % SCORE_INTERVAL == 0:
+            scores = face_score(self.predictor, image, points, confidence)
+            for track, score in zip(self.tracks, scores):
+                track.face_score = (track.face_score + score) / 2
         # Where two tracks land on one face, the one that jumped farther is lost and moves on at its
         # last velocity: a face behind a passing one is found again on the other side.
         jumps = [math.dist(_centre(crop), _centre(track.predicted_box(time)))
@@ -213,7 +226,9 @@ class Tracker:
         kept = []
         for i in sorted(range(len(jumps)), key=jumps.__getitem__):
             track = self.tracks[i]
-            if self._is_face(confidence[i], crops[i], image) and _is_apart(crops[i], kept):
+            if (track.face_score >= KEEP_SCORE and self._is_face(confidence[i], crops[i], image)
+                    and abs(_turn(rolls_before[i], rolls[i])) <= MAX_ROLL_CHANGE
+                    and _is_apart(crops[i], kept)):
                 track.move(points[i], confidence[i], crops[i], time)
                 kept.append(track)
             else:
@@ -310,6 +325,8 @@ class Tracker:
         points, confidence, refined = refine(self.predictor, image, crops)
         faces = [i for i in range(len(crops)) if self._is_face(confidence[i], refined[i], image)
                  and match_scores(refined[[i]], crops[[i]]) > 0]
+        scores = face_score(self.predictor, image, points[faces], confidence[faces])
+        faces = [i for i, score in zip(faces, scores) if score >= MIN_SCORE]
         self.rejected += len(crops) - len(faces)
         return points[faces], confidence[faces], refined[faces]
 
@@ -318,8 +335,11 @@ class Tracker:
         lost = list(self.lost)
         predicted = [track.predicted_box(time) for track in lost]
         returned = {j: i for i, j in _greedy_pairs(predicted, crops, iou, 0.3).items()}
+        rolls = crop_rolls(points, self.predictor.scheme) if lost else ()
         for j in range(len(crops)):
-            if not _is_apart(crops[j], self.tracks):
+            if not _is_apart(crops[j], self.tracks) or j in returned and abs(_turn(
+                    crop_rolls(lost[returned[j]].raw_px[None], self.predictor.scheme)[0],
+                    rolls[j])) > MAX_ROLL_CHANGE:
                 continue
             track = Track(self.next_id, points[j], points[j], confidence[j], crops[j], time,
                           self._face_filter())
@@ -351,6 +371,11 @@ def _side(box):
     """Return the longer side of a box (4,)."""
     x_min, y_min, x_max, y_max = (float(v) for v in box)
     return max(x_max - x_min, y_max - y_min)
+
+
+def _turn(roll, other):
+    """Return the angle from one roll to another, in radians from -pi to pi."""
+    return (other - roll + math.pi) % math.tau - math.pi
 
 
 def _is_apart(box, tracks):

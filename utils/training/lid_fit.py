@@ -68,7 +68,7 @@ def fit_weights(args: argparse.Namespace) -> bool:
         UserError: where weights or photos are missing, too few faces are found, or the model does
             not separate closed from open eyes.
     """
-    path, predictor, readings = eye_scores.predict_labelled(args, lids=False)
+    path, predictor, readings = eye_scores.predict_labelled(args, lids=False, patches=False)
     head = None
     _check_counts(readings)
     # The graph of an ONNX file is fixed: only its thresholds can be fitted.

@@ -75,7 +75,7 @@ class Saver:
         self.saved_at = time.monotonic()
 
     def keep_stage(self, name: str, last: Mapping) -> None:
-        """Write the best weights so far as best-NAME.pt, and last-NAME.pt. All ranks must call this.
+        """Write the best weights as best-NAME.pt, and last-NAME.pt. All ranks must call this.
 
         Args:
             name: of a complete stage, after its last save.

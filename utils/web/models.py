@@ -8,6 +8,7 @@ import pathlib
 import threading
 
 from utils.detection.detector import get_detector
+from utils.drowsiness import eye_patch
 from utils.errors import UserError
 from utils.experiment import WEIGHTS
 from utils.landmarks import pose
@@ -42,8 +43,10 @@ class Models:
             files += [*sorted(folder.glob("*.pt")), *sorted(folder.glob("*/best.pt"))]
         self.paths = {}
         for path in files:
-            # A .raw.onnx ends in the maps; other suffixes are parts of a file being written.
-            if not path.name.endswith(".raw.onnx") and path.resolve() not in self.paths.values():
+            # A .raw.onnx ends in the maps; other suffixes are parts of a file being written. The
+            # eye state is no landmark model.
+            if not path.name.endswith((".raw.onnx", eye_patch.WEIGHTS.name)) \
+                    and path.resolve() not in self.paths.values():
                 self.paths[_name(path, folder)] = path.resolve()
         self._predictors, self._lock = {}, threading.Lock()
 

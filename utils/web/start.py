@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.machine import return_large_blocks
 from utils.pipeline import Pipeline
 from utils.predictor import Predictor
-from utils.tracking import outputs, sources
+from utils.tracking import output_names, sources
 from utils.web.address import Address
 from utils.web.messages import Refused
 from utils.web.models import Models, watch_all
@@ -26,6 +26,8 @@ def serve(options: argparse.Namespace, weights: pathlib.Path, tracker_settings: 
     Raises:
         UserError: for mistakes of the user.
     """
+    if options.flip_test:
+        raise UserError("--flip-test: not with --serve, whose page needs the time")
     try:
         from utils.web import server as web
     except ModuleNotFoundError as error:
@@ -72,11 +74,7 @@ def _source(options, weights, tracker_settings):
                         f"without --source, pictures can be dropped on the page")
     if kind != "camera" and options.camera_size:
         raise UserError("--camera-size needs a camera, which this source is not")
-    tables = [(flag, pathlib.Path(getattr(options, flag))) for flag in ("landmarks", "events")
-              if getattr(options, flag)]
-    for flag, path in tables:
-        outputs.check_suffix(flag, path)
-    outputs.refuse_sources(tables, [what] if kind == "video" else [])
+    output_names.check_outputs(kind, what, None, options)
     device = options.device or ("auto" if weights.suffix == ".pt" else "cpu")
     predictor = Predictor(weights, device)
     watch_all(options, predictor.scheme)

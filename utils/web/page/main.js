@@ -82,11 +82,11 @@ function addEvents(added) { // CSV lines as of demo.py --events.
 
 function ring(name, time) { // When: see utils/drowsiness/alarm.py.
   const { alarm, closed } = about.states[name] ?? {};
-  if (rung.name !== name) rung = { name, since: time, closed: closed ?? rung.closed };
-  const due = rung.last !== undefined ? rung.closed && time - rung.last >= 1
-    : alarm != null && (rung.closed || time - rung.since >= alarm);
-  if (due) rung.last = time;
-  if (!due || !$("alarm").checked) return;
+  const asleep = closed == null ? rung.asleep : name === "asleep", repeats = closed ?? asleep;
+  rung = { ...(rung.name === name ? rung : { name, since: time }), asleep };
+  const due = rung.last !== undefined ? repeats && time - rung.last >= 1
+    : alarm != null && (repeats || time - rung.since >= alarm);
+  if (!due || (rung.last = time, !$("alarm").checked)) return;
   const tone = new OscillatorNode(sound, { frequency: 880 });
   tone.connect(sound.destination);
   tone.start();
