@@ -242,7 +242,7 @@ def small_disk(folder, size):
 
 
 def test_a_full_disk_is_reported_and_the_earlier_checkpoint_still_loads(warm):
-    with small_disk(warm.folder("full"), "40m") as folder:
+    with small_disk(warm.folder("full"), "64m") as folder:
         child = warm.run("--train", "--exp", "full", *warm.flags, hook="step:7:TERM")
         assert child.code == 143, child.text
         before = (folder / "last.pt").read_bytes()

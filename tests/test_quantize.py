@@ -63,7 +63,7 @@ def float_model(folder, tmp_path_factory):
     with torch.no_grad():
         model(images)
     settings = args.load_args({"backbone": "mobilenetv3_small_050", "num_nb": 3,
-                               "input_size": SIZE})
+                               "input_size": SIZE, "stride": 32})
     path = tmp_path_factory.mktemp("weights") / "best.pt"
     checkpoint.save({**checkpoint.describe(settings, prepared.scheme, prepared.crop),
                      "weights": model.state_dict()}, path)

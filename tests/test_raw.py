@@ -40,7 +40,7 @@ def test_maps_decoded_in_numpy_equal_the_model(tiny_weights, tmp_path, merge, op
     assert not {node.op_type for node in graph.graph.node} & HARD
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim]
               for v in (*graph.graph.input, *graph.graph.output)]
-    assert shapes == [[1, 3, 64, 64], *[[1, 68, 2, 2]] * 3, *[[1, 680, 2, 2]] * 2]
+    assert shapes == [[1, 3, 64, 64], *[[1, 68, 4, 4]] * 3, *[[1, 680, 4, 4]] * 2]
     about = json.loads((tmp_path / "net.raw.json").read_text())
     images = crops()
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def test_the_json_equals_the_metadata_of_the_file(tiny_weights, tmp_path):
     about = json.loads((tmp_path / "net.raw.json").read_text())
     assert {k: v if k in export.PLAIN_TEXT else json.loads(v)
             for k, v in inside.items()} == about
-    assert about["grid"] == 2
+    assert about["grid"] == 4
     assert about["input_size"] == 64
     assert about["crop"] == model.crop
     assert about["neighbours"] == model.head.neighbours.tolist()

@@ -288,7 +288,7 @@ def test_changes_are_listed_or_refused(warm):
     child = warm.run("--resume", "--exp", "change", "--lr", 0.004, "--rotation", 10)
     assert child.code == 0, child.text
     assert "resume: lr changed from 0.001 to 0.004" in child.text
-    assert "resume: rotation changed from 40.0 to 10.0" in child.text
+    assert "resume: rotation changed from 20.0 to 10.0" in child.text
     # At the same step of the schedule the rate is four times as high (apart from min_lr).
     assert float(table(folder)[1]["lr"]) == pytest.approx(4 * 2.58e-4, rel=0.05)
     # No epoch is left, so args.yaml and the tables keep their values.

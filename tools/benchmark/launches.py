@@ -96,7 +96,7 @@ def make_trainer(faces: pathlib.Path, backbone: str, thinned: bool = False,
     args = load_args({"data_dir": str(faces), "backbone": backbone, "batch_size": 2,
                       "effective_batch": 2, "input_size": 32 if thinned else 64, "workers": 0,
                       "cache": "none", "device": "cpu", "precision": "fp32", "save_minutes": 1e6,
-                      "pretrained": "none", **settings})
+                      "pretrained": "none", "stride": 32, **settings})
     build, fused = setup._build_model, optim.make_optimizer
 
     def narrowed(*arguments, **options):
