@@ -4,7 +4,7 @@
 #   eyes                photos of faces in eyes/closed and eyes/open, without landmarks: joins them
 #                       with the landmarks of TEACHER (weights/irnet18.pt)
 #   lfw                 photos of faces without landmarks, for --gssl: lfw-192
-# DETECTOR (haar, or the .onnx of a detector) finds the faces of eyes and lfw.
+# DETECTOR (auto, or another one of demo.py --detector) finds the faces of eyes and lfw.
 set -eu
 [[ $0 != */* ]] || cd "${0%/*}/.."
 [ $# -gt 0 ] || { sed -n '2,7s/^# //p' recipes/data.sh >&2; exit 2; }
@@ -14,7 +14,7 @@ for name; do
 done
 [ ${#sets[@]} -gt 0 ] || { echo "give a set with landmarks first, such as 300W" >&2; exit 2; }
 merged=$(IFS=+; echo "${sets[*]}")
-detector=${DETECTOR:-haar}
+detector=${DETECTOR:-auto}
 for size in 128 192; do
     python -m utils.data.generator "${sets[@]}" --target-size $size --output-dir "$merged-$size"
     for name in ${others[@]+"${others[@]}"}; do

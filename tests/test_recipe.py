@@ -198,6 +198,18 @@ def test_a_stage_that_would_fail_is_told_before_the_first(drawn_set, weights, ch
     assert not (weights / "never").exists()
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"data_dir": "nowhere"}, "nowhere: no such file or folder, which fit_eyes after"),
+    ({"names": "list.txt:choose"}, "list.txt: no such file or folder, which fit_eyes after"),
+    ({"boxes": "face.onnx"}, "face.onnx")])
+def test_what_follows_is_checked_before_the_first_stage(drawn_set, weights, changes, message):
+    args = _args(drawn_set, "never")
+    args.after = {"fit_eyes": changes}
+    with pytest.raises(UserError, match=message):
+        trainer.train(args)
+    assert not (weights / "never").exists()
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"--recipe fats: no such file; there are .*quickstart"):
         _parsed("fats")

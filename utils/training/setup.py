@@ -18,6 +18,7 @@ from utils.data import dataset, unlabelled
 from utils.data.cache import cache_name
 from utils.data.face_list import FaceList
 from utils.data.sets import set_folder
+from utils.detection.detector import get_detector
 from utils.errors import UserError
 from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training import ddp, distil, gssl, loader, optim
@@ -47,10 +48,12 @@ def check_settings(args: argparse.Namespace) -> None:
             raise UserError(f"{where}{error}") from None
     for action, changes in getattr(args, "after", {}).items():
         names = changes.get("names", "none").partition(":")[0]
-        for path in (changes.get("data_dir", "none"), changes.get("boxes", "none"), names):
-            if path not in ("none", "haar", SAMPLES) and not pathlib.Path(path).exists():
+        for path in (changes.get("data_dir", "none"), names):
+            if path not in ("none", SAMPLES) and not pathlib.Path(path).exists():
                 raise UserError(f"{path}: no such file or folder, which {action} after the "
                                 f"training needs")
+        if changes.get("boxes", "none") != "none":
+            get_detector(changes["boxes"])
 
 
 def _check_stage(args, later, several):
