@@ -75,7 +75,8 @@ def test_only_a_training_is_told_to_resume(tmp_path):
 def test_the_folder_of_a_running_training_goes_away(away):
     warm = warm_module.warm()
     folder = warm.folder(away)
-    child = warm.start("--train", "--exp", away, *warm.flags)
+    # Many epochs, so that the training does not end before the folder goes.
+    child = warm.start("--train", "--exp", away, *warm.flags, "--epochs", 50)
     warm_module.wait_for((folder / "args.yaml").exists)
     if away == "moved":
         folder.rename(folder.with_name("elsewhere"))
