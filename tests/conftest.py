@@ -13,7 +13,10 @@ SHARED = ROOT.parent / "shared"
 
 # Several small models run at once; more threads than cores slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # As utils/machine.py does.
+
+from utils import machine  # noqa: E402 (needs the path above)
+
+machine.limit_spinning()
 
 # A job in the background ignores Ctrl-C, and so would the programs that tests interrupt.
 with contextlib.suppress(ValueError):  # Not in the main thread.

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from helpers.halt import Halt
 
 from nets.head import CoarseMaps, Maps, PIPHead
 from utils import checkpoint, experiment, plots
@@ -18,7 +19,6 @@ from utils.data.face_list import FaceList
 from utils.errors import UserError
 from utils.landmarks.schemes import SCHEMES
 from utils.training import gssl, loss, optim, stages, trainer
-from utils.training.control import Stop
 from utils.training.ddp import Ranks
 
 EYES = SCHEMES["eyes"]
@@ -312,23 +312,6 @@ def test_pseudo_labels_are_made_once(tmp_path, drawn_set, unlabelled_set):
         gssl.load_or_create_labels(tmp_path / "pseudo-2.pt", None, faces, Ranks())
 
 
-class _Halt(Stop):
-    """Requests a stop after it has been tested `after` times."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    @property
-    def requested(self):
-        self.after -= 1
-        return self.after < 0
-
-    @requested.setter
-    def requested(self, value):
-        pass
-
-
 def test_a_training_of_the_paper_preset(drawn_set, unlabelled_set, weights, monkeypatch):
     made = []
 
@@ -374,7 +357,7 @@ def test_a_training_of_all_rounds_uninterrupted_and_resumed(drawn_set, unlabelle
     args = _args(drawn_set, unlabelled_set, **settings)
     for after, message in ((2, ""), (1, "train (supervised) goes on at epoch 1, step 4"),
                            (1, "train (supervised) all epochs are done")):
-        assert trainer.train(args, bool(message), _Halt(after)) is None
+        assert trainer.train(args, bool(message), Halt(after)) is None
         assert message in capsys.readouterr().out
     monkeypatch.setattr(plots, "plot_curves", lambda folder: None)
     resumed = trainer.train(args, True)

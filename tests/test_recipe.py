@@ -7,6 +7,7 @@ import torch
 import yaml
 from conftest import ROOT
 from helpers import warm as warm_module
+from helpers.halt import Halt
 
 import main
 from utils import args as settings
@@ -14,7 +15,6 @@ from utils import checkpoint, experiment, plots
 from utils.args import SETTINGS, load_args, parse
 from utils.errors import UserError
 from utils.training import recipe, stages, trainer
-from utils.training.control import Stop
 from utils.training.settings import experiment_settings, requested_settings
 
 SETTINGS_OF_ALL = {"backbone": "mobilenetv3_small_050", "stride": 16, "input_size": 64,
@@ -47,23 +47,6 @@ def _same(one, other):
             assert torch.equal(value, other[key]), key
         elif key != "seconds":
             assert value == other[key], key
-
-
-class _Halt(Stop):
-    """Requests a stop after it has been tested `after` times."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    @property
-    def requested(self):
-        self.after -= 1
-        return self.after < 0
-
-    @requested.setter
-    def requested(self, value):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +91,7 @@ def test_a_recipe_resumes_to_the_bit_within_and_between_stages(drawn_set, whole,
     # Stopped in the first epoch (5 steps), at the end of the first stage, and in the second.
     for after, message in ((2, ""), (6, "small goes on at epoch 1, step 4"),
                            (1, "small all epochs are done")):
-        assert trainer.train(args, bool(message), _Halt(after)) is None
+        assert trainer.train(args, bool(message), Halt(after)) is None
         assert message in capsys.readouterr().out
     # As --resume does: the stages are those of the experiment's own file.
     request = parse(["--resume", "--exp", "parts"])
@@ -188,6 +171,7 @@ def test_wrong_recipes_are_one_line(tmp_path, content, message):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"teacher": "weights/none.pt"}, "stage side: weights/none.pt: no such file"),
+    ({"pretrained": "weights/none.pt"}, "stage side: weights/none.pt: no such file"),
     ({"input_size": 70}, "stage side: "), ({"data_dir": "nowhere"}, "stage side: nowhere: ")])
 def test_a_stage_that_would_fail_is_told_before_the_first(drawn_set, weights, changes, message):
     args = _args(drawn_set, "never")

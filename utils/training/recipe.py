@@ -148,11 +148,11 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def last_stage(args: argparse.Namespace) -> argparse.Namespace:
     """Return settings with those of the last stage, which the trained weights have."""
-    stages = getattr(args, "stages", None) or [{}]
-    changes = {k: v for k, v in stages[-1].items() if k != "name"}
+    changes = dict(recipe_of(args).stages[-1]) if recipe_of(args).stages else {}
+    changes.pop("name", None)
     return argparse.Namespace(**{**vars(args), **changes})
 
 
 def action_settings(args: argparse.Namespace, action: str) -> argparse.Namespace:
     """Return settings with those that the recipe gives one action after the training."""
-    return argparse.Namespace(**{**vars(args), **getattr(args, "after", {}).get(action, {})})
+    return argparse.Namespace(**{**vars(args), **recipe_of(args).after.get(action, {})})

@@ -24,6 +24,7 @@ from utils.landmarks.schemes import Scheme, model_scheme
 from utils.training import ddp, distil, gssl, loader, optim
 from utils.training.batch import BatchPlan, plan_batch
 from utils.training.loss import build_loss
+from utils.training.recipe import recipe_of
 from utils.training.stages import Stage, plan
 from utils.training.state import TrainState
 from utils.training.step import avoid_clones
@@ -43,10 +44,10 @@ def check_settings(args: argparse.Namespace) -> None:
     for stage in stages:
         where = f"stage {stage.name}: " if len(stages) > 1 else ""
         try:
-            _check_stage(stage.settings, stage.number > 0, several=len(stages) > 1)
+            _check_stage(stage, several=len(stages) > 1)
         except UserError as error:
             raise UserError(f"{where}{error}") from None
-    for action, changes in getattr(args, "after", {}).items():
+    for action, changes in recipe_of(args).after.items():
         names = changes.get("names", "none").partition(":")[0]
         for path in (changes.get("data_dir", "none"), names):
             if path not in ("none", SAMPLES) and not pathlib.Path(path).exists():
@@ -56,9 +57,11 @@ def check_settings(args: argparse.Namespace) -> None:
             get_detector(changes["boxes"])
 
 
-def _check_stage(args, later, several):
+def _check_stage(stage, several):
+    args = stage.settings
     check_size(args.input_size, args.stride)
-    initial = [] if args.pretrained in ("none", "timm") or later else [args.pretrained]
+    has_file = stage.start == "pretrained" and args.pretrained not in ("none", "timm")
+    initial = [args.pretrained] if has_file else []
     teachers = provenance.teacher_paths(args.teacher)
     for path in map(pathlib.Path, (*initial, *teachers)):
         if not path.exists():

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from utils.errors import UserError
+from utils.training.recipe import recipe_of
 
 # Tasks of the paper's rounds: cls3 trains only the 2x2 score map of an 8x8 grid on unlabelled
 # faces, cls2 only the 4x4 one, std all maps.
@@ -90,7 +91,7 @@ def plan(args: argparse.Namespace) -> list[Stage]:
         UserError: for settings that self-training cannot use.
     """
     stages = []
-    for changes in getattr(args, "stages", None) or [{"name": "train"}]:
+    for changes in recipe_of(args).stages or [{"name": "train"}]:
         changes = dict(changes)
         name = changes.pop("name")
         first_epoch = stages[-1].first_epoch + stages[-1].epochs if stages else 0

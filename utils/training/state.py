@@ -20,6 +20,7 @@ from utils.landmarks.schemes import Scheme
 from utils.training import distil
 from utils.training.batch import BatchPlan
 from utils.training.loader import FaultCounter
+from utils.training.recipe import recipe_of
 from utils.training.stages import Stage
 from utils.training.step import StepGuard, StepSeeder
 
@@ -113,7 +114,7 @@ class TrainState:
         """Prefix of lines of output that names the stage; empty where there is only one."""
         if self.args.gssl:
             return f"{self.stage.name} ({self.stage.task}) "
-        return f"{self.stage.name} " if getattr(self.args, "stages", None) else ""
+        return f"{self.stage.name} " if recipe_of(self.args).stages else ""
 
     @property
     def schedule_signature(self) -> list[int]:

@@ -139,7 +139,7 @@ class Trainer:
         for name, old, new in changes:
             if complete is not None:
                 setattr(complete, name, old)
-                if not getattr(self.settings, "stages", None):
+                if not recipe_of(self.settings).stages:
                     setattr(self.settings, name, old)
             self.log(f"resume: {name} " + (f"changed from {old} to {new}" if complete is None else
                                            f"stays {old}, as all epochs are done"))
@@ -184,7 +184,7 @@ class Trainer:
 
     def keep_stage(self) -> None:
         """Keep the best and the last weights of a complete stage of a recipe."""
-        if getattr(self.settings, "stages", None):
+        if recipe_of(self.settings).stages:
             stage = self.state.stage
             self.saver.keep_stage(stage.name, {
                 **self._description(), "epoch": stage.first_epoch + stage.epochs,
